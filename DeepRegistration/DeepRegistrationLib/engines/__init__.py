@@ -1,0 +1,1 @@
+"""Nameless algorithms shared by methods."""

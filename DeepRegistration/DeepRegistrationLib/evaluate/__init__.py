@@ -1,0 +1,1 @@
+"""Scores of a registration: definitions of the Learn2Reg challenge, in physical space."""

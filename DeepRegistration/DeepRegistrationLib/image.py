@@ -1,0 +1,86 @@
+"""Images and label maps: tensors on a Grid. They know nothing of files or of Slicer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from .errors import InputError
+from .geometry import Grid
+from .ops.filters import gaussian, resolution_sigma
+from .ops.sample import index_points, inside, resample
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """Intensities ``data`` (B, C, *S) on ``grid``; ``mask`` (B, 1, *S) bool marks the voxels that count, None means all."""
+
+    data: torch.Tensor
+    grid: Grid
+    mask: torch.Tensor | None = None
+    name: str = "image"
+
+    def __post_init__(self):
+        if self.data.ndim != self.grid.dim + 2 or tuple(self.data.shape[2:]) != self.grid.shape:
+            raise InputError(f"{self.name}: values of shape {tuple(self.data.shape)} do not fit a grid of {self.grid.shape}; (B, C, *S) is needed")
+        if self.mask is not None and tuple(self.mask.shape[2:]) != self.grid.shape:
+            raise InputError(f"{self.name}: its mask has {tuple(self.mask.shape[2:])} voxels, the image {self.grid.shape}; resample the mask first")
+
+    @property
+    def dim(self) -> int:
+        return self.grid.dim
+
+    @property
+    def device(self):
+        return self.data.device
+
+    def to(self, device=None, dtype=None) -> "Image":
+        mask = None if self.mask is None else self.mask.to(device)
+        return replace(self, data=self.data.to(device=device, dtype=dtype), mask=mask)
+
+    def with_mask(self, mask) -> "Image":
+        """The image with ``mask`` given as a tensor or as a Labels image (resampled to this grid, > 0 counts)."""
+        if isinstance(mask, Image):
+            mask = resample(mask.data.float(), mask.grid, self.grid, "nearest", fill=0.0) > 0
+            if not bool(mask.any()):
+                raise InputError(f"the mask of {self.name} has no voxel inside the image; check that it belongs to this image")
+        return replace(self, mask=mask)
+
+    def at(self, grid: Grid, mode: str = "linear", fill: float | None = 0.0) -> "Image":
+        """The image on another grid, without smoothing; ``fill`` outside its field of view."""
+        mask = None if self.mask is None else resample(self.mask.float(), self.grid, grid, "nearest", fill=0.0) > 0.5
+        return replace(self, data=resample(self.data, self.grid, grid, mode, fill), grid=grid, mask=mask)
+
+    def smoothed_to(self, spacing) -> "Image":
+        """The image at about ``spacing`` mm over the same field of view, smoothed against aliasing (never upsampled)."""
+        import numpy as np
+
+        target = np.maximum(np.broadcast_to(np.asarray(spacing, float), (self.dim,)), self.grid.spacing)
+        grid = self.grid.resample(target)
+        if grid.shape == self.grid.shape:
+            return self
+        data = gaussian(self.data, resolution_sigma(self.grid.spacing, grid.spacing))
+        return replace(self, data=data).at(grid, fill=None)
+
+    def overlap(self, grid: Grid) -> torch.Tensor:
+        """(1, 1, *S) True on the voxels of ``grid`` that lie in this image's field of view."""
+        return inside(index_points(grid, self.grid, device=self.device), self.grid.shape)[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Labels(Image):
+    """A label map: whole numbers (B, 1, *S), 0 is background; always resampled by nearest neighbour."""
+
+    name: str = "labels"
+    names: tuple[tuple[int, str], ...] = ()
+
+    def values(self) -> list[int]:
+        """The labels that occur, without 0."""
+        return [int(v) for v in torch.unique(self.data) if int(v) != 0]
+
+    def at(self, grid: Grid, mode: str = "nearest", fill: float | None = 0.0) -> "Labels":
+        if mode != "nearest":
+            raise InputError(f"labels cannot be resampled with '{mode}'; use 'nearest'")
+        data = resample(self.data.float(), self.grid, grid, "nearest", fill)
+        return replace(self, data=data.to(self.data.dtype), grid=grid, mask=None)

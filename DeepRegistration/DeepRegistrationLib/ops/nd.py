@@ -1,0 +1,62 @@
+"""Operations that exist per dimension in torch, chosen by the number of axes of the input; tensors are (B, C, *S)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def dim_of(x: torch.Tensor) -> int:
+    """Number of spatial axes of (B, C, *S)."""
+    return x.ndim - 2
+
+
+def axis_of(component: int, dim: int) -> int:
+    """The tensor axis, counted from the end, along which vector component 0 (x), 1 (y), 2 (z) runs."""
+    if not 0 <= component < dim:
+        raise ValueError(f"component {component} of a {dim}D vector")
+    return -1 - component
+
+
+def conv(x, weight, bias=None, stride=1, padding=0, groups=1):
+    """Convolution in as many axes as ``x`` (B, C, *S) has."""
+    return (F.conv1d, F.conv2d, F.conv3d)[dim_of(x) - 1](x, weight, bias, stride, padding, 1, groups)
+
+
+def average_pool(x, size: int):
+    """Mean over blocks of ``size`` voxels; an axis shorter than a block stays as it is."""
+    kernel = [size if n >= size else 1 for n in x.shape[2:]]
+    return (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[dim_of(x) - 1](x, kernel, kernel)
+
+
+def max_pool(x, size: int, stride: int | None = None, padding: int = 0):
+    """Maximum over windows of ``size`` voxels."""
+    return (F.max_pool1d, F.max_pool2d, F.max_pool3d)[dim_of(x) - 1](x, size, stride or size, padding)
+
+
+def derivative(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """Central difference along one tensor axis in units per voxel, one-sided at the ends, 0 on a one-voxel axis."""
+    n = x.shape[axis]
+    if n == 1:
+        return torch.zeros_like(x)
+    out = torch.empty_like(x)
+    low, high = x.narrow(axis, 0, n - 2), x.narrow(axis, 2, n - 2)
+    out.narrow(axis, 1, n - 2).copy_(high - low).mul_(0.5) if n > 2 else None
+    out.narrow(axis, 0, 1).copy_(x.narrow(axis, 1, 1) - x.narrow(axis, 0, 1))
+    out.narrow(axis, n - 1, 1).copy_(x.narrow(axis, n - 1, 1) - x.narrow(axis, n - 2, 1))
+    return out
+
+
+def index_gradient(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, *S) -> (B, C, dim, *S): derivatives along x, y, z per voxel."""
+    dim = dim_of(x)
+    return torch.stack([derivative(x, axis_of(c, dim)) for c in range(dim)], 2)
+
+
+def spatial_mean(x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """(B, C, *S) -> (B,) mean over channels and voxels, of the mask (B, 1, *S) where one is given; 0 for an empty mask."""
+    if mask is None:
+        return x.flatten(1).mean(1)
+    weight = mask.to(x.dtype)
+    total = (x * weight).flatten(1).sum(1)
+    return total / (weight.flatten(1).sum(1) * x.shape[1]).clamp_min(1)

@@ -1,0 +1,110 @@
+"""Reading an image between its voxels: the only place with ``grid_sample`` and ``align_corners``.
+
+``align_corners=False``: the border of the image is the outer face of the border voxels, so a one-slice axis is legal.
+Outside the field of view an image has ``fill``; a field (padding 'zeros') falls linearly to 0 over one voxel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..geometry import Grid
+from .spline import cubic_coefficients, cubic_sample
+
+
+def matrix_between(source: Grid, target: Grid) -> np.ndarray:
+    """(dim + 1, dim + 1) float64: index of ``source`` -> index of ``target``."""
+    return target.inverse_affine @ source.affine
+
+
+def apply_matrix(matrix, points: torch.Tensor) -> torch.Tensor:
+    """Affine map ``matrix`` (dim + 1, dim + 1) of points (..., dim)."""
+    m = torch.as_tensor(np.asarray(matrix), dtype=points.dtype, device=points.device) if not torch.is_tensor(matrix) else matrix
+    return points @ m[:-1, :-1].T + m[:-1, -1]
+
+
+def index_points(grid: Grid, target: Grid | None = None, dtype=torch.float32, device="cpu") -> torch.Tensor:
+    """(1, *S, dim) index (x, y, z) in ``target`` of every voxel of ``grid``; computed in float64 per axis, cast once."""
+    target = target or grid
+    return _affine_lattice(grid, matrix_between(grid, target), dtype, device)
+
+
+def world_points(grid: Grid, dtype=torch.float32, device="cpu") -> torch.Tensor:
+    """(1, *S, dim) world position of every voxel, mm."""
+    return _affine_lattice(grid, grid.affine, dtype, device)
+
+
+def _affine_lattice(grid, matrix, dtype, device):
+    total = torch.zeros((1,) * grid.dim + (grid.dim,), dtype=dtype, device=device)
+    for component in range(grid.dim):
+        n = grid.size[component]
+        line = np.arange(n)[:, None] * matrix[:-1, component][None]
+        if component == 0:
+            line = line + matrix[:-1, -1][None]
+        shape = [1] * grid.dim + [grid.dim]
+        shape[grid.dim - 1 - component] = n
+        total = total + torch.as_tensor(line, dtype=dtype, device=device).reshape(shape)
+    return total.expand(*grid.shape, grid.dim)[None]
+
+
+def sample(data: torch.Tensor, index: torch.Tensor, mode: str = "linear", padding: str = "border", fill: float | None = None):
+    """Values of ``data`` (B, C, *S) at continuous ``index`` (B or 1, *T, dim) in (x, y, z) voxels -> (B, C, *T).
+
+    mode 'linear', 'nearest' or 'cubic' (interpolating cubic B-spline); padding 'border' (clamped) or 'zeros'; with
+    ``fill`` every position more than half a voxel outside the lattice gets that value.
+    """
+    dim = data.ndim - 2
+    if index.shape[-1] != dim:
+        raise ValueError(f"positions of {index.shape[-1]} components for an image of {dim} axes")
+    targets = index.shape[1:-1]
+    if mode == "cubic":
+        out = cubic_sample(cubic_coefficients(data), index)
+    else:
+        flat = index if index.ndim == dim + 2 else index.reshape(index.shape[0], *([1] * (dim - 1)), -1, dim)
+        out = _grid_sample(data, flat, mode, padding).reshape(data.shape[0], data.shape[1], *targets)
+    if fill is not None:
+        out = torch.where(inside(index, data.shape[2:])[:, None], out, torch.as_tensor(fill, dtype=out.dtype, device=out.device))
+    return out
+
+
+def inside(index: torch.Tensor, shape) -> torch.Tensor:
+    """(B, *T) True where ``index`` (B, *T, dim) lies within the outer faces of a lattice of ``shape`` (z, y, x)."""
+    size = torch.tensor(tuple(shape)[::-1], dtype=index.dtype, device=index.device)
+    return ((index >= -0.5) & (index <= size - 0.5)).all(-1)
+
+
+def _grid_sample(data, index, mode, padding):
+    """torch's sampler; on the CPU it runs one batch entry a thread, so a single volume is cut into slabs of one batch."""
+    size = torch.tensor(data.shape[:1:-1], dtype=index.dtype, device=index.device)
+    normalised = (2 * index + 1) / size - 1
+    batch = data.shape[0]
+    normalised = normalised.expand(batch, *normalised.shape[1:])
+    kind = {"linear": "bilinear", "nearest": "nearest"}[mode]
+    if mode == "nearest" and padding == "border":
+        normalised = normalised.clamp(-1, 1)
+    parts = torch.get_num_threads()
+    first = next((k for k in range(1, normalised.ndim - 1) if normalised.shape[k] >= 2 * parts), None)
+    if data.is_cuda or batch > 1 or parts == 1 or first is None:
+        return F.grid_sample(data, normalised.to(data.dtype), kind, padding, align_corners=False)
+    return _in_slabs(data, normalised.to(data.dtype), kind, padding, first, parts)
+
+
+def _in_slabs(data, normalised, kind, padding, axis, parts):
+    n = normalised.shape[axis] // parts * parts
+    body, rest = normalised.narrow(axis, 0, n), normalised.narrow(axis, n, normalised.shape[axis] - n)
+    slabs = torch.cat(body.chunk(parts, axis), 0)
+    out = F.grid_sample(data.expand(parts, *data.shape[1:]), slabs, kind, padding, align_corners=False)
+    pieces = list(out.split(1, 0))
+    if rest.shape[axis]:
+        pieces.append(F.grid_sample(data, rest, kind, padding, align_corners=False))
+    return torch.cat(pieces, axis + 1)
+
+
+def resample(data: torch.Tensor, source: Grid, target: Grid, mode: str = "linear", fill: float | None = None, padding: str = "border"):
+    """``data`` (B, C, *S) on ``source`` -> its values on ``target``; resizing is this too (no smoothing, see filters)."""
+    if source.same_as(target):
+        return data
+    index = index_points(target, source, torch.float64 if data.dtype == torch.float64 else torch.float32, data.device)
+    return sample(data, index, mode, padding, fill)

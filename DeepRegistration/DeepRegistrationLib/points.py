@@ -1,0 +1,36 @@
+"""Point sets in world space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """``positions`` (B, N, dim) mm (LPS, see geometry); optional ``features`` (B, N, F), ``weights`` (B, N) and names."""
+
+    positions: torch.Tensor
+    features: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.positions.ndim != 3 or self.positions.shape[-1] not in (2, 3):
+            raise InputError(f"points of shape {tuple(self.positions.shape)} were given; (B, N, 2) or (B, N, 3) in mm is needed")
+        if not bool(torch.isfinite(self.positions).all()):
+            raise InputError("the points hold NaN or infinite coordinates; remove or correct these points")
+
+    @property
+    def dim(self) -> int:
+        return self.positions.shape[-1]
+
+    def __len__(self) -> int:
+        return self.positions.shape[1]
+
+    def moved(self, transform) -> "Points":
+        """The points after ``transform`` (a map of (B, N, dim) mm)."""
+        return Points(transform(self.positions), self.features, self.weights, self.names)

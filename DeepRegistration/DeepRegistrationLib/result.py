@@ -1,0 +1,68 @@
+"""What a run gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from .image import Image, Labels
+from .ops.sample import sample
+from .points import Points
+from .terms.base import Alignment
+from .transforms import Affine, Transform
+from .transforms.base import linear_part
+
+
+@dataclass(eq=False)
+class Result:
+    """``transform`` maps fixed mm -> moving mm. Images and maps are made when first asked for.
+
+    ``scalars`` name -> number; ``history`` list of dicts, one a logged step; ``provenance`` method, parameters, seed,
+    versions, device, wall seconds per stage.
+    """
+
+    problem: object
+    transform: Transform
+    inverse_transform: Transform | None = None
+    scalars: dict = field(default_factory=dict)
+    history: list = field(default_factory=list)
+    provenance: dict = field(default_factory=dict)
+    maps: dict = field(default_factory=dict)
+
+    @cached_property
+    def inverse(self) -> Transform:
+        """Moving mm -> fixed mm."""
+        return self.inverse_transform if self.inverse_transform is not None else self.transform.inverse()
+
+    @property
+    def affine(self) -> Affine:
+        """The linear part, applied after the deformation (identity where there is none)."""
+        return linear_part(self.transform)
+
+    @cached_property
+    def warped(self) -> Image:
+        """The moving image on the fixed grid, by the very transform that is saved; 0 outside its field of view."""
+        return warp(self.problem.moving, self.transform, self.problem.fixed.grid)
+
+    @cached_property
+    def log_jacobian(self) -> torch.Tensor:
+        """(B, 1, *S) on the fixed grid."""
+        return self.transform.log_jacobian(self.problem.fixed.grid)
+
+
+def warp(image: Image, transform, grid, mode: str | None = None, fill: float = 0.0) -> Image:
+    """``image`` pulled back by ``transform`` onto ``grid``; labels by nearest neighbour, images linearly unless told."""
+    labels = isinstance(image, Labels)
+    mode = mode or ("nearest" if labels else "linear")
+    frame = Image(torch.zeros((1, 1, *grid.shape), dtype=torch.float32, device=image.data.device), grid)
+    index = Alignment(frame, image, transform).moving_index
+    data = sample(image.data.to(torch.float32) if labels else image.data, index, mode, fill=fill)
+    made = Labels if labels else Image
+    return made(data.to(image.data.dtype) if labels else data, grid, name=image.name)
+
+
+def warp_points(points: Points, transform) -> Points:
+    """Points in fixed space carried to moving space (the direction of the transform); use the inverse for the other way."""
+    return points.moved(transform)

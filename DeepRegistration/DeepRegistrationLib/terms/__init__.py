@@ -1,0 +1,1 @@
+"""Costs of an alignment: similarities, regularisers, landmarks, overlap, consistency."""

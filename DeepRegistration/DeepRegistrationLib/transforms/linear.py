@@ -1,0 +1,112 @@
+"""Linear maps: rigid, similarity and affine, about a centre, from parameters that can be optimised.
+
+T(x) = M (x - c) + c + t. Rotations by the exponential map of a rotation vector (Rodrigues); an affine matrix is
+``exp(rotation) @ exp(symmetric log-stretch)``, so every parameter vector gives an invertible map.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..errors import ConvergenceError, InputError
+from .base import Transform
+
+KINDS = ("translation", "rigid", "similarity", "affine")
+
+
+class Affine(Transform):
+    """``matrix`` (B, dim + 1, dim + 1) homogeneous, world mm -> world mm."""
+
+    def __init__(self, matrix: torch.Tensor):
+        matrix = torch.as_tensor(matrix)
+        matrix = matrix if matrix.ndim == 3 else matrix[None]
+        if matrix.shape[1] != matrix.shape[2] or matrix.shape[1] not in (3, 4):
+            raise InputError(f"a linear transform of shape {tuple(matrix.shape)} was given; (3, 3) or (4, 4) is needed")
+        self.matrix = matrix
+        self.dim = matrix.shape[1] - 1
+
+    @classmethod
+    def identity(cls, dim: int, dtype=torch.float64) -> "Affine":
+        return cls(torch.eye(dim + 1, dtype=dtype))
+
+    @classmethod
+    def translation(cls, shift) -> "Affine":
+        """shift (dim,) mm."""
+        shift = np.asarray(shift, float)
+        m = np.eye(len(shift) + 1)
+        m[:-1, -1] = shift
+        return cls(torch.as_tensor(m))
+
+    @classmethod
+    def from_parameters(cls, kind: str, values: torch.Tensor, centre: torch.Tensor) -> "Affine":
+        """``values`` (B, P) -> map about ``centre`` (dim,) mm; see ``parameter_count`` for P.
+
+        Order: shift (dim, mm), rotation (1 or 3, rad), then log scale (1) or symmetric log-stretch (dim (dim + 1) / 2).
+        """
+        dim = centre.shape[-1]
+        shift, rest = values[:, :dim], values[:, dim:]
+        eye = torch.eye(dim, dtype=values.dtype, device=values.device)
+        linear = eye.expand(values.shape[0], dim, dim)
+        if kind != "translation":
+            n = 1 if dim == 2 else 3
+            linear = torch.matrix_exp(_skew(rest[:, :n], dim))
+            rest = rest[:, n:]
+        if kind == "similarity":
+            linear = linear * rest[:, :1, None].exp()
+        elif kind == "affine":
+            linear = linear @ torch.matrix_exp(_symmetric(rest, dim))
+        offset = shift + centre - (linear @ centre.to(linear)[:, None])[..., 0]
+        top = torch.cat([linear, offset[..., None]], -1)
+        last = torch.zeros_like(top[:, :1])
+        last[..., -1] = 1
+        return cls(torch.cat([top, last], 1))
+
+    def __call__(self, points):
+        m = self.matrix.to(points)
+        return points @ m[:, :-1, :-1].transpose(1, 2) + m[:, None, :-1, -1]
+
+    def times(self, inner: "Affine") -> "Affine":
+        """The one matrix of ``self`` after ``inner``."""
+        kind = torch.promote_types(self.matrix.dtype, inner.matrix.dtype)
+        return Affine(self.matrix.to(kind) @ inner.matrix.to(kind))
+
+    def inverse(self):
+        try:
+            return Affine(torch.linalg.inv(self.matrix))
+        except torch.linalg.LinAlgError:
+            raise ConvergenceError("the linear transform is singular and has no inverse; check the file or the initial transform") from None
+
+    def jacobian(self, points, step=0.0):
+        m = self.matrix[:, None, :-1, :-1].to(points)
+        return m.expand(points.shape[0], points.shape[1], -1, -1)
+
+    def parameters(self):
+        return (self.matrix,)
+
+    def to(self, device=None, dtype=None):
+        return Affine(self.matrix.to(device=device, dtype=dtype))
+
+    def numpy(self) -> np.ndarray:
+        """(dim + 1, dim + 1) float64 of the first batch entry."""
+        return self.matrix[0].detach().cpu().double().numpy()
+
+
+def parameter_count(kind: str, dim: int) -> int:
+    """Length of the parameter vector of ``Affine.from_parameters``."""
+    rotation = 1 if dim == 2 else 3
+    return dim + {"translation": 0, "rigid": rotation, "similarity": rotation + 1, "affine": rotation + dim * (dim + 1) // 2}[kind]
+
+
+def _skew(w, dim):
+    if dim == 2:
+        zero = torch.zeros_like(w[:, 0])
+        return torch.stack([torch.stack([zero, -w[:, 0]], -1), torch.stack([w[:, 0], zero], -1)], 1)
+    zero = torch.zeros_like(w[:, 0])
+    rows = [[zero, -w[:, 2], w[:, 1]], [w[:, 2], zero, -w[:, 0]], [-w[:, 1], w[:, 0], zero]]
+    return torch.stack([torch.stack(r, -1) for r in rows], 1)
+
+
+def _symmetric(v, dim):
+    order = [[0, 2], [2, 1]] if dim == 2 else [[0, 3, 4], [3, 1, 5], [4, 5, 2]]
+    return torch.stack([torch.stack([v[:, k] for k in row], -1) for row in order], 1)
