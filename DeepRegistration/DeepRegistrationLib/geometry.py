@@ -23,6 +23,17 @@ import numpy as np
 from .errors import InputError
 
 
+def _numbers(values, what: str, *shapes) -> np.ndarray:
+    """``values`` as a new float64 array of one of ``shapes`` (any where none is given); InputError otherwise."""
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{what} of {values!r} was given; numbers are needed") from None
+    if shapes and array.shape not in shapes:
+        raise InputError(f"{what} of shape {array.shape} was given; expected {' or '.join(map(str, shapes))}")
+    return array
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """A regular lattice of voxels in world space, in 2D or 3D; any invertible index-to-world affine is allowed.
@@ -35,10 +46,11 @@ class Grid:
     affine: np.ndarray
 
     def __post_init__(self):
-        shape = tuple(int(n) for n in self.shape)
-        if len(shape) not in (2, 3) or min(shape, default=0) < 1:
+        numbers = _numbers(self.shape, "a grid's shape").ravel()
+        if len(numbers) not in (2, 3) or not (numbers >= 1).all() or not (numbers == np.round(numbers)).all():
             raise InputError(f"a grid of shape {tuple(self.shape)} was given; 2 or 3 axes of at least one voxel are needed")
-        affine = np.array(self.affine, dtype=np.float64)
+        shape = tuple(int(n) for n in numbers)
+        affine = _numbers(self.affine, "an index-to-world matrix")
         n = len(shape) + 1
         if affine.shape != (n, n) or not np.isfinite(affine).all():
             raise InputError(f"an index-to-world matrix of shape {affine.shape} was given; a finite {n} x {n} matrix is needed")
@@ -55,10 +67,11 @@ class Grid:
     def from_parts(cls, shape, spacing=None, origin=None, direction=None) -> "Grid":
         """Grid from ITK's parts: spacing (dim,) mm, origin (dim,) mm, direction (dim, dim) columns are the voxel axes."""
         dim = len(shape)
-        spacing = np.broadcast_to(np.asarray(1.0 if spacing is None else spacing, float), (dim,))
+        spacing = _numbers(1.0 if spacing is None else spacing, "a spacing", (), (1,), (dim,))
+        direction = _numbers(np.eye(dim) if direction is None else direction, "a direction", (dim, dim), (dim * dim,))
         affine = np.eye(dim + 1)
-        affine[:dim, :dim] = (np.eye(dim) if direction is None else np.asarray(direction, float).reshape(dim, dim)) * spacing
-        affine[:dim, dim] = 0.0 if origin is None else origin
+        affine[:dim, :dim] = direction.reshape(dim, dim) * spacing
+        affine[:dim, dim] = _numbers(np.zeros(dim) if origin is None else origin, "an origin", (dim,))
         return cls(tuple(shape), affine)
 
     @property
@@ -134,7 +147,7 @@ class Grid:
 
     def resample(self, spacing) -> "Grid":
         """The same field of view at about another spacing (scalar or (dim,), mm); a one-voxel axis keeps its size."""
-        spacing = np.broadcast_to(np.asarray(spacing, float), (self.dim,))
+        spacing = np.broadcast_to(_numbers(spacing, "a spacing", (), (1,), (self.dim,)), (self.dim,))
         if not (np.isfinite(spacing).all() and spacing.min() > 0):
             raise InputError(f"a spacing of {spacing.tolist()} mm was asked for; it must be positive")
         size = np.array(self.size)
@@ -159,7 +172,7 @@ class Grid:
 
     def pad(self, margin) -> "Grid":
         """The grid with ``margin`` voxels more at both ends (scalar or (dim,) in x, y, z)."""
-        margin = np.broadcast_to(np.asarray(margin, int), (self.dim,))
+        margin = np.broadcast_to(_numbers(margin, "a margin", (), (1,), (self.dim,)), (self.dim,)).astype(int)
         return self.crop(-margin, np.array(self.size) + margin)
 
     def moved(self, matrix) -> "Grid":

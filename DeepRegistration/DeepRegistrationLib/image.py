@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from .errors import InputError
@@ -24,8 +25,13 @@ class Image:
     def __post_init__(self):
         if self.data.ndim != self.grid.dim + 2 or tuple(self.data.shape[2:]) != self.grid.shape:
             raise InputError(f"{self.name}: values of shape {tuple(self.data.shape)} do not fit a grid of {self.grid.shape}; (B, C, *S) is needed")
-        if self.mask is not None and tuple(self.mask.shape[2:]) != self.grid.shape:
+        if self.mask is not None and (self.mask.ndim != self.data.ndim or tuple(self.mask.shape[2:]) != self.grid.shape):
             raise InputError(f"{self.name}: its mask has {tuple(self.mask.shape[2:])} voxels, the image {self.grid.shape}; resample the mask first")
+        if self.mask is None:
+            return
+        if self.mask.dtype != torch.bool or self.mask.shape[1] != 1 or self.mask.shape[0] not in (1, self.data.shape[0]):
+            raise InputError(f"{self.name}: a mask of {tuple(self.mask.shape)} {self.mask.dtype} was given; "
+                             "one channel of true and false is needed")
 
     @property
     def dim(self) -> int:
@@ -42,10 +48,13 @@ class Image:
     def with_mask(self, mask) -> "Image":
         """The image with ``mask`` given as a tensor or as a Labels image (resampled to this grid, > 0 counts)."""
         if isinstance(mask, Image):
+            if mask.dim != self.dim or mask.data.shape[1] != 1:
+                raise InputError(f"the mask of {self.name} is {mask.dim}D with {mask.data.shape[1]} channels; "
+                                 f"{self.dim}D with one channel is needed")
             mask = resample(mask.data.float(), mask.grid, self.grid, "nearest", fill=0.0) > 0
             if not bool(mask.any()):
                 raise InputError(f"the mask of {self.name} has no voxel inside the image; check that it belongs to this image")
-        return replace(self, mask=mask)
+        return replace(self, mask=mask if mask is None or mask.dtype == torch.bool else mask > 0)
 
     def at(self, grid: Grid, mode: str = "linear", fill: float | None = 0.0) -> "Image":
         """The image on another grid, without smoothing; ``fill`` outside its field of view."""
@@ -54,14 +63,14 @@ class Image:
 
     def smoothed_to(self, spacing) -> "Image":
         """The image at about ``spacing`` mm over the same field of view, smoothed against aliasing (never upsampled)."""
-        import numpy as np
-
-        target = np.maximum(np.broadcast_to(np.asarray(spacing, float), (self.dim,)), self.grid.spacing)
-        grid = self.grid.resample(target)
+        grid = self._coarser(spacing)
         if grid.shape == self.grid.shape:
             return self
         data = gaussian(self.data, resolution_sigma(self.grid.spacing, grid.spacing))
         return replace(self, data=data).at(grid, fill=None)
+
+    def _coarser(self, spacing) -> Grid:
+        return self.grid.resample(np.maximum(np.asarray(spacing, float), self.grid.spacing))
 
     def overlap(self, grid: Grid) -> torch.Tensor:
         """(1, 1, *S) True on the voxels of ``grid`` that lie in this image's field of view."""
@@ -84,3 +93,8 @@ class Labels(Image):
             raise InputError(f"labels cannot be resampled with '{mode}'; use 'nearest'")
         data = resample(self.data.float(), self.grid, grid, "nearest", fill)
         return replace(self, data=data.to(self.data.dtype), grid=grid, mask=None)
+
+    def smoothed_to(self, spacing) -> "Labels":
+        """The labels at about ``spacing`` mm over the same field of view, by nearest neighbour (never upsampled)."""
+        grid = self._coarser(spacing)
+        return self if grid.shape == self.grid.shape else self.at(grid, fill=None)

@@ -21,6 +21,10 @@ class Points:
     def __post_init__(self):
         if self.positions.ndim != 3 or self.positions.shape[-1] not in (2, 3):
             raise InputError(f"points of shape {tuple(self.positions.shape)} were given; (B, N, 2) or (B, N, 3) in mm is needed")
+        for values, what in ((self.features, "features"), (self.weights, "weights")):
+            if values is not None and (values.shape[:2] != self.positions.shape[:2] or values.ndim != (3 if what == "features" else 2)):
+                raise InputError(f"{what} of shape {tuple(values.shape)} were given for points of shape {tuple(self.positions.shape)}; "
+                                 "one entry a point is needed")
         if not bool(torch.isfinite(self.positions).all()):
             raise InputError("the points hold NaN or infinite coordinates; remove or correct these points")
 

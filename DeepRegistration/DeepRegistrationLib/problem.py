@@ -37,9 +37,15 @@ class Pair:
         if self.fixed.data.shape[1] != self.moving.data.shape[1]:
             raise InputError(f"{self.fixed.name} has {self.fixed.data.shape[1]} channels and {self.moving.name} has {self.moving.data.shape[1]}; "
                              "give images with the same channels, or convert colour to grey")
+        if self.fixed.data.shape[0] != self.moving.data.shape[0]:
+            raise InputError(f"{self.fixed.data.shape[0]} fixed and {self.moving.data.shape[0]} moving images were given; "
+                             "they must pair up one to one")
         for one, other, what in ((self.fixed_labels, self.moving_labels, "labels"), (self.fixed_points, self.moving_points, "points")):
             if (one is None) != (other is None):
                 raise InputError(f"{what} were given for one image only; give {what} for both or for none")
+            if one is not None and {one.dim, other.dim} != {self.dim}:
+                raise InputError(f"the {what} are {one.dim}D and {other.dim}D, the images are {self.dim}D; "
+                                 f"give {what} of the same dimension")
         if self.fixed_points is not None and len(self.fixed_points) != len(self.moving_points):
             raise InputError(f"{len(self.fixed_points)} fixed and {len(self.moving_points)} moving points were given; they must correspond one to one")
 

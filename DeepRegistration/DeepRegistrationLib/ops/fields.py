@@ -12,6 +12,7 @@ import torch
 from ..errors import ConvergenceError
 from ..geometry import Grid
 from . import nd
+from .filters import box
 from .sample import index_points, sample
 
 
@@ -51,27 +52,103 @@ def exp(velocity: torch.Tensor, grid: Grid, steps: int | None = None) -> torch.T
     return u
 
 
-def invert(field: torch.Tensor, grid: Grid, tolerance: float = 0.05, iterations: int = 50):
-    """Inverse displacement by the fixed point w(p) = -u(p + w(p)), damped where it oscillates.
+def invert(field: torch.Tensor, grid: Grid, tolerance: float = 0.05, iterations: int = 50, target: Grid | None = None):
+    """Inverse displacement w(q) = -u(q + w(q)) on ``target`` (by default ``grid``), u continued by its border values outside.
 
-    Returns (w (B, dim, *S) mm, largest residual |w(p) + u(p + w(p))| in mm over the lattice). Chen et al., Med Phys 2008.
-    ``tolerance`` mm ends the iteration; the caller judges the residual.
+    Every u(p) is first noted at the voxel that p is moved to; a few fixed-point steps over the lattice follow (Chen et al.,
+    Med Phys 2008), then damped Newton steps where these did not reach ``tolerance`` mm. Returns w (B, dim, *T) mm and the
+    largest |w(q) + u(q + w(q))| in mm over the q whose preimage q + w(q) lies in ``grid``; the caller judges this residual.
+    ConvergenceError where the field is not finite.
     """
-    base = index_points(grid, dtype=field.dtype, device=field.device)
-    w, best, best_residual, step = -field, -field, float("inf"), 1.0
-    for _ in range(iterations):
-        error = w + sample_field(field, grid, base + to_index_units(w, grid))
-        residual = float(error.square().sum(1).max().sqrt())
-        if not np.isfinite(residual):
+    target = target or grid
+    base = index_points(target, grid, field.dtype, field.device)
+    w = guess = _first_inverse(field, grid, base, target)
+    for step in range(8):
+        error = _inverse_error(field, grid, base, w)
+        far = error.square().sum(1) > tolerance**2
+        if not bool(torch.isfinite(error).all()):
             raise ConvergenceError("the field has no finite inverse; look at its folds before inverting it")
-        if residual < best_residual:
-            best, best_residual = w, residual
-        else:
-            step = max(0.25, step * 0.7)
-        if residual <= tolerance:
+        if step == 7 or float(far.float().mean()) < 0.2:
+            w, error = _newton(field, grid, base, w, guess, error, far, tolerance, iterations)
             break
-        w = w - step * error
-    return best, best_residual
+        w = w - error
+    where, last = base + to_index_units(w, grid), torch.tensor(grid.size, dtype=w.dtype, device=w.device) - 1
+    counted = ((where > -1e-3) & (where < last + 1e-3)).all(-1)
+    return w, float((error.square().sum(1) * counted).max().sqrt())
+
+
+def _inverse_error(field, grid, base, w):
+    """w(q) + u(q + w(q)) in mm."""
+    return w + sample(field, base + to_index_units(w, grid), "linear", "border")
+
+
+def _first_inverse(field, grid, base, target):
+    """-u(p) at the voxel of ``target`` next to p + u(p), averaged over the p that meet there; small holes are filled from
+    their neighbours and everything else has -u(q)."""
+    batch, dim = field.shape[:2]
+    reached = index_points(grid, target, field.dtype, field.device) + to_index_units(field, target)
+    total = torch.zeros(batch, dim + 1, target.voxels, dtype=field.dtype, device=field.device)
+    last = torch.tensor(target.size, device=field.device) - 1
+    place = torch.minimum(reached.nan_to_num().round().long().clamp_min(0), last)
+    strides = torch.tensor(np.cumprod((1, *target.size[:-1])), device=field.device)
+    place = (place * strides).sum(-1).flatten(1)
+    values = torch.cat([-field, torch.ones_like(field[:, :1])], 1).flatten(2)
+    total = total.scatter_add_(2, place[:, None].expand(-1, dim + 1, -1), values).reshape(batch, dim + 1, *target.shape)
+    near = box(total, 1, "zero")
+    total = torch.where(total[:, -1:] > 0, total, near)
+    count = total[:, -1:]
+    other = -sample(field, base, "linear", "border").expand(batch, dim, *target.shape)
+    return torch.where(count > 1e-6, total[:, :-1] / count.clamp_min(1e-6), other)
+
+
+def _newton(field, grid, base, w, guess, error, far, tolerance, iterations):
+    """Solve w + u(q + w) = 0 by Newton's method at the lattice points marked in ``far``; returns the new w and error."""
+    w, error = w.clone(), error.clone()
+    for b in range(field.shape[0]):
+        active = far[b].nonzero(as_tuple=True)
+        each = (slice(None), *active)
+        found = _newton_list(field[b : b + 1], grid, base[0][active], (w[b][each].T, guess[b][each].T), tolerance, iterations)
+        w[b][each], error[b][each] = found[0].T, found[1].T
+    return w, error
+
+
+def _newton_list(field, grid, goal, starts, tolerance, iterations):
+    """The same for a list: goal (N, dim) voxels, two starts (N, dim) mm -> w and its error (N, dim) mm. Steps are
+    halved until they improve."""
+    to_index = torch.as_tensor(grid.inverse_affine[:-1, :-1].copy(), dtype=field.dtype, device=field.device)
+
+    def moved(w):
+        return sample(field, (goal[todo] + w @ to_index.T)[None], "linear", "border")[0].T
+
+    todo = torch.arange(len(goal), device=goal.device)
+    w, first = starts
+    error, other = w + moved(w), first + moved(first)
+    better = _square(other) < _square(error)
+    w, error = torch.where(better, first, w), torch.where(better, other, error)
+    step = torch.ones(len(goal), 1, dtype=w.dtype, device=w.device)
+    for _ in range(iterations):
+        todo = ((_square(error) > tolerance**2) & (step > 1e-3)).nonzero()[:, 0]
+        if len(todo) == 0:
+            break
+        now, e = w[todo], error[todo]
+        trial = now - step[todo] * _newton_step(moved, now, e, float(grid.spacing.min()) / 2)
+        after = trial + moved(trial)
+        good = _square(after) < _square(e)
+        w[todo], error[todo] = torch.where(good, trial, now), torch.where(good, after, e)
+        step[todo] = torch.where(good, (2 * step[todo]).clamp_max(1), step[todo] / 2)
+    return w, error
+
+
+def _square(vectors):
+    return vectors.square().sum(-1, keepdim=True)
+
+
+def _newton_step(moved, w, error, h):
+    """(I + du)^-1 error with du by differences of ``h`` mm; the damped normal equations also serve where it is singular."""
+    eye = torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
+    j = eye + torch.stack([(moved(w + h * e) - moved(w - h * e)) / (2 * h) for e in eye], -1)
+    normal = j.transpose(1, 2) @ j + 1e-6 * eye
+    return torch.linalg.solve(normal, j.transpose(1, 2) @ error[..., None])[..., 0]
 
 
 def jacobian(field: torch.Tensor, grid: Grid) -> torch.Tensor:

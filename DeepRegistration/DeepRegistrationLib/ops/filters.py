@@ -1,7 +1,8 @@
 """Separable smoothing of (B, C, *S) tensors; widths are in voxels per axis (methods convert from mm).
 
-A filter along one axis is a product with a banded N x N matrix: near the peak of matrix multiplication, and the border
-rule is in the matrix. Tails under 1e-5 are cut (they would become denormals). Very long axes use a convolution.
+A Gaussian along one axis is a product with a banded N x N matrix: near the peak of matrix multiplication, and the border
+rule is in the matrix. Tails under 1e-5 are cut (they would become denormals). Very long axes use a convolution. A box is
+a sum of shifted sums.
 """
 
 from __future__ import annotations
@@ -16,21 +17,23 @@ LONGEST_MATRIX = 512
 
 
 def gaussian_kernel(sigma: float) -> np.ndarray:
-    """Normalised Gaussian weights at whole voxels, cut where they fall under 1e-5 of the peak."""
-    radius = int(np.floor(sigma * np.sqrt(2 * np.log(1e5))))
-    x = np.arange(-radius, radius + 1)
-    weights = np.exp(-0.5 * (x / sigma) ** 2)
-    return weights / weights.sum()
+    """Weights of the discrete Gaussian at whole voxels, cut where they fall under 1e-5 of the peak; their sum is 1.
+
+    exp(-sigma^2) I_k(sigma^2), by its spectrum exp(sigma^2 (cos w - 1)): the variance is sigma^2 and two filters add up, also
+    at a sigma under one voxel, where samples of the continuous Gaussian smooth far too little. Lindeberg, PAMI 1990.
+    """
+    half = int(np.ceil(6 * sigma)) + 8
+    spectrum = np.exp(sigma**2 * (np.cos(np.pi * np.arange(half + 1) / half) - 1))
+    weights = np.fft.irfft(spectrum, 2 * half)[:half]
+    side = weights[1 : int(np.nonzero(weights >= 1e-5 * weights[0])[0].max()) + 1]
+    kernel = np.concatenate([side[::-1], weights[:1], side])
+    return kernel / kernel.sum()
 
 
 @lru_cache(maxsize=64)
-def _matrix(n: int, kind: str, width: float, border: str) -> np.ndarray:
+def _matrix(n: int, sigma: float, border: str) -> np.ndarray:
     """(n, n) filter matrix: row i holds the weights of output i. border 'renormalise', 'clamp' or 'zero'."""
-    if kind == "gauss":
-        kernel = gaussian_kernel(width)
-    else:
-        kernel = np.ones(2 * int(width) + 1)
-        kernel = kernel / kernel.sum()
+    kernel = gaussian_kernel(sigma)
     radius = len(kernel) // 2
     m = np.zeros((n, n))
     for offset, weight in zip(range(-radius, radius + 1), kernel):
@@ -75,28 +78,68 @@ def _convolve(x, kernel, axis, border):
 
 def gaussian(x: torch.Tensor, sigma, border: str = "clamp") -> torch.Tensor:
     """Gaussian smoothing; ``sigma`` voxels, a scalar or (x, y, z); 0 leaves an axis alone."""
-    return _separable(x, "gauss", sigma, border)
+    return _separable(x, sigma, border)
 
 
 def box(x: torch.Tensor, radius, border: str = "renormalise") -> torch.Tensor:
     """Mean over (2 radius + 1) voxels per axis; ``radius`` a scalar or (x, y, z)."""
-    return _separable(x, "box", radius, border)
+    _check(x, border)
+    dim, shape = x.ndim - 2, x.shape
+    radius = [int(r) if n > 1 else 0 for r, n in zip(np.broadcast_to(np.asarray(radius, float), (dim,)), shape[:1:-1])]
+    if not any(radius):
+        return x
+    margins = [m for r in radius for m in (r, r)]
+    x = F.pad(x, margins, mode="replicate") if border == "clamp" else F.pad(x, margins)
+    for component, r in enumerate(radius):
+        x = window_sum(x, 2 * r + 1, -1 - component)
+    if border != "renormalise":
+        return x.mul_(1 / np.prod([2 * r + 1 for r in radius]))
+    for component, r in enumerate(radius):
+        if r > 0:
+            position = np.arange(shape[-1 - component])
+            share = 1 / (np.minimum(position, r) + 1 + np.minimum(position[::-1], r))
+            x = x.mul_(torch.as_tensor(share, dtype=x.dtype, device=x.device).reshape(-1, *[1] * component))
+    return x
 
 
-def _separable(x, kind, widths, border):
+def _check(x, border):
+    if border not in ("clamp", "renormalise", "zero") or not x.is_floating_point():
+        raise ValueError(f"a filter of {x.dtype} with border '{border}'; a floating type and clamp, renormalise or zero are known")
+
+
+def _separable(x, sigmas, border):
     dim = x.ndim - 2
-    widths = np.broadcast_to(np.asarray(widths, float), (dim,))
+    _check(x, border)
+    sigmas = np.broadcast_to(np.asarray(sigmas, float), (dim,))
     for component in range(dim):
-        width, axis = float(widths[component]), -1 - component
+        sigma, axis = float(sigmas[component]), -1 - component
         n = x.shape[axis]
-        if width < (0.1 if kind == "gauss" else 1) or n == 1:
+        if sigma < 0.1 or n == 1:
             continue
         if n <= LONGEST_MATRIX:
-            x = _along(x, _matrix(n, kind, width, border), axis)
+            x = _along(x, _matrix(n, sigma, border), axis)
         else:
-            kernel = gaussian_kernel(width) if kind == "gauss" else np.full(2 * int(width) + 1, 1 / (2 * int(width) + 1))
-            x = _convolve(x, kernel, axis, border)
+            x = _convolve(x, gaussian_kernel(sigma), axis, border)
     return x
+
+
+def window_sum(x: torch.Tensor, width: int, axis: int) -> torch.Tensor:
+    """Sum over every ``width`` consecutive voxels along ``axis``; the result is ``width - 1`` voxels shorter.
+
+    Sums of 1, 2, 4, ... voxels are added, so the cost grows with the logarithm of the width.
+    """
+    n = x.shape[axis] - width + 1
+    total, owned, offset, power = None, False, 0, 1
+    while True:
+        if width & power:
+            piece = x.narrow(axis, offset, n)
+            total, owned = (piece, False) if total is None else (total.add_(piece) if owned else total + piece, True)
+            offset += power
+        power *= 2
+        if power > width:
+            return total
+        half = x.shape[axis] - power // 2
+        x = x.narrow(axis, 0, half) + x.narrow(axis, power // 2, half)
 
 
 def resolution_sigma(source_spacing, target_spacing) -> np.ndarray:

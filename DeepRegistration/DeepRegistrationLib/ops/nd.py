@@ -23,9 +23,10 @@ def conv(x, weight, bias=None, stride=1, padding=0, groups=1):
     return (F.conv1d, F.conv2d, F.conv3d)[dim_of(x) - 1](x, weight, bias, stride, padding, 1, groups)
 
 
-def average_pool(x, size: int):
-    """Mean over blocks of ``size`` voxels; an axis shorter than a block stays as it is."""
-    kernel = [size if n >= size else 1 for n in x.shape[2:]]
+def average_pool(x, size):
+    """Mean over blocks of ``size`` voxels, one number or (x, y, z); an axis shorter than a block stays as it is."""
+    sizes = list(size)[::-1] if hasattr(size, "__len__") else [size] * dim_of(x)
+    kernel = [int(k) if n >= k else 1 for n, k in zip(x.shape[2:], sizes)]
     return (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[dim_of(x) - 1](x, kernel, kernel)
 
 

@@ -9,7 +9,6 @@ import itertools
 
 import numpy as np
 import torch
-from scipy.ndimage import spline_filter1d
 
 
 def cubic_weights(t: torch.Tensor) -> torch.Tensor:
@@ -20,6 +19,8 @@ def cubic_weights(t: torch.Tensor) -> torch.Tensor:
 
 def cubic_coefficients(data: torch.Tensor) -> torch.Tensor:
     """Coefficients (B, C, *S) whose cubic B-spline passes through ``data`` (mirror border); not differentiable."""
+    from scipy.ndimage import spline_filter1d  # here, because it costs every start a third of a second and few runs need it
+
     array = data.detach().cpu().double().numpy()
     for axis in range(2, array.ndim):
         if array.shape[axis] > 1:
@@ -28,12 +29,15 @@ def cubic_coefficients(data: torch.Tensor) -> torch.Tensor:
 
 
 def cubic_sample(coefficients: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Spline of ``coefficients`` (B, C, *S) at continuous ``index`` (B or 1, *T, dim) -> (B, C, *T); clamped at the border."""
+    """Spline of ``coefficients`` (B, C, *S) at continuous ``index`` (B or 1, *T, dim) -> (B, C, *T).
+
+    Mirrored at the border voxels, as the coefficients are; further than half a voxel outside the value stays.
+    """
     batch, channels, *shape = coefficients.shape
     targets = index.shape[1:-1]
     flat = index.reshape(index.shape[0], -1, index.shape[-1]).expand(batch, -1, -1)
     size = torch.tensor(shape[::-1], dtype=flat.dtype, device=flat.device)
-    flat = torch.minimum(flat.clamp_min(0), size - 1)
+    flat = torch.minimum(flat.clamp_min(-0.5), size - 0.5)
     low = flat.floor()
     weights = cubic_weights(flat - low)
     dim = len(shape)
@@ -53,8 +57,8 @@ def cubic_sample(coefficients: torch.Tensor, index: torch.Tensor) -> torch.Tenso
 def _mirror(index: torch.Tensor, n: int) -> torch.Tensor:
     if n == 1:
         return torch.zeros_like(index)
-    index = index.abs()
-    return torch.where(index > n - 1, 2 * (n - 1) - index, index).clamp(0, n - 1)
+    index = index.abs() % (2 * (n - 1))
+    return torch.minimum(index, 2 * (n - 1) - index)
 
 
 def upsampling_matrix(n: int, control: int, first: float, step: float) -> np.ndarray:

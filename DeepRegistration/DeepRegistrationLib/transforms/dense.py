@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from ..errors import ConvergenceError, InputError
 from ..geometry import Grid
 from ..ops import fields
-from ..ops.sample import apply_matrix, resample
-from .base import Transform
+from ..ops.sample import apply_matrix, index_points, resample
+from .base import Transform, cache_key
 
 
 class Displacement(Transform):
     """T(x) = x + u(x) with ``displacement`` (B, dim, *S) mm on ``grid``; u falls to 0 within one voxel outside the lattice."""
-
-    residual = 0.0
 
     def __init__(self, displacement: torch.Tensor, grid: Grid):
         if tuple(displacement.shape[1:]) != (grid.dim, *grid.shape):
@@ -30,18 +29,34 @@ class Displacement(Transform):
         u = self.displacement.to(device=device, dtype=dtype)
         return u if grid.same_as(self.grid) else resample(u, self.grid, grid, padding="zeros")
 
-    def inverse(self, tolerance: float = 0.02):
-        """The inverse on a padded lattice; ``residual`` is its largest error in mm. ConvergenceError above 1 voxel."""
-        reach = fields.to_index_units(self.displacement.detach(), self.grid).abs().flatten(0, -2).max(0).values
-        margin = [int(r) + 1 if n > 1 else 0 for r, n in zip(reach.ceil().tolist(), self.grid.size)]
-        grid = self.grid.pad(margin)
-        pad = [v for m in margin for v in (m, m)]
-        w, residual = fields.invert(F.pad(self.displacement.detach(), pad), grid, tolerance)
+    def inverse(self, tolerance: float | None = None):
+        """The inverse on a lattice that also holds all points that the map reaches; ``residual`` is its largest error in mm.
+
+        tolerance mm (default 0.02 of the smallest voxel edge). Where u is not 0 on the border, the inverse undoes the map of the
+        points on the lattice. ConvergenceError where u is not finite, reaches absurdly far or folds by more than 2 voxels.
+        """
+        u = self.displacement.detach()
+        grid = self._reached(u)
+        tolerance = 0.02 * float(self.grid.spacing.min()) if tolerance is None else tolerance
+        w, residual = fields.invert(u, self.grid, tolerance, target=grid)
         if residual > 2 * float(self.grid.spacing.max()):
             raise ConvergenceError(f"the field could not be inverted (residual {residual:.2f} mm): it folds; use more smoothing")
         result = Displacement(w, grid)
         result.residual = residual
         return result
+
+    def _reached(self, u):
+        """The grid, enlarged to hold every point that a voxel centre is moved to."""
+        if not bool(torch.isfinite(u).all()):
+            raise ConvergenceError("the field holds NaN or infinite displacements and has no inverse; look for what made them")
+        index = (index_points(self.grid, dtype=u.dtype, device=u.device) + fields.to_index_units(u, self.grid)).flatten(0, -2)
+        size = np.array(self.grid.size)
+        lower = np.minimum(np.floor(index.amin(0).cpu().numpy() + 1e-3), 0)
+        upper = np.maximum(np.ceil(index.amax(0).cpu().numpy() - 1e-3) + 1, size)
+        if np.prod(upper - lower) > 64 * max(np.prod(size.astype(float)), 1000):
+            raise ConvergenceError(f"the field moves points up to {float(u.abs().max()):.0f} mm, many times the size of {self.grid}; "
+                                   "check its unit and put the linear part into an affine transform")
+        return self.grid if (lower == 0).all() and (upper == size).all() else self.grid.crop(lower, upper)
 
     def with_zero_ring(self) -> "Displacement":
         """The same map on a lattice with a border of zeros, so that tools that clamp at the border and tools that return
@@ -68,14 +83,17 @@ class Velocity(Transform):
 
     def __init__(self, velocity: torch.Tensor, grid: Grid, steps: int | None = None):
         self.velocity, self.grid, self.dim, self.steps = velocity, grid, grid.dim, steps
-        self._displacement = None
+        if tuple(velocity.shape[1:]) != (grid.dim, *grid.shape):
+            raise InputError(f"a velocity of shape {tuple(velocity.shape)} does not fit {grid}; (B, {grid.dim}, *{grid.shape}) is needed")
+        self._cached = None
 
     @property
     def dense(self) -> Displacement:
-        """The flow as a displacement on the same grid, computed once."""
-        if self._displacement is None:
-            self._displacement = Displacement(fields.exp(self.velocity, self.grid, self.steps), self.grid)
-        return self._displacement
+        """The flow as a displacement on the same grid, computed once for every state of the velocity."""
+        key = cache_key(self.velocity)
+        if self._cached is None or self._cached[0] != key:
+            self._cached = key, Displacement(fields.exp(self.velocity, self.grid, self.steps), self.grid)
+        return self._cached[1]
 
     def __call__(self, points):
         return self.dense(points)

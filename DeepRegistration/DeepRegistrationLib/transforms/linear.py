@@ -23,7 +23,7 @@ class Affine(Transform):
         matrix = matrix if matrix.ndim == 3 else matrix[None]
         if matrix.shape[1] != matrix.shape[2] or matrix.shape[1] not in (3, 4):
             raise InputError(f"a linear transform of shape {tuple(matrix.shape)} was given; (3, 3) or (4, 4) is needed")
-        self.matrix = matrix
+        self.matrix = matrix if matrix.is_floating_point() else matrix.double()
         self.dim = matrix.shape[1] - 1
 
     @classmethod
@@ -43,8 +43,11 @@ class Affine(Transform):
         """``values`` (B, P) -> map about ``centre`` (dim,) mm; see ``parameter_count`` for P.
 
         Order: shift (dim, mm), rotation (1 or 3, rad), then log scale (1) or symmetric log-stretch (dim (dim + 1) / 2).
+        Raises ValueError for an unknown kind and for another number of values.
         """
         dim = centre.shape[-1]
+        if kind not in KINDS or values.shape[1] != parameter_count(kind, dim):
+            raise ValueError(f"{values.shape[1]} values for a '{kind}' map in {dim}D; kinds are {', '.join(KINDS)}, see parameter_count")
         shift, rest = values[:, :dim], values[:, dim:]
         eye = torch.eye(dim, dtype=values.dtype, device=values.device)
         linear = eye.expand(values.shape[0], dim, dim)
@@ -72,14 +75,14 @@ class Affine(Transform):
         return Affine(self.matrix.to(kind) @ inner.matrix.to(kind))
 
     def inverse(self):
-        try:
-            return Affine(torch.linalg.inv(self.matrix))
-        except torch.linalg.LinAlgError:
-            raise ConvergenceError("the linear transform is singular and has no inverse; check the file or the initial transform") from None
+        inverse, failed = torch.linalg.inv_ex(self.matrix)
+        if bool(failed.any()) or not bool(torch.isfinite(inverse).all() & torch.isfinite(self.matrix).all()):
+            raise ConvergenceError("the linear transform is singular or not finite and has no inverse; check the file or the initial transform")
+        return Affine(inverse)
 
     def jacobian(self, points, step=0.0):
         m = self.matrix[:, None, :-1, :-1].to(points)
-        return m.expand(points.shape[0], points.shape[1], -1, -1)
+        return m.expand(max(m.shape[0], points.shape[0]), points.shape[1], -1, -1)
 
     def parameters(self):
         return (self.matrix,)

@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..geometry import Grid
 from ..ops import spline
 from ..ops.sample import apply_matrix
-from .base import Transform
+from .base import Transform, cache_key
 from .dense import Displacement
 
 
@@ -22,11 +22,13 @@ class BSpline(Transform):
 
     def __init__(self, control: torch.Tensor, grid: Grid, step):
         self.grid, self.dim, self.step = grid, grid.dim, tuple(float(s) for s in step)
+        if len(self.step) != grid.dim or not min(self.step) > 0:
+            raise InputError(f"control points {self.step} voxels apart were asked for; {grid.dim} positive distances are needed")
         expected = self.control_shape(grid, self.step)
         if tuple(control.shape[1:]) != (grid.dim, *expected):
             raise InputError(f"control points of shape {tuple(control.shape)} were given; (B, {grid.dim}, {expected}) is needed for {grid}")
         self.control = control
-        self._dense = None
+        self._cached = None
 
     @staticmethod
     def control_shape(grid: Grid, step) -> tuple[int, ...]:
@@ -41,12 +43,13 @@ class BSpline(Transform):
 
     @property
     def dense(self) -> Displacement:
-        """The spline at every voxel of its grid, computed once."""
-        if self._dense is None:
+        """The spline at every voxel of its grid, computed once for every state of the control points."""
+        key = cache_key(self.control)
+        if self._cached is None or self._cached[0] != key:
             matrices = [np.ones((1, 1)) if n == 1 else spline.upsampling_matrix(n, k, -s, s)
                         for n, k, s in zip(self.grid.size, self.control.shape[:1:-1], self.step)]
-            self._dense = Displacement(spline.tensor_product(self.control, matrices), self.grid)
-        return self._dense
+            self._cached = key, Displacement(spline.tensor_product(self.control, matrices), self.grid)
+        return self._cached[1]
 
     def __call__(self, points):
         index = apply_matrix(self.grid.inverse_affine, points)

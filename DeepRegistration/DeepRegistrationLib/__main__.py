@@ -1,0 +1,103 @@
+"""The command line: ``python -m DeepRegistrationLib COMMAND``; commands/ has one file per command.
+
+Exit status: 0 done; 1 batch with failed pairs, or a fault of the program; 2 an input that cannot be used, in one sentence;
+130 stopped by Ctrl-C or SIGTERM. In every case but 0 nothing half-written is left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+
+BEGAN = time.perf_counter()
+
+from .commands import batch, catalogue, evaluate, options, register, warp  # noqa: E402
+from .commands.output import note  # noqa: E402
+from .errors import Cancelled, RegistrationError  # noqa: E402
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    began = BEGAN if argv is None else time.perf_counter()
+    try:
+        with interruptible():
+            arguments = build_parser().parse_args(argv)
+            arguments.began = began
+            arguments.run(arguments)
+            sys.stdout.flush()
+        return 0
+    except (KeyboardInterrupt, Cancelled):
+        note("stopped: the run was cancelled, nothing half-written was left")
+        return 130
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # the reader of our output has gone; the interpreter must not complain about it
+        return 0
+    except batch.Failed as failure:
+        note(f"error: {failure}")
+        return 1
+    except Exception as error:
+        if os.environ.get("DEEPREGISTRATION_DEBUG"):
+            traceback.print_exc()
+        text, status = sentence(error)
+        note("error: " + " ".join(text.split()))
+        return status
+
+
+def build_parser() -> options.Parser:
+    """All commands and their options."""
+    parser = options.Parser(prog="DeepRegistration", description="Medical image registration.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=options.Parser)
+    for module in (catalogue, register, warp, evaluate, batch):
+        module.add(commands)
+    return parser
+
+
+def sentence(error: Exception) -> tuple[str, int]:
+    """What a user reads for an error, and the exit status."""
+    if isinstance(error, RegistrationError):
+        return str(error), 2
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower()):
+        return "the memory ran out; use a preset with a coarser spacing, crop the images, or close other programs", 2
+    if isinstance(error, OSError):
+        where = f" {error.filename}" if error.filename else ""
+        return f"the file system refused{where} ({error.strerror or error}); check the path, the permissions and the free space", 2
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return (f"a fault of the program, {type(error).__name__} in {os.path.basename(frame.filename)} line {frame.lineno} ({error}); "
+            "please report it with the output of the same command under DEEPREGISTRATION_DEBUG=1"), 1
+
+
+class interruptible:
+    """Inside, SIGTERM is like Ctrl-C: a KeyboardInterrupt at once; a second signal cannot disturb the tidying up."""
+
+    def __enter__(self):
+        self.before = {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def _stop(self, number, frame):
+        for each in self.before:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def program() -> None:
+    """Run the command line of this process and end it. After an interruption at once: Python would report one that met it inside
+    an import as a death by SIGINT, although it was handled."""
+    status = main()
+    if status == 130:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    program()

@@ -1,0 +1,199 @@
+"""batch: register every pair of a manifest, each in a process of its own; finished pairs are not done again.
+
+MANIFEST is a .csv file with a header line or a .json file with a list of objects. The columns are the options of 'register'
+without their dashes (fixed, moving, fixed_mask, method, init, set, ...); ``id`` names the pair's folder in DIR, and ``set`` may
+hold several KEY=VALUE separated by ';'. Paths are relative to the manifest. Options given to 'batch' fill the empty cells. A
+pair that fails is noted in summary.csv and does not stop the rest; the exit status is then 1.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from ..errors import InputError
+from . import options
+from .output import RECORD, note, say, staged
+
+FILE_COLUMNS = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_labels", "moving_labels", "fixed_points", "moving_points")
+COLUMNS = ("id", *FILE_COLUMNS, "method", "init", "set", "device", "seed", "threads", "write")
+SUMMARY = ("id", "status", "similarity_before", "similarity_after", "folds", "sdlogj", "seconds", "peak_memory_mib", "remark")
+
+
+class Failed(Exception):
+    """Some pairs could not be registered; the command ends with exit status 1."""
+
+
+def add(commands) -> None:
+    parser = commands.add_parser("batch", help="register many pairs, resumable", description=__doc__)
+    parser.add_argument("manifest", type=Path, metavar="MANIFEST", help=".csv or .json")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="one folder a pair, and summary.csv")
+    options.add_method(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments) -> None:
+    """Register all pairs. Raises InputError for a manifest that cannot be used (before anything is run) and Failed."""
+    rows = [complete(row, arguments) for row in read_manifest(arguments.manifest)]
+    parser = register_parser()
+    commands = [(row["id"], command_line(row, arguments.out / row["id"])) for row in rows]
+    requests = [parser.parse_args(command) for _, command in commands]
+    table: list[dict] = []
+    for k, ((name, command), request) in enumerate(zip(commands, requests), 1):
+        began = time.perf_counter()
+        if is_done(request):
+            status, remark = "done before", ""
+        else:
+            note(f"[{k}/{len(rows)}] {name} ...")
+            code, remark = call(command)
+            if code == 130:
+                raise KeyboardInterrupt
+            status = "failed" if code else "done"
+        table.append(line(name, status, remark, request.out))
+        note(f"[{k}/{len(rows)}] {name}: {status}, {time.perf_counter() - began:.1f} s{f' ({remark})' if remark else ''}")
+        write_summary(arguments.out, table)
+    failed = [row["id"] for row in table if row["status"] == "failed"]
+    say(f"{len(table) - len(failed)} of {len(table)} pairs registered; {arguments.out / 'summary.csv'}")
+    if failed:
+        raise Failed(f"{len(failed)} of {len(table)} pairs failed ({', '.join(failed[:5])}); summary.csv says why, call the same command again to retry them")
+
+
+def read_manifest(path: Path) -> list[dict]:
+    """The rows as dicts of texts, checked: known columns, ids unique, files named. InputError says which row is wrong."""
+    if not path.is_file():
+        raise InputError(f"the manifest {path} does not exist; give a .csv or .json file")
+    try:
+        text = path.read_text("utf-8-sig")
+        rows = json.loads(text) if path.suffix.lower() == ".json" else list(csv.DictReader(text.splitlines(), skipinitialspace=True, restval=""))
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        raise InputError(f"the manifest {path} cannot be read ({error}); give a .csv file with a header line or a .json list of objects") from None
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"the manifest {path} names no pairs; give one row or object a pair, with at least fixed and moving")
+    for number, row in enumerate(rows, 1):
+        check_row(row, number, path)
+    names = [row["id"] for row in rows]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"the id '{name}' occurs {names.count(name)} times in {path}; every pair needs its own")
+    return rows
+
+
+def check_row(row: dict, number: int, path: Path) -> None:
+    """Complete the ``id`` of a row in place and raise InputError for columns that are unknown or missing."""
+    for key in row:
+        if key not in COLUMNS:
+            near = difflib.get_close_matches(str(key), COLUMNS, n=1)
+            raise InputError(f"{path}, row {number}: unknown column '{key}'; " + (f"did you mean '{near[0]}'?" if near else f"known are {', '.join(COLUMNS)}"))
+    row["id"] = str(row.get("id") or f"pair{number:03d}")
+    if row["id"] in (".", "..") or any(c in row["id"] for c in '/\\:*?"<>|'):
+        raise InputError(f"{path}, row {number}: the id '{row['id']}' cannot be a folder name; use letters, digits, '-' and '_'")
+    for key in ("fixed", "moving"):
+        if not row.get(key):
+            raise InputError(f"{path}, row {number} ({row['id']}): '{key}' is empty; name an image file")
+
+
+def complete(row: dict, arguments) -> dict:
+    """The row with the options of 'batch' in its empty cells and its paths relative to the manifest's folder."""
+    out = {key: getattr(arguments, key) for key in ("method", "init", "device", "seed", "threads")}
+    out.update({key: value for key, value in row.items() if value not in (None, "")})
+    out["set"] = arguments.set + setting_list(row.get("set"))
+    out["write"] = row.get("write") or ",".join(arguments.write)
+    for key in FILE_COLUMNS:
+        if out.get(key):
+            out[key] = str(arguments.manifest.parent / str(out[key]))
+    return out
+
+
+def setting_list(value) -> list[str]:
+    """'a=1;b=2', ['a=1'] or {'a': 1} -> ['a=1', ...]."""
+    if isinstance(value, dict):
+        return [f"{k}={','.join(map(str, v)) if isinstance(v, list) else v}" for k, v in value.items()]
+    return [part.strip() for part in value.split(";") if part.strip()] if isinstance(value, str) else list(value or [])
+
+
+def command_line(row: dict, out: Path) -> list[str]:
+    """The arguments of 'register' for a row."""
+    arguments = ["--out", str(out), "--quiet"]
+    for key, value in row.items():
+        if key in ("id", "set") or value is None or (key == "threads" and not int(value)):
+            continue
+        arguments += ["--" + key.replace("_", "-"), str(value)]
+    for setting in row["set"]:
+        arguments += ["--set", setting]
+    return arguments
+
+
+def register_parser() -> options.Parser:
+    """The parser of 'register' alone, to check all rows before the first one runs."""
+    from . import register
+
+    parser = options.Parser(prog="register")
+    register.add(holder := _Holder(parser))
+    return holder.parser
+
+
+class _Holder:
+    """Stands where ``add`` expects the collection of commands, and keeps the one parser."""
+
+    def __init__(self, parser):
+        self.parser = parser
+
+    def add_parser(self, name, **texts):
+        return self.parser
+
+
+def is_done(request) -> bool:
+    """True where the pair's record answers this very request and no input file is newer."""
+    from .register import request as requested
+
+    record = request.out / RECORD
+    try:
+        if json.loads(record.read_text("utf-8"))["request"] != requested(vars(request)):
+            return False
+        inputs = [getattr(request, key) for key in FILE_COLUMNS]
+        return all(Path(str(path).split("#")[0]).stat().st_mtime <= record.stat().st_mtime for path in inputs if path is not None)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def call(arguments: list[str]) -> tuple[int, str]:
+    """Run 'register' in its own process; (exit status, its last word on stderr). An interruption is passed on to it."""
+    package = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    command = [sys.executable, "-m", package.name, "register", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace", env=environment) as process:
+        try:
+            errors = process.communicate()[1]
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
+    lines = [text for text in errors.splitlines() if text.strip()]
+    if process.returncode < 0:
+        return process.returncode, f"ended by signal {-process.returncode}, as happens when the memory runs out"
+    return process.returncode, lines[-1].removeprefix("error: ") if process.returncode and lines else ""
+
+
+def line(name: str, status: str, remark: str, folder: Path) -> dict:
+    """A row of the summary, with the figures of the pair's record where there is one."""
+    out = dict.fromkeys(SUMMARY, "") | {"id": name, "status": status, "remark": remark}
+    if status != "failed":
+        record = json.loads((folder / RECORD).read_text("utf-8"))
+        out |= {"similarity_before": record["similarity"]["before"], "similarity_after": record["similarity"]["after"], "folds": record["folds"],
+                "sdlogj": record["sdlogj"], "seconds": record["wall_seconds"]["total"], "peak_memory_mib": record["peak_memory_mib"]}
+    return out
+
+
+def write_summary(folder: Path, table: list[dict]) -> None:
+    with staged(folder) as stage:
+        with open(stage / "summary.csv", "w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, SUMMARY)
+            writer.writeheader()
+            writer.writerows(table)

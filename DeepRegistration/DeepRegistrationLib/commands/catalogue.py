@@ -1,0 +1,112 @@
+"""list, show and cite: the methods, everything about one method, its references. All is read from cards and fields."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import InputError
+from .output import say, staged
+
+BEGIN, END = "<!-- methods: begin (python run.py list --markdown --into README.md) -->", "<!-- methods: end -->"
+
+
+def add(commands) -> None:
+    parser = commands.add_parser("list", help="the methods", description="List the methods with their presets.")
+    parser.add_argument("--markdown", action="store_true", help="as the table of the README")
+    parser.add_argument("--into", type=Path, metavar="FILE", help="write the Markdown table between the markers of FILE")
+    parser.set_defaults(run=run_list)
+    for name, run, text in (("show", run_show, "everything about one method"), ("cite", run_cite, "the references of a method as BibTeX")):
+        parser = commands.add_parser(name, help=text, description=f"Print {text}.")
+        parser.add_argument("id", metavar="ID", help="a method of 'list'")
+        parser.set_defaults(run=run)
+
+
+def run_list(arguments) -> None:
+    from ..method import registry
+
+    known = registry()
+    if arguments.into:
+        replace_table(arguments.into, markdown(known))
+    elif arguments.markdown:
+        say(markdown(known))
+    else:
+        width = max((len(name) for name in known), default=0)
+        for name, cls in known.items():
+            say(f"{name:<{width}}  {cls.card.title} ({dims(cls)}); presets {', '.join(cls.card.presets)}")
+
+
+def run_show(arguments) -> None:
+    say(card_text(lookup(arguments.id)))
+
+
+def run_cite(arguments) -> None:
+    say("\n\n".join(reference.strip() for reference in lookup(arguments.id).card.references))
+
+
+def lookup(name: str):
+    """The class of a method; InputError names the nearest id."""
+    from ..method import find
+
+    return type(find(name))
+
+
+def dims(cls) -> str:
+    return ", ".join(f"{d}D" for d in cls.card.dims)
+
+
+def markdown(known: dict) -> str:
+    """The table of methods for the README."""
+    rows = ["| method | what it is | for | dims | presets |", "| --- | --- | --- | --- | --- |"]
+    for name, cls in known.items():
+        card = cls.card
+        cells = [f"`{name}`", f"**{card.title}.** {card.summary}", card.task, dims(cls), ", ".join(f"`{p}`" for p in card.presets)]
+        rows.append("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def replace_table(path: Path, table: str) -> None:
+    """Put ``table`` between the markers of the file; InputError where they are missing."""
+    text = path.read_text("utf-8")
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not (begin and end):
+        raise InputError(f"{path} has no lines '{BEGIN}' and '{END}'; add them where the table belongs")
+    with staged(path.resolve().parent) as folder:
+        (folder / path.name).write_text(f"{head}{BEGIN}\n{table}\n{END}{tail}", "utf-8")
+
+
+def card_text(cls) -> str:
+    """Card, presets and parameters of a method, readable."""
+    from ..parameters import describe
+
+    card = cls.card
+    lines = [f"{cls.id}: {card.title}", "", card.summary, "", f"for        {card.task}", f"problem    {card.problem.__name__}, {dims(cls)}",
+             f"symmetric  {'yes' if card.symmetric else 'no'}", f"licence    {card.licence}"]
+    lines += [f"weights    {weights}" for weights in card.weights]
+    for title, items in (("assumes", card.assumptions), ("fails when", card.failure_modes)):
+        lines += ["", title] + [f"  - {item}" for item in items] if items else []
+    lines += ["", "presets"]
+    for name, preset in card.presets.items():
+        lines.append(f"  {name}: {preset.help}")
+        lines += [f"      {key} = {shown(value)}" for key, value in preset.values.items()]
+    lines += ["", "parameters (--set NAME=VALUE)"]
+    for p in describe(cls):
+        lines += [f"  {p.name} = {shown(p.default)}{f' {p.unit}' if p.unit else ''}{limits(p)}", f"      {p.label}: {p.help}"]
+    return "\n".join(lines)
+
+
+def shown(value) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def limits(p) -> str:
+    """The range or the choices of a parameter, in brackets."""
+    if p.choices:
+        return f"  ({', '.join(map(str, p.choices))})"
+    if p.minimum is None and p.maximum is None:
+        return ""
+    low, high = ("" if v is None else shown(v) for v in (p.minimum, p.maximum))
+    return f"  (at least {low})" if not high else f"  (at most {high})" if not low else f"  ({low} to {high})"

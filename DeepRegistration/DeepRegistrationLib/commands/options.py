@@ -1,0 +1,69 @@
+"""Options that several commands share, and a parser whose complaints are one sentence."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, except that a mistake is an InputError (one sentence, exit status 2) instead of a page of usage."""
+
+    def error(self, message: str):
+        raise InputError(f"{message}; '{self.prog} --help' explains the options")
+
+
+def add_guides(parser: Parser) -> None:
+    """Labels and points of both images."""
+    for side in ("fixed", "moving"):
+        parser.add_argument(f"--{side}-labels", type=Path, metavar="FILE", help=f"label map of the {side} image")
+        parser.add_argument(f"--{side}-points", type=Path, metavar="FILE", help=f"points of the {side} image (.mrk.json, .fcsv, .csv)")
+
+
+def add_masks(parser: Parser) -> None:
+    """Masks of both images."""
+    for side in ("fixed", "moving"):
+        parser.add_argument(f"--{side}-mask", type=Path, metavar="FILE", help=f"only voxels above 0 of this image count in the {side} image")
+
+
+def add_method(parser: Parser) -> None:
+    """The method, its parameters and where it runs."""
+    parser.add_argument("--method", default="instance-optimisation", metavar="ID[:PRESET]", help="see 'list' and 'show' (default: %(default)s)")
+    parser.add_argument("--init", metavar="START", help="header, center, moments, global, affine or a transform file (default: the method's own start)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method; may be repeated")
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
+    parser.add_argument("--threads", type=_count, default=0, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--write", type=output_list, default=OUTPUTS, metavar="LIST",
+                        help=f"what to write besides result.json, comma separated (default: {','.join(OUTPUTS)})")
+
+
+OUTPUTS = ("transform", "inverse", "affine", "warped", "jacobian")
+
+
+def output_list(text: str) -> tuple[str, ...]:
+    """'transform,warped' -> ('transform', 'warped'); ArgumentTypeError for a word that is no output."""
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    for word in words:
+        if word not in OUTPUTS:
+            raise argparse.ArgumentTypeError(f"'{word}' is no output; choose from {','.join(OUTPUTS)}")
+    return tuple(word for word in OUTPUTS if word in words)
+
+
+def settings(pairs: list[str]) -> dict[str, str]:
+    """['a=1', 'b=2'] -> {'a': '1', 'b': '2'}; InputError where there is no '='."""
+    out = {}
+    for pair in pairs:
+        key, equal, value = pair.partition("=")
+        if not equal or not key.strip():
+            raise InputError(f"--set was given '{pair}'; expected KEY=VALUE, for example --set seed=1")
+        out[key.strip()] = value.strip()
+    return out
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' threads were asked for; give a whole number of at least 1")
+    return int(text)

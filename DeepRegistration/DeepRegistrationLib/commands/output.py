@@ -1,0 +1,114 @@
+"""Writing without halves: files are made in a hidden folder beside their place and are moved there when all are complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import InputError
+
+RECORD = "result.json"
+
+
+@contextmanager
+def staged(folder: Path, replaced: tuple[str, ...] = ()):
+    """A temporary folder whose files land in ``folder`` together when the block ends, and not at all when it fails.
+
+    ``replaced`` names files of an earlier run that go even if they are not written anew, so that what lies in the folder is
+    always one result. The record (result.json) leaves first and arrives last: where it is, the rest is complete.
+    Raises InputError where nothing can be written.
+    """
+    made: list[Path] = []
+    stage = None
+    try:
+        with uninterrupted():
+            made = _make_folders(folder)
+            stage = _stage_in(folder)
+        yield stage
+        with uninterrupted():
+            _publish(stage, folder, replaced)
+            made = []
+    except InputError as error:
+        raise InputError(str(error).replace(str(stage), str(folder))) from error  # the user knows only the final name
+    finally:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
+        for path in reversed(made):
+            _remove_if_empty(path)
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Create ``folder`` with its parents; the ones that were new."""
+    missing = [p for p in (folder, *folder.parents) if not p.exists()][::-1]
+    made: list[Path] = []
+    try:
+        for path in missing:
+            path.mkdir()
+            made.append(path)
+    except OSError as error:
+        for path in reversed(made):
+            _remove_if_empty(path)
+        raise InputError(f"the output folder {folder} cannot be made ({error.strerror}); choose another --out") from None
+    if not folder.is_dir():
+        raise InputError(f"{folder} is a file, a folder is needed for the output; choose another --out")
+    return made
+
+
+def _stage_in(folder: Path) -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    except OSError as error:
+        raise InputError(f"nothing can be written to {folder} ({error.strerror}); choose another --out") from None
+
+
+def _publish(stage: Path, folder: Path, replaced) -> None:
+    names = sorted((p.name for p in stage.iterdir()), key=lambda name: (name == RECORD, name))
+    for name in names:
+        if (folder / name).is_dir():
+            raise InputError(f"{folder / name} is a folder where a file would be written; move it away or choose another --out")
+    for name in (RECORD, *replaced):
+        if name in names or name in replaced:
+            (folder / name).unlink(missing_ok=True)
+    for name in names:
+        os.replace(stage / name, folder / name)
+
+
+def _remove_if_empty(path: Path) -> None:
+    try:
+        path.rmdir()
+    except OSError:
+        return  # something else lives there now
+
+
+@contextmanager
+def uninterrupted():
+    """Ctrl-C and SIGTERM wait until the block has ended: for the moments in which folders and files appear or move."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    before = {number: signal.signal(number, lambda n, frame: waiting.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if waiting:
+            signal.raise_signal(waiting[0])
+
+
+def say(text: str = "") -> None:
+    """One line on stdout: the answer of a command."""
+    sys.stdout.write(text + "\n")
+
+
+def note(text: str) -> None:
+    """One line on stderr: remarks and errors."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

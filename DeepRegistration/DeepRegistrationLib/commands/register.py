@@ -1,0 +1,210 @@
+"""register: two images in, a transform out, with its inverse, its linear part, the warped image, a map and a record."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import InputError
+from ..runtime import Console, JsonLines, Runtime, Silent, peak_memory_mib
+from . import options
+from .output import RECORD, note, say, staged
+
+FILES = {"transform": "transform.h5", "inverse": "inverse.h5", "affine": "affine.tfm", "warped": "warped.nii.gz", "jacobian": "log_jacobian.nii.gz"}
+STARTS = {"header": None, "center": {"start": "center", "freedom": "none"}, "moments": {"start": "moments", "freedom": "none"},
+          "global": {"start": "global", "freedom": "rigid"}, "affine": {}}
+"""--init by name: parameters of the method 'affine', None for the identity in world coordinates."""
+
+
+def add(commands) -> None:
+    parser = commands.add_parser("register", help="register MOVING onto FIXED", description=__doc__)
+    parser.add_argument("--fixed", type=Path, required=True, metavar="FILE", help="the image that stays")
+    parser.add_argument("--moving", type=Path, required=True, metavar="FILE", help="the image that is brought onto it")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; those of an earlier run are replaced")
+    options.add_method(parser)
+    options.add_masks(parser)
+    options.add_guides(parser)
+    voice = parser.add_mutually_exclusive_group()
+    voice.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    voice.add_argument("--json-progress", action="store_true", help="progress as one JSON object a line on stdout, no summary")
+    parser.set_defaults(run=run)
+
+
+def run(arguments) -> None:
+    """Read, register, write, record. Raises InputError, ConvergenceError or Cancelled; then nothing is written."""
+    clock = Stages(arguments.began)
+    with staged(arguments.out, tuple(FILES.values())) as folder:
+        with clock("imports"):
+            from ..method import find
+        values = options.settings(arguments.set)
+        method = find(arguments.method, values)
+        runtime = Runtime(arguments.device, arguments.seed, arguments.threads, monitor=_monitor(arguments))
+        runtime.torch_device()
+        with clock("reading"):
+            problem = read_pair(arguments)
+        with clock("initialisation"):
+            problem = with_start(problem, arguments.init, runtime)
+        with clock("registration"):
+            result = method.run(problem, runtime)
+        with runtime.active():
+            record = write(result, folder, arguments.write, clock)
+        record = {**describe(arguments, method, result), **record, "wall_seconds": clock.seconds(), "peak_memory_mib": peak_memory_mib()}
+        (folder / RECORD).write_text(json.dumps(plain(record), indent=1, allow_nan=False), "utf-8")
+    if not (arguments.quiet or arguments.json_progress):
+        tell(record, arguments.out)
+
+
+class Stages:
+    """Wall seconds of named stages since ``began`` (``time.perf_counter()`` at the start of the program)."""
+
+    def __init__(self, began: float):
+        self.began = began
+        self.stages = {"start": time.perf_counter() - began}
+
+    @contextmanager
+    def __call__(self, name: str):
+        began = time.perf_counter()
+        yield
+        self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - began
+
+    def seconds(self) -> dict[str, float]:
+        """Stage -> seconds, with the total so far."""
+        return {name: round(s, 4) for name, s in (*self.stages.items(), ("total", time.perf_counter() - self.began))}
+
+
+def read_pair(arguments):
+    """The request that the files describe. Raises InputError for a file that cannot be used."""
+    from ..io import read_image, read_labels, read_points
+    from ..problem import Pair
+
+    images, guides = {}, {}
+    for side in ("fixed", "moving"):
+        image = read_image(getattr(arguments, side))
+        mask = getattr(arguments, f"{side}_mask")
+        images[side] = image if mask is None else image.with_mask(read_labels(mask))
+        for kind, read in (("labels", read_labels), ("points", read_points)):
+            path = getattr(arguments, f"{side}_{kind}")
+            guides[f"{side}_{kind}"] = None if path is None else read(path)
+    return Pair(**images, **guides)
+
+
+def with_start(problem, start: str | None, runtime):
+    """``problem`` with its initial transform: a name of ``STARTS``, a transform file, or None for the method's own start."""
+    if start is None:
+        return problem
+    from dataclasses import replace
+
+    from ..method import find
+    from ..transforms import Affine
+
+    if start not in STARTS:
+        initial = start_from_file(start, problem.dim)
+    elif STARTS[start] is None:
+        initial = Affine.identity(problem.dim)
+    else:
+        initial = find("affine", STARTS[start]).run(problem, runtime).transform
+    require_overlap(problem, initial, start)
+    return replace(problem, initial=initial)
+
+
+def start_from_file(path: str, dim: int):
+    """The transform of a file; InputError where it is neither a file nor one of ``STARTS``."""
+    from ..io import read_transform
+
+    if not Path(path).exists():
+        raise InputError(f"--init is '{path}', which is neither a file nor one of {', '.join(STARTS)}; check the path")
+    return read_transform(Path(path), dim)
+
+
+def require_overlap(problem, initial, start: str) -> None:
+    """InputError where ``initial`` brings no part of the fixed field of view into the moving one (looked at on a coarse lattice)."""
+    import torch
+
+    grid = problem.fixed.grid
+    points = torch.as_tensor(grid.resample(grid.extent / 24).points()).reshape(1, -1, grid.dim).float()
+    if not problem.moving.grid.contains(initial(points)[0].detach().cpu().numpy()).any():
+        raise InputError(f"the fields of view of {problem.fixed.name} and {problem.moving.name} do not overlap with --init {start}; "
+                         "use --init moments, or give a transform that brings them together")
+
+
+def write(result, folder: Path, wanted: tuple[str, ...], clock: Stages) -> dict:
+    """Write what is ``wanted`` into ``folder`` and score the transform; returns the scores and the file names.
+
+    The warped image, the map and the scores come from the transform as it was saved and read back, so they are those of the file.
+    """
+    from ..evaluate.summary import summarise
+    from ..io import read_transform, write_image, write_transform
+
+    problem, path = result.problem, folder / FILES["transform"]
+    with clock("writing"):
+        write_transform(result.transform, path)
+        if "inverse" in wanted:
+            write_transform(result.inverse, folder / FILES["inverse"])
+        if "affine" in wanted:
+            write_transform(result.affine, folder / FILES["affine"])
+    with clock("scores"):
+        summary = summarise(read_transform(path, problem.dim), problem.fixed, problem.moving)
+    with clock("writing"):
+        if "warped" in wanted:
+            write_image(summary.warped, folder / FILES["warped"])
+        if "jacobian" in wanted:
+            write_image(summary.log_jacobian, folder / FILES["jacobian"])
+        if "transform" not in wanted:
+            path.unlink()
+    return {**summary.scores, "files": [FILES[name] for name in wanted] + [RECORD]}
+
+
+def describe(arguments, method, result) -> dict:
+    """What was asked for, of which files, and how the method says it went."""
+    stated = {key: value for key, value in result.provenance.items() if key not in ("wall_seconds", "peak_memory_mib")}
+    return {**stated, "method": method.id, "preset": arguments.method.partition(":")[2] or "default", "request": request(vars(arguments)),
+            "system": platform.platform(), "scalars": result.scalars, "history": result.history}
+
+
+REQUEST = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_labels", "moving_labels", "fixed_points", "moving_points",
+           "method", "init", "set", "device", "seed", "write")
+
+
+def request(values: dict) -> dict:
+    """The options that decide the result, as JSON has them: two equal requests give equal results."""
+    out = {}
+    for name in REQUEST:
+        value = values.get(name)
+        out[name] = str(value.resolve()) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return out
+
+
+def plain(value):
+    """JSON types only: numpy and torch numbers become numbers, paths text, what is not finite None."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def _monitor(arguments):
+    if arguments.json_progress:
+        return JsonLines(sys.stdout)
+    return Silent() if arguments.quiet else Console(sys.stderr)
+
+
+def tell(record: dict, out: Path) -> None:
+    """A few lines on stdout for the reader of a terminal."""
+    figures = (record["similarity"]["before"], record["similarity"]["after"], record["sdlogj"])
+    shown = [f"{v:.3f}" if v is not None else "none" for v in figures]
+    memory = record["peak_memory_mib"]
+    say(f"{record['method']}:{record['preset']}  correlation {shown[0]} -> {shown[1]}, folds {100 * record['folds']:.3f} %, "
+        f"SDlogJ {shown[2]}, {record['wall_seconds']['total']:.1f} s" + (f", {memory:.0f} MiB" if memory else ""))
+    say(f"{out}: " + ", ".join(record["files"]))
+    if record["folds"] > 0:
+        note(f"remark: {record['folds_count']} voxels fold; a stronger regularisation prevents this")
+

@@ -1,0 +1,67 @@
+"""warp: carry an image, a label map or points of the moving space onto the fixed space, or back with --inverse.
+
+The transform is the one that 'register' writes: it maps fixed points to moving points (ITK's convention). An image of the
+moving space is pulled onto the fixed grid by it; points of the moving space reach the fixed space by its inverse. The rule is
+the same for everything: INPUT lives in the moving space, the output in the space of REFERENCE, and --inverse swaps the two.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import InputError
+from .output import note, staged
+
+
+def add(commands) -> None:
+    parser = commands.add_parser("warp", help="carry an image, labels or points along a transform", description=__doc__)
+    parser.add_argument("--transform", type=Path, required=True, metavar="FILE", help="fixed -> moving, as written by register")
+    parser.add_argument("--reference", type=Path, required=True, metavar="FILE", help="image of the space that the output is made for")
+    parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="what is carried")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the output; its ending decides the format")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--labels", action="store_true", help="INPUT is a label map or a segmentation: nearest neighbour")
+    kind.add_argument("--points", action="store_true", help="INPUT holds points")
+    parser.add_argument("--inverse", action="store_true", help="INPUT is of the fixed space, REFERENCE is the moving image")
+    parser.set_defaults(run=run)
+
+
+def run(arguments) -> None:
+    """Read, carry, write; InputError for a file that cannot be used, ConvergenceError where an inverse does not exist."""
+    from ..io import read_image, read_transform
+
+    grid = read_image(arguments.reference, channels="vector").grid
+    transform = read_transform(arguments.transform, grid.dim)
+    with staged(arguments.out.resolve().parent) as folder:
+        carry = carry_points if arguments.points else carry_image
+        carry(arguments, transform, grid, folder / arguments.out.name)
+    note(f"wrote {arguments.out}")
+
+
+def carry_image(arguments, transform, grid, path: Path) -> None:
+    """Pull INPUT onto the grid of REFERENCE and write it."""
+    from ..io import read_image, read_labels, write_image, write_labels
+    from ..result import warp
+
+    image = read_labels(arguments.input) if arguments.labels else read_image(arguments.input, channels="vector")
+    require_dim(image.dim, grid.dim, arguments)
+    warped = warp(image, transform.inverse() if arguments.inverse else transform, grid)
+    if not bool(warped.data.any()) and bool(image.data.any()):
+        raise InputError(f"nothing of {arguments.input} falls into the field of view of {arguments.reference}; check that the transform belongs "
+                         "to these two images, and its direction (--inverse)")
+    (write_labels if arguments.labels else write_image)(warped, path)
+
+
+def carry_points(arguments, transform, grid, path: Path) -> None:
+    """Move the points of INPUT into the space of REFERENCE and write them."""
+    from ..io import read_points, write_points
+    from ..result import warp_points
+
+    points = read_points(arguments.input)
+    require_dim(points.dim, grid.dim, arguments)
+    write_points(warp_points(points, transform if arguments.inverse else transform.inverse()), path)
+
+
+def require_dim(found: int, expected: int, arguments) -> None:
+    if found != expected:
+        raise InputError(f"{arguments.input} is {found}D and {arguments.reference} is {expected}D; both must have the same dimension")

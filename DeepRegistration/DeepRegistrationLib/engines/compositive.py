@@ -1,0 +1,280 @@
+"""Diffeomorphic registration by composing small smooth steps over a pyramid of spacings.
+
+One step on a level, in voxels of its lattice: compare the fixed channels with the moving channels pulled back by phi,
+take the symmetric demons update v (``ops/demons.py``) or the scaled slope of another similarity, smooth it (fluid), and
+    phi <- phi o (id + v),   u <- G * u,   phi = id + u,
+where the second smoothing is the elastic part. Every step is shorter than half a voxel and smooth, so that phi stays
+invertible. Vercauteren et al., NeuroImage 2009; Yushkevich et al., 'greedy', 2016.
+
+The symmetric form moves both images to a mean space, each by half a step, and returns phi_moving o phi_fixed^-1; swapping
+the images swaps the result (Avants et al., MedIA 2008).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..geometry import Grid
+from ..image import Image
+from ..ops import demons, fields
+from ..ops.nd import index_gradient
+from ..ops.sample import resample
+from ..runtime import Monitor
+from ..terms import SIMILARITIES
+from ..transforms import Affine, Displacement, Transform
+from .channels import CHANNELS, channels, limits_of, normalised
+from .starts import background
+
+SLOPES = ("ncc", "mi", "ngf")
+MARGIN = 8
+
+
+@dataclass(frozen=True)
+class CompositiveSettings:
+    """factors: spacing of each level in units of the finest; iterations per level; sigmas in voxels of the level; step limit
+    k in voxels; window mm of the local statistics; finest mm, 0 for the voxel size; tolerance ends a level early."""
+
+    similarity: str = "mse"
+    factors: tuple[float, ...] = (4.0, 2.0, 1.0)
+    iterations: tuple[int, ...] = (100, 60, 10)
+    fluid: float = 0.7
+    elastic: float = 0.7
+    limit: float = 1.0
+    window: float = 8.0
+    finest: float = 0.0
+    shared_range: bool = False
+    symmetric: bool = False
+    tolerance: float = 1e-4
+    largest: int = 24_000_000
+
+
+@dataclass
+class Level:
+    """Both images at one spacing: channels on the working lattice and on the moving lattice."""
+
+    fixed: Image
+    moving: Image
+    matrix: np.ndarray
+
+    @property
+    def grid(self) -> Grid:
+        return self.fixed.grid
+
+
+def register(fixed: Image, moving: Image, linear: Affine, settings: CompositiveSettings, monitor: Monitor,
+             start: Transform | None = None) -> tuple[Displacement, list[dict], Transform | None]:
+    """The displacement u (mm, on a lattice over the content) with moving = linear(x + u(x)), and one dict per step.
+
+    ``start`` is a map fixed -> moving to begin from in place of ``linear``. The third value is the inverse of the
+    displacement where the symmetric form gives it. Raises InputError for an unknown similarity, Cancelled.
+    """
+    _check(settings, fixed)
+    box = content_box(fixed, moving, linear)
+    step = finest_spacing(box, settings)
+    limits = (limits_of(fixed), limits_of(moving))
+    if settings.shared_range:
+        low, high = min(a for a, _ in limits), max(b for _, b in limits)
+        limits = ((low, high), (low, high))
+    pyramid = _pyramid(normalised(fixed, limits[0]), normalised(moving, limits[1]), [step * f for f in settings.factors])
+    work = np.array([n * (f ** -fixed.dim + 0.02) for n, f in zip(settings.iterations, settings.factors)], float)
+    ends = np.concatenate([[0], np.cumsum(work) / work.sum()])
+    state, grid, history = None, None, []
+    for k, (pair, iterations) in enumerate(zip(pyramid, settings.iterations)):
+        if iterations == 0:
+            continue
+        level = _level(*pair, box, linear, settings)
+        state = _carried(state, grid, level.grid, settings, linear, start, fixed.dim, fixed.device)
+        grid = level.grid
+        part = monitor.part(ends[k], ends[k + 1], f"level {k + 1}/{len(pyramid)}")
+        state = _run_level(level, state, iterations, settings, part, history, linear)
+    return _finished(state, grid, fixed.grid, history)
+
+
+def _check(settings, fixed):
+    known = CHANNELS + SLOPES
+    if settings.similarity not in known:
+        raise InputError(f"similarity '{settings.similarity}' is not known to the compositive model; expected one of {', '.join(known)}")
+    if settings.symmetric and settings.similarity in SLOPES:
+        raise InputError(f"the symmetric form compares {', '.join(CHANNELS)}; similarity '{settings.similarity}' was asked for")
+    if len(settings.factors) != len(settings.iterations):
+        raise InputError(f"{len(settings.factors)} levels and {len(settings.iterations)} iteration counts were given; give one count per level")
+    if fixed.data.shape[0] != 1:
+        raise InputError(f"a batch of {fixed.data.shape[0]} images was given; the compositive model registers one pair at a time")
+
+
+def finest_spacing(box: Grid, settings: CompositiveSettings) -> float:
+    """mm: the asked spacing or the smallest voxel edge, coarser where the lattice would pass ``largest`` voxels."""
+    wide = np.array(box.size) > 1
+    step = max(settings.finest, float(box.spacing[wide].min()) if wide.any() else float(box.spacing.min()))
+    while np.prod(np.maximum(box.extent / np.maximum(box.spacing, step), 1)) > settings.largest:
+        step *= 1.05
+    return step
+
+
+def content_box(fixed: Image, moving: Image, linear: Affine) -> Grid:
+    """The part of the fixed grid that holds anything of either image, with a margin; background is what the faces show."""
+    lower, upper = _content(fixed)
+    corners = _box_corners(moving.grid, *_content(moving))
+    mapped = linear.inverse()(torch.as_tensor(corners)[None])[0].numpy()
+    index = fixed.grid.world_to_index(mapped)
+    size = np.array(fixed.grid.size)
+    margin = np.maximum(np.ceil(MARGIN * fixed.grid.spacing.min() / fixed.grid.spacing), 2)
+    lower = np.clip(np.minimum(lower, np.floor(index.min(0))) - margin, 0, size - 1)
+    upper = np.clip(np.maximum(upper, np.ceil(index.max(0)) + 1) + margin, lower + 1, size)
+    return fixed.grid.crop(lower, upper)
+
+
+def _content(image):
+    """Index bounds (lower, upper) in (x, y, z) of the voxels that differ from the background by over 2 % of the range."""
+    data = image.data[0, 0]
+    tolerance = 0.02 * float(data.max() - data.min())
+    where = (data - background(data)).abs() > tolerance
+    lower, upper = [], []
+    for axis in range(data.ndim - 1, -1, -1):
+        line = where.movedim(axis, 0).flatten(1).any(1).nonzero()
+        lower.append(int(line[0]) if len(line) else 0)
+        upper.append(int(line[-1]) + 1 if len(line) else data.shape[axis])
+    return np.array(lower), np.array(upper)
+
+
+def _box_corners(grid, lower, upper):
+    return grid.crop(lower, upper).corners()
+
+
+def _pyramid(fixed, moving, spacings):
+    """(fixed, moving) at each spacing, coarse to fine, each made from the next finer one."""
+    made = []
+    for spacing in spacings[::-1]:
+        fixed, moving = fixed.smoothed_to(spacing), moving.smoothed_to(spacing)
+        made.append((fixed, moving))
+    return made[::-1]
+
+
+def _level(fixed, moving, box, linear, settings):
+    """Channels of one level; the working lattice is the part of the smoothed fixed grid that covers the box."""
+    kind = settings.similarity if settings.similarity in CHANNELS else "mse"
+    fixed, moving = (channels(image, kind, settings.window) for image in (fixed, moving))
+    index = fixed.grid.world_to_index(box.corners())
+    lower = np.clip(np.floor(index.min(0) + 0.5 + 1e-6), 0, np.array(fixed.grid.size) - 1).astype(int)
+    upper = np.clip(np.ceil(index.max(0) + 0.5 - 1e-6), lower + 1, fixed.grid.size).astype(int)
+    part = tuple(slice(a, b) for a, b in zip(lower[::-1], upper[::-1]))
+    mask = None if fixed.mask is None else fixed.mask[(..., *part)].contiguous()
+    fixed = Image(fixed.data[(..., *part)].contiguous(), fixed.grid.crop(lower, upper), mask, fixed.name)
+    matrix = moving.grid.inverse_affine @ linear.numpy() @ fixed.grid.affine
+    return Level(fixed, moving, matrix)
+
+
+def _carried(state, old, grid, settings, linear, start, dim, device):
+    """The fields of the last level on the new lattice; at first the start, or the identity."""
+    if state is None:
+        count = 2 if settings.symmetric else 1
+        if start is None:
+            return [torch.zeros(1, dim, *grid.shape, device=device) for _ in range(count)]
+        u = demons.from_world((linear.inverse() @ start).field(grid, device=device), grid)
+        return [u] if count == 1 else [u / 2, -u / 2]
+    return [demons.from_world(resample(demons.to_world(u, old), old, grid), grid) for u in state]
+
+
+def _run_level(level, state, iterations, settings, monitor, history, linear):
+    slope = SIMILARITIES[settings.similarity]() if settings.similarity in SLOPES else None
+    costs: list[float] = []
+    for _ in monitor.steps(iterations):
+        state, cost = _step_symmetric(level, state, settings) if settings.symmetric else _step(level, state, settings, slope)
+        costs.append(cost)
+        history.append({"spacing": float(level.grid.spacing.min()), "cost": cost})
+        monitor.log(cost=cost)
+        if monitor.wants_preview:
+            monitor.preview(linear @ Displacement(demons.to_world(_joined(state), level.grid), level.grid))
+        if len(costs) > 15 and min(costs[:-10]) - min(costs[-10:]) < settings.tolerance * costs[0]:
+            break
+    return state
+
+
+def _step(level, state, settings, slope):
+    u = state[0]
+    fixed = level.fixed.data
+    warped = demons.pull(level.moving.data, level.moving.mask, level.matrix, u, fixed, level.fixed.mask)
+    if slope is None:
+        v, cost = demons.update(fixed, warped, level.grid.spacing, _limit(level, settings), _floor(level))
+    else:
+        v, cost = _scaled_slope(slope, level, warped, settings)
+    v = demons.smooth(v, settings.fluid)
+    return [demons.smooth(demons.compose(u, v), settings.elastic)], cost
+
+
+def _limit(level, settings):
+    wide = np.array(level.grid.size) > 1
+    return settings.limit * float(level.grid.spacing[wide].mean())
+
+
+def _floor(level):
+    """(1 % of the range per voxel) squared: a gradient below it is noise."""
+    return (0.01 / float(level.grid.spacing.max())) ** 2
+
+
+def _scaled_slope(term, level, warped, settings):
+    """Steepest descent of a similarity, scaled so that the longest step of all voxels is half the limit."""
+    cost, slope = term.gradient(level.fixed.data, warped, level.fixed.mask, level.grid)
+    spacing = torch.as_tensor(level.grid.spacing.copy(), dtype=warped.dtype, device=warped.device)
+    scale = spacing.reshape(1, -1, *[1] * level.grid.dim)
+    v = -(slope[:, :, None] * index_gradient(warped)).sum(1) / scale.square()
+    v = demons.smooth(v, max(settings.fluid, 1.0))
+    longest = (v * scale).square().sum(1).max().sqrt().clamp_min(1e-30)
+    return v * (0.5 * _limit(level, settings) / longest), float(cost)
+
+
+def _step_symmetric(level, state, settings):
+    to_moving, to_fixed = state
+    identity = np.eye(level.grid.dim + 1)
+    fixed = demons.pull(level.fixed.data, level.fixed.mask, identity, to_fixed, level.fixed.data, None)
+    warped = demons.pull(level.moving.data, level.moving.mask, level.matrix, to_moving, fixed, None)
+    v, cost = demons.update(fixed, warped, level.grid.spacing, _limit(level, settings), _floor(level))
+    v = demons.smooth(v, settings.fluid) / 2
+    moved = [demons.smooth(demons.compose(u, step), settings.elastic) for u, step in ((to_moving, v), (to_fixed, -v))]
+    return moved, cost
+
+
+def _joined(state):
+    """One displacement in voxels: phi_moving o phi_fixed^-1 in the symmetric form."""
+    if len(state) == 1:
+        return state[0]
+    to_moving, to_fixed = state
+    grid = Grid(tuple(to_fixed.shape[2:]), np.eye(to_fixed.ndim - 1))
+    back, _ = fields.invert(to_fixed, grid, 0.02)
+    return demons.compose(to_moving, back)
+
+
+def _finished(state, grid, whole, history):
+    """Displacements in world mm, faded to 0 over the margin on the sides where the lattice ends inside the image."""
+    fade = _fade(grid, whole).to(state[0].device)
+    u = demons.to_world(_joined(state), grid) * fade
+    inverse = None
+    if len(state) == 2:
+        inverse = Displacement(demons.to_world(_joined(state[::-1]), grid) * fade, grid)
+    return Displacement(u, grid), history, inverse
+
+
+def _fade(grid, whole):
+    """(1, 1, *S) weights: cosine over the outer voxels of the margin, 1 where the image itself ends."""
+    index = np.linalg.solve(whole.affine, grid.affine)
+    lower = index[:-1, -1]
+    upper = lower + index[:-1, :-1] @ (np.array(grid.size) - 1)
+    total = torch.ones(1, 1, *grid.shape)
+    for c, n in enumerate(grid.size):
+        weight = np.ones(n)
+        ramp = 0.5 - 0.5 * np.cos(np.pi * (np.arange(min(4, n // 4)) + 1) / (min(4, n // 4) + 1))
+        if len(ramp) and lower[c] > 0.75:
+            weight[: len(ramp)] *= ramp
+        if len(ramp) and upper[c] < whole.size[c] - 1.75:
+            weight[n - len(ramp):] *= ramp[::-1]
+        shape = [1, 1] + [1] * grid.dim
+        shape[-1 - c] = n
+        total = total * torch.as_tensor(weight, dtype=total.dtype).reshape(shape)
+    return total
+
+
+__all__ = ["CompositiveSettings", "content_box", "finest_spacing", "register"]

@@ -1,0 +1,164 @@
+"""Registration of one pair by gradient descent on any objective, for any parameterisation of the map, coarse to fine.
+
+At each spacing the objective of the alignment (similarity + weighted regularisers, ``terms``) is lowered by Adam (Kingma and
+Ba, ICLR 2015) over the parameters p of
+
+    displacement   phi(x) = x + p(x)                 velocity   phi = exp(p), a stationary flow, invertible by construction
+    bspline        phi(x) = x + sum_k p_k B(x - x_k)
+
+which are kept in voxels of the level, so that one step length serves all levels. Regularisers see phi alone: the linear start
+is folded into the header of the moving image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..image import Image
+from ..ops.sample import resample
+from ..points import Points
+from ..runtime import Monitor
+from ..terms import Alignment, Term
+from ..transforms import Affine, BSpline, Displacement, Transform, Velocity
+from ..transforms.base import require_finite
+
+MODELS = ("displacement", "velocity", "bspline")
+
+
+@dataclass(frozen=True)
+class DescentSettings:
+    """spacings mm of the levels, coarse to fine; iterations per level; step in voxels; control distance in voxels (bspline);
+    symmetric adds the cost of the swapped pair (velocity only); tolerance ends a level early."""
+
+    model: str = "velocity"
+    spacings: tuple[float, ...] = (4.0, 2.0)
+    iterations: tuple[int, ...] = (100, 50)
+    step: float = 0.1
+    control: float = 4.0
+    symmetric: bool = False
+    tolerance: float = 1e-4
+
+
+def descend(pair, linear: Affine, objective: Term, settings: DescentSettings, monitor: Monitor, device="cpu",
+            start: Transform | None = None) -> tuple[Transform, list[dict]]:
+    """The deformation phi with moving = linear(phi(x)) that lowers ``objective``, and one dict per step.
+
+    ``pair`` as ``problem.Pair`` (labels and points are handed to the terms). ``start`` is a deformation to begin from.
+    Raises InputError for settings that do not fit together, ConvergenceError where the parameters diverge, Cancelled.
+    """
+    if settings.model not in MODELS:
+        raise InputError(f"model '{settings.model}' is not known here; expected one of {', '.join(MODELS)}")
+    if settings.symmetric and settings.model != "velocity":
+        raise InputError(f"the symmetric form needs the model 'velocity' (or 'greedy'); '{settings.model}' has no exact inverse")
+    if len(settings.spacings) != len(settings.iterations):
+        raise InputError(f"{len(settings.spacings)} levels and {len(settings.iterations)} iteration counts were given; give one count per level")
+    fixed, moving = pair.fixed.to(device, torch.float32), _folded(pair.moving.to(device, torch.float32), linear)
+    work = np.array([n / s**fixed.dim for n, s in zip(settings.iterations, settings.spacings)], float)
+    ends = np.concatenate([[0], np.cumsum(work) / max(work.sum(), 1e-12)])
+    transform, history = start, []
+    for k, (spacing, iterations) in enumerate(zip(settings.spacings, settings.iterations)):
+        guides = _guides(pair, linear, spacing, device)
+        level = fixed.smoothed_to(spacing), moving.smoothed_to(spacing)
+        part = monitor.part(ends[k], ends[k + 1], f"level {k + 1}/{len(settings.spacings)}")
+        transform = _descend_level(level, guides, transform, linear, objective, settings, iterations, part, history)
+    return transform, history
+
+
+def _folded(image: Image, linear: Affine) -> Image:
+    """The moving image as seen before the linear map: header surgery, no resampling."""
+    return replace(image, grid=image.grid.moved(linear.inverse().numpy()))
+
+
+def _guides(pair, linear, spacing, device):
+    """Labels at the level's spacing and points, in the frames that the alignment uses."""
+    guides = {}
+    if pair.fixed_labels is not None:
+        guides["fixed_labels"] = pair.fixed_labels.to(device).smoothed_to(spacing)
+        guides["moving_labels"] = _folded(pair.moving_labels.to(device), linear).smoothed_to(spacing)
+    if pair.fixed_points is not None:
+        guides["fixed_points"] = pair.fixed_points
+        back = linear.inverse()
+        guides["moving_points"] = Points(back(pair.moving_points.positions), weights=pair.moving_points.weights)
+    return guides
+
+
+def _parameters(model, previous, grid, control, device):
+    """(p, maker): the level's parameters in voxels, taken over from the previous transform, and p -> Transform."""
+    scale = torch.as_tensor(grid.matrix.copy(), dtype=torch.float32, device=device)
+    inverse = torch.linalg.inv(scale)
+
+    def voxels(field):
+        return torch.einsum("ij,bj...->bi...", inverse, field)
+
+    def millimetres(p):
+        return torch.einsum("ij,bj...->bi...", scale, p)
+
+    if model == "bspline":
+        step = np.where(np.array(grid.size) > 1, np.minimum(control, np.maximum(np.array(grid.size) - 1, 1)), 1.0)
+        shape = BSpline.control_shape(grid, step)
+        p = torch.zeros(1, grid.dim, *shape, device=device)
+        if previous is not None:
+            p = voxels(_fitted(previous, grid, step, shape, device))
+        return p, lambda q: BSpline(millimetres(q), grid, step)
+    make = {"displacement": Displacement, "velocity": Velocity}[model]
+    if previous is None:
+        p = torch.zeros(1, grid.dim, *grid.shape, device=device)
+    elif isinstance(previous, Velocity):
+        p = voxels(resample(previous.velocity.detach(), previous.grid, grid))
+    else:
+        p = voxels(previous.field(grid, device=device).detach())
+    return p, lambda q: make(millimetres(q), grid)
+
+
+def _fitted(previous, grid, step, shape, device):
+    """Displacements of ``previous`` at the control points: the coarser spline read at the finer knots."""
+    from ..geometry import Grid
+
+    affine = grid.affine.copy()
+    offset = np.where(np.array(grid.size) > 1, step, 0.0)
+    affine[:-1, -1] = grid.index_to_world(-offset)
+    affine[:-1, :-1] = grid.matrix * step
+    knots = Grid(shape, affine)
+    dense = previous.field(grid, device=device)
+    return resample(dense, grid, knots).detach()
+
+
+def _descend_level(level, guides, previous, linear, objective, settings, iterations, monitor, history):
+    fixed, moving = level
+    p, make = _parameters(settings.model, previous, fixed.grid, settings.control, fixed.device)
+    p = p.detach().clone().requires_grad_(True)
+    adam = torch.optim.Adam([p], lr=settings.step)
+    best, best_cost, costs = p.detach().clone(), float("inf"), []
+    for _ in monitor.steps(iterations):
+        adam.zero_grad(set_to_none=True)
+        alignment = _alignment(fixed, moving, make, p, guides, settings.symmetric)
+        cost = objective(alignment).sum()
+        if settings.symmetric:
+            cost = (cost + objective(alignment.reverse).sum()) / 2
+        cost.backward()
+        value = float(cost.detach())
+        if value < best_cost:
+            best, best_cost = p.detach().clone(), value
+        adam.step()
+        costs.append(value)
+        history.append({"spacing": float(fixed.grid.spacing.min()), "cost": value})
+        monitor.log(cost=value)
+        if monitor.wants_preview:
+            monitor.preview(linear @ make(p.detach().clone()))
+        if len(costs) > 20 and min(costs[:-10]) - min(costs[-10:]) < settings.tolerance * abs(costs[0]):
+            break
+    transform = make(best)
+    require_finite(transform)
+    return transform
+
+
+def _alignment(fixed, moving, make, p, guides, symmetric):
+    forward = Alignment(fixed, moving, make(p), **guides)
+    if symmetric:
+        swapped = {key.replace("fixed", "@").replace("moving", "fixed").replace("@", "moving"): value for key, value in guides.items()}
+        forward.reverse = Alignment(moving, fixed, make(-p), **swapped, reverse=forward)
+    return forward

@@ -1,0 +1,113 @@
+"""The four operations of a compositive registration loop, in voxels of one lattice.
+
+With d = fixed - warped and g = (grad fixed + grad warped) / 2 per mm, the update of symmetric demons is, per voxel,
+    v = d g / (|g|^2 + d^2 / k^2 + floor),
+a Gauss-Newton step for the squared difference whose length stays below k / 2 mm. Several channels are summed above and
+below the line. Vercauteren et al., NeuroImage 2009 (efficient second-order forces); Thirion, MedIA 1998.
+
+Displacements are (1, dim, *S) in voxels of the lattice, components (x, y, z) along its axes: inside the loop no world
+coordinates are needed; ``to_world`` and ``from_world`` convert.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..geometry import Grid
+from . import nd
+from .filters import gaussian, gaussian_kernel
+from .native import kernels_for, volumes
+from .sample import apply_matrix, index_points, inside, sample
+
+
+def to_world(u: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """(1, dim, *S) voxels -> mm in world axes."""
+    return torch.einsum("ij,bj...->bi...", torch.as_tensor(grid.matrix.copy(), dtype=u.dtype, device=u.device), u)
+
+
+def from_world(u: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """(1, dim, *S) mm in world axes -> voxels."""
+    matrix = torch.as_tensor(grid.inverse_affine[:-1, :-1].copy(), dtype=u.dtype, device=u.device)
+    return torch.einsum("ij,bj...->bi...", matrix, u)
+
+
+def pull(moving, moving_mask, matrix: np.ndarray, u, fixed, fixed_mask):
+    """Moving image on the fixed lattice; voxels that cannot be compared get the fixed value, so that they exert no force.
+
+    moving (1, C, *M), masks (1, 1, *) bool or None, matrix (dim + 1, dim + 1) fixed index -> moving index, u and fixed
+    (1, dim or C, *S). Not compared: outside the moving field of view, or outside either mask.
+    """
+    native = kernels_for(moving, u, fixed)
+    if native is not None:
+        out = torch.empty_like(fixed)
+        native.pull(volumes(moving), _mask_array(moving_mask), _full_matrix(matrix), volumes(u), volumes(fixed), _mask_array(fixed_mask), volumes(out))
+        return out
+    grid = Grid(tuple(fixed.shape[2:]), np.eye(fixed.ndim - 1))
+    index = apply_matrix(matrix, index_points(grid, dtype=u.dtype, device=u.device) + u.movedim(1, -1))
+    valid = inside(index, moving.shape[2:])[:, None]
+    if moving_mask is not None:
+        valid = valid & (sample(moving_mask.to(u.dtype), index, "nearest") > 0.5)
+    if fixed_mask is not None:
+        valid = valid & fixed_mask
+    return torch.where(valid, sample(moving, index), fixed)
+
+
+def _mask_array(mask):
+    if mask is None:
+        return np.zeros((0, 0, 0), np.uint8)
+    array = mask.numpy().view(np.uint8)
+    return array.reshape(*(1,) * (5 - array.ndim), *array.shape[2:])
+
+
+def _full_matrix(matrix):
+    full = np.eye(4)
+    dim = matrix.shape[0] - 1
+    full[:dim, :dim], full[:dim, 3] = matrix[:dim, :dim], matrix[:dim, dim]
+    return full[:3].astype(np.float32)
+
+
+def update(fixed, warped, spacing, limit: float, floor: float):
+    """(v (1, dim, *S) voxels, mean squared difference): the demons step above.
+
+    fixed, warped (1, C, *S); spacing (dim,) mm; limit k mm; floor (intensity per mm) squared, below which a gradient is noise.
+    """
+    native = kernels_for(fixed, warped)
+    if native is not None:
+        v = torch.empty(1, fixed.ndim - 2, *fixed.shape[2:])
+        full = np.ones(3, np.float32)
+        full[: len(spacing)] = spacing
+        total = native.demons(volumes(fixed), volumes(warped), full, np.float32(limit), np.float32(floor), volumes(v))
+        return v, total / fixed.numel()
+    d = fixed - warped
+    scale = torch.as_tensor(np.asarray(spacing, float).copy(), dtype=d.dtype, device=d.device).reshape(1, 1, -1, *[1] * (d.ndim - 2))
+    g = nd.index_gradient((fixed + warped) / 2) / scale
+    below = (g.square().sum((1, 2)) + d.square().sum(1) / limit**2 + floor)[:, None]
+    v = (d[:, :, None] * g).sum(1) / below / scale[:, 0]
+    return v, float(d.square().mean())
+
+
+def compose(u, v):
+    """Displacement of (id + u) o (id + v) in voxels: v + u o (id + v), u being clamped at the border."""
+    native = kernels_for(u, v)
+    if native is not None:
+        out = torch.empty_like(v)
+        native.compose(volumes(u), volumes(v), volumes(out))
+        return out
+    grid = Grid(tuple(u.shape[2:]), np.eye(u.ndim - 1))
+    return v + sample(u, index_points(grid, dtype=u.dtype, device=u.device) + v.movedim(1, -1))
+
+
+def smooth(u, sigma):
+    """Gaussian smoothing with the border value outside; sigma voxels, a scalar or (x, y, z)."""
+    native = kernels_for(u)
+    if native is None or max(np.max(sigma), 0) > 3:
+        return gaussian(u, sigma)
+    sigma = np.broadcast_to(np.asarray(sigma, float), (u.ndim - 2,))
+    data, spare = u.contiguous(), torch.empty_like(u)
+    for component, along in zip(range(u.ndim - 2), (native.filter_x, native.filter_y, native.filter_z)):
+        if sigma[component] < 0.1 or u.shape[-1 - component] == 1:
+            continue
+        along(volumes(data), gaussian_kernel(float(sigma[component])).astype(np.float32), True, volumes(spare))
+        data, spare = spare, (torch.empty_like(u) if data is u else data)
+    return data

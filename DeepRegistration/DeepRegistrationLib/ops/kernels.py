@@ -1,0 +1,212 @@
+"""Fused loops for float32 volumes on the CPU, compiled by numba; ``native.py`` decides when they are used.
+
+Arrays are (C, z, y, x), 2D images have one slice; displacements are in voxels, components (x, y, z). Every kernel has a
+plain torch counterpart that a test compares it with; nothing here is needed for a correct result, only for a fast one.
+"""
+
+import numba
+import numpy as np
+
+f4 = np.float32
+_parallel = numba.njit(parallel=True, fastmath={"contract", "reassoc", "arcp", "nsz"}, cache=True, error_model="numpy", nogil=True)
+_inline = numba.njit(fastmath={"contract", "reassoc", "arcp", "nsz"}, cache=True, error_model="numpy", inline="always")
+
+
+@_inline
+def _floor(position, last):
+    """Lower neighbour, upper neighbour and fraction of a position clamped to [0, last]."""
+    position = min(max(position, f4(0)), f4(last))
+    low = int(position)
+    return low, min(low + 1, last), position - f4(low)
+
+
+@_inline
+def _read(volume, x0, x1, fx, y0, y1, fy, z0, z1, fz):
+    a = volume[z0, y0, x0] + fx * (volume[z0, y0, x1] - volume[z0, y0, x0])
+    b = volume[z0, y1, x0] + fx * (volume[z0, y1, x1] - volume[z0, y1, x0])
+    c = volume[z1, y0, x0] + fx * (volume[z1, y0, x1] - volume[z1, y0, x0])
+    d = volume[z1, y1, x0] + fx * (volume[z1, y1, x1] - volume[z1, y1, x0])
+    a += fy * (b - a)
+    c += fy * (d - c)
+    return a + fz * (c - a)
+
+
+@_parallel
+def linear(data, index, out):
+    """data (C, z, y, x), index (N, 3) voxels -> out (C, N), clamped at the border."""
+    channels, depth, height, width = data.shape
+    for n in numba.prange(index.shape[0]):
+        x0, x1, fx = _floor(index[n, 0], width - 1)
+        y0, y1, fy = _floor(index[n, 1], height - 1)
+        z0, z1, fz = _floor(index[n, 2], depth - 1)
+        for c in range(channels):
+            out[c, n] = _read(data[c], x0, x1, fx, y0, y1, fy, z0, z1, fz)
+
+
+@_inline
+def _fade(position, last):
+    """1 inside [0, last], falling to 0 one voxel outside."""
+    return max(f4(0), f4(1) - max(max(-position, position - f4(last)), f4(0)))
+
+
+@_parallel
+def linear_zeros(data, index, out):
+    """As ``linear``, falling to 0 within one voxel outside the lattice."""
+    channels, depth, height, width = data.shape
+    for n in numba.prange(index.shape[0]):
+        x, y, z = index[n, 0], index[n, 1], index[n, 2]
+        fade = _fade(x, width - 1) * _fade(y, height - 1) * _fade(z, depth - 1)
+        x0, x1, fx = _floor(x, width - 1)
+        y0, y1, fy = _floor(y, height - 1)
+        z0, z1, fz = _floor(z, depth - 1)
+        for c in range(channels):
+            out[c, n] = fade * _read(data[c], x0, x1, fx, y0, y1, fy, z0, z1, fz)
+
+
+@_parallel
+def pull(moving, mask, matrix, u, fixed, fixed_mask, out):
+    """Warped moving image on the fixed lattice; where nothing can be compared the fixed value is copied.
+
+    moving (C, d, h, w); mask (d, h, w) uint8 or with no voxels; matrix (3, 4) fixed index -> moving index; u (dim, z, y, x).
+    """
+    channels, depth, height, width = moving.shape
+    components = u.shape[0]
+    has_mask, has_fixed_mask = mask.size > 0, fixed_mask.size > 0
+    half = f4(0.5)
+    for z in numba.prange(out.shape[1]):
+        for y in range(out.shape[2]):
+            for x in range(out.shape[3]):
+                px, py, pz = f4(x) + u[0, z, y, x], f4(y) + u[1, z, y, x], f4(z)
+                if components == 3:
+                    pz += u[2, z, y, x]
+                mx = matrix[0, 0] * px + matrix[0, 1] * py + matrix[0, 2] * pz + matrix[0, 3]
+                my = matrix[1, 0] * px + matrix[1, 1] * py + matrix[1, 2] * pz + matrix[1, 3]
+                mz = matrix[2, 0] * px + matrix[2, 1] * py + matrix[2, 2] * pz + matrix[2, 3]
+                valid = -half <= mx <= width - half and -half <= my <= height - half and -half <= mz <= depth - half
+                x0, x1, fx = _floor(mx, width - 1)
+                y0, y1, fy = _floor(my, height - 1)
+                z0, z1, fz = _floor(mz, depth - 1)
+                if has_mask and valid:
+                    valid = mask[int(min(max(mz + half, f4(0)), f4(depth - 1))), int(min(max(my + half, f4(0)), f4(height - 1))),
+                                 int(min(max(mx + half, f4(0)), f4(width - 1)))] > 0
+                if has_fixed_mask and valid:
+                    valid = fixed_mask[z, y, x] > 0
+                for c in range(channels):
+                    out[c, z, y, x] = _read(moving[c], x0, x1, fx, y0, y1, fy, z0, z1, fz) if valid else fixed[c, z, y, x]
+
+
+@_parallel
+def demons(fixed, warped, spacing, limit, floor, v):
+    """Symmetric demons update in voxels; returns the sum of squared differences. See ``ops/demons.py`` for the equation."""
+    channels, depth, height, width = fixed.shape
+    components = v.shape[0]
+    inverse_limit = f4(1) / (limit * limit)
+    sx, sy, sz = f4(0.25) / spacing[0], f4(0.25) / spacing[1], f4(0.25) / spacing[2]
+    total = 0.0
+    for z in numba.prange(depth):
+        z0, z1 = max(z - 1, 0), min(z + 1, depth - 1)
+        kz = sz * f4(2) if z1 - z0 == 1 else sz
+        row = 0.0
+        for y in range(height):
+            y0, y1 = max(y - 1, 0), min(y + 1, height - 1)
+            ky = sy * f4(2) if y1 - y0 == 1 else sy
+            for x in range(width):
+                x0, x1 = max(x - 1, 0), min(x + 1, width - 1)
+                kx = sx * f4(2) if x1 - x0 == 1 else sx
+                nx, ny, nz, gg, dd = f4(0), f4(0), f4(0), floor, f4(0)
+                for c in range(channels):
+                    f, w = fixed[c], warped[c]
+                    d = f[z, y, x] - w[z, y, x]
+                    gx = kx * (f[z, y, x1] - f[z, y, x0] + w[z, y, x1] - w[z, y, x0])
+                    gy = ky * (f[z, y1, x] - f[z, y0, x] + w[z, y1, x] - w[z, y0, x])
+                    gz = kz * (f[z1, y, x] - f[z0, y, x] + w[z1, y, x] - w[z0, y, x])
+                    nx += d * gx
+                    ny += d * gy
+                    nz += d * gz
+                    gg += gx * gx + gy * gy + gz * gz
+                    dd += d * d
+                scale = f4(1) / (gg + dd * inverse_limit)
+                v[0, z, y, x] = scale * nx / spacing[0]
+                v[1, z, y, x] = scale * ny / spacing[1]
+                if components == 3:
+                    v[2, z, y, x] = scale * nz / spacing[2]
+                row += dd
+        total += row
+    return total
+
+
+@_parallel
+def compose(u, v, out):
+    """out = v + u o (id + v), all (dim, z, y, x) in voxels; u is clamped at the border."""
+    components, depth, height, width = out.shape
+    for z in numba.prange(depth):
+        for y in range(height):
+            for x in range(width):
+                px, py, pz = f4(x) + v[0, z, y, x], f4(y) + v[1, z, y, x], f4(z)
+                if components == 3:
+                    pz += v[2, z, y, x]
+                x0, x1, fx = _floor(px, width - 1)
+                y0, y1, fy = _floor(py, height - 1)
+                z0, z1, fz = _floor(pz, depth - 1)
+                for c in range(components):
+                    out[c, z, y, x] = v[c, z, y, x] + _read(u[c], x0, x1, fx, y0, y1, fy, z0, z1, fz)
+
+
+@_parallel
+def filter_x(data, kernel, clamp, out):
+    """Symmetric kernel (2 r + 1) along x of (N, z, y, x); outside the lattice the border value or 0."""
+    n, depth, height, width = data.shape
+    r = kernel.shape[0] // 2
+    for nz in numba.prange(n * depth):
+        c, z = nz // depth, nz % depth
+        padded = np.zeros(width + 2 * r, np.float32)
+        for y in range(height):
+            for x in range(width):
+                padded[x + r] = data[c, z, y, x]
+            if clamp:
+                for k in range(r):
+                    padded[k] = padded[r]
+                    padded[width + r + k] = padded[width + r - 1]
+            for x in range(width):
+                out[c, z, y, x] = kernel[r] * padded[x + r]
+            for k in range(r):
+                for x in range(width):
+                    out[c, z, y, x] += kernel[k] * (padded[x + k] + padded[x + 2 * r - k])
+
+
+@_parallel
+def filter_y(data, kernel, clamp, out):
+    """As ``filter_x`` along y."""
+    n, depth, height, width = data.shape
+    r = kernel.shape[0] // 2
+    for nz in numba.prange(n * depth):
+        c, z = nz // depth, nz % depth
+        for y in range(height):
+            for x in range(width):
+                out[c, z, y, x] = kernel[r] * data[c, z, y, x]
+            for k in range(1, r + 1):
+                for row in (y - k, y + k):
+                    if clamp:
+                        row = min(max(row, 0), height - 1)
+                    if 0 <= row < height:
+                        for x in range(width):
+                            out[c, z, y, x] += kernel[r + k] * data[c, z, row, x]
+
+
+@_parallel
+def filter_z(data, kernel, clamp, out):
+    """As ``filter_x`` along z."""
+    n, depth, height, width = data.shape
+    r = kernel.shape[0] // 2
+    for nz in numba.prange(n * depth):
+        c, z = nz // depth, nz % depth
+        for y in range(height):
+            for x in range(width):
+                out[c, z, y, x] = kernel[r] * data[c, z, y, x]
+            for k in range(1, r + 1):
+                for plane in (z - k, z + k):
+                    if clamp:
+                        plane = min(max(plane, 0), depth - 1)
+                    if 0 <= plane < depth:
+                        for x in range(width):
+                            out[c, z, y, x] += kernel[r + k] * data[c, plane, y, x]

@@ -1,0 +1,39 @@
+"""Decides where the compiled kernels of ``kernels.py`` stand in for torch: float32 on the CPU, no gradient, numba there.
+
+Without numba (or with ``DEEPREGISTRATION_KERNELS=off``) every caller takes its plain torch path: same results, slower.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+import torch
+
+
+@lru_cache(maxsize=1)
+def _load():
+    if os.environ.get("DEEPREGISTRATION_KERNELS", "on").lower() == "off":
+        return None
+    try:
+        from . import kernels
+    except ImportError:
+        return None
+    return kernels
+
+
+def kernels_for(*tensors: torch.Tensor):
+    """The kernel module, or None where one of ``tensors`` needs torch (device, precision, batch or gradient)."""
+    for t in tensors:
+        if t.device.type != "cpu" or t.dtype != torch.float32 or (torch.is_grad_enabled() and t.requires_grad):
+            return None
+    module = _load()
+    if module is not None:
+        module.numba.set_num_threads(max(1, min(torch.get_num_threads(), module.numba.config.NUMBA_NUM_THREADS)))
+    return module
+
+
+def volumes(x: torch.Tensor):
+    """(1, C, *S) tensor -> numpy (C, z, y, x) that shares its memory where it is contiguous; a 2D image gets one slice."""
+    array = x.detach().contiguous().numpy()
+    return array.reshape(array.shape[1], *(1,) * (5 - array.ndim), *array.shape[2:])

@@ -1,0 +1,132 @@
+"""The contract of every method (the questions of test_contract.py), with the smallest truth that it is asked on.
+
+The truth is made by construction (truths.py): the moving image is a phantom m, T a known map from fixed to moving points, and the
+fixed image m(T(x)) is computed from the formula, so nothing is interpolated and the right answer is known.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+
+import torch
+import truths
+
+from DeepRegistrationLib.errors import Cancelled
+from DeepRegistrationLib.geometry import Grid
+from DeepRegistrationLib.method import find
+from DeepRegistrationLib.parameters import describe, from_values
+from DeepRegistrationLib.problem import Pair
+from DeepRegistrationLib.runtime import Runtime, Silent
+from DeepRegistrationLib.transforms import Affine, Transform
+
+SECONDS = 30.0
+"""What a run on the smallest truth may take on one slow core."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A problem and the true transform, fixed mm -> moving mm."""
+
+    problem: Pair
+    transform: Transform
+
+    def error(self, transform) -> float:
+        """Mean distance in mm from the true map over the inner part of the fixed image."""
+        grid = self.problem.fixed.grid
+        inner = tuple(slice(n // 5, n - n // 5) for n in grid.shape)
+        points = torch.as_tensor(grid.points()[inner].reshape(1, -1, grid.dim)).float()
+        return float(torch.linalg.vector_norm(transform(points).detach().cpu() - self.transform(points), dim=-1).mean())
+
+
+def smallest_pair(dim: int) -> Truth:
+    """A phantom of 48 x 44 (x 40) mm after a shift of 3 mm, a small affine map and a small swirl."""
+    grid = Grid.from_parts((44, 48) if dim == 2 else (20, 22, 24), 1.0 if dim == 2 else 2.0, [3.0, -5.0, 7.0][:dim])
+    shift = Affine.translation([2.5, -2.0, 1.0][:dim])
+    truth = shift @ truths.random_affine(7, dim, grid.centre, 0.03, 0.0) @ truths.random_swirl(7, grid, angle=0.1)
+    moving_grid = grid.pad(3)
+    phantom = truths.Phantom(7, grid)
+    return Truth(Pair(phantom.image(grid, truth), phantom.image(moving_grid)), truth)
+
+
+SMALLEST = {Pair: smallest_pair}
+
+
+def smallest(cls, dim: int) -> Truth:
+    """The smallest truth for a method; a new kind of problem needs an entry in ``SMALLEST``."""
+    assert cls.card.problem in SMALLEST, f"contract.py has no smallest truth for {cls.card.problem.__name__}; add one"
+    return SMALLEST[cls.card.problem](dim)
+
+
+def card_is_complete(cls) -> None:
+    card = cls.card
+    for name in ("title", "summary", "task", "licence"):
+        assert getattr(card, name).strip(), f"{name} is empty"
+    assert card.references and all(r.strip().startswith("@") and r.count("{") == r.count("}") for r in card.references), "references are BibTeX entries"
+    assert set(card.dims) <= {2, 3} and card.dims
+    assert card.assumptions and card.failure_modes, "say what the method assumes and when it fails"
+    assert all(preset.help.strip() for preset in card.presets.values()), "every preset says what it is for"
+    for p in describe(cls):
+        assert p.label.strip() and p.help.strip().endswith("."), f"{p.name} needs a label and a sentence of help"
+
+
+def presets_are_valid(cls) -> None:
+    for name, preset in cls.card.presets.items():
+        instance = find(f"{cls.id}:{name}")
+        assert all(_json(getattr(instance, k)) == _json(v) for k, v in preset.values.items()), name
+
+
+def parameters_round_trip(cls) -> None:
+    for name in cls.card.presets:
+        instance = find(f"{cls.id}:{name}")
+        assert from_values(cls, json.loads(json.dumps(instance.values()))) == instance
+        as_text = {k: ",".join(map(str, v)) if isinstance(v, tuple) else str(v) for k, v in instance.values().items()}
+        assert from_values(cls, as_text) == instance, "the command line gives texts"
+
+
+def beats_identity(cls, dim: int, preset: str = "default") -> None:
+    truth = smallest(cls, dim)
+    began = time.perf_counter()
+    result = find(f"{cls.id}:{preset}").run(truth.problem, Runtime("cpu"))
+    seconds = time.perf_counter() - began
+    before, after = truth.error(lambda x: x), truth.error(result.transform)
+    assert after < 0.8 * before, f"{before:.2f} mm before, {after:.2f} mm after"
+    assert seconds < SECONDS, f"{seconds:.1f} s on the smallest truth"
+    assert result.provenance["method"] == cls.id and result.provenance["parameters"] == find(f"{cls.id}:{preset}").values()
+
+
+def is_repeatable_and_leaves_inputs(cls, dim: int) -> None:
+    truth = smallest(cls, dim)
+    before = [image.data.clone() for image in (truth.problem.fixed, truth.problem.moving)]
+    fields = [find(cls.id).run(truth.problem, Runtime("cpu", seed=3)).transform.field(truth.problem.fixed.grid) for _ in range(2)]
+    assert torch.equal(*fields), "the same seed gave two results"
+    assert all(torch.equal(a, b.data) for a, b in zip(before, (truth.problem.fixed, truth.problem.moving))), "an input was changed"
+
+
+class CancelsAtFirstStep(Silent):
+    """Cancels as soon as the first progress arrives, as a user does who sees the wrong images."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def progress(self, share, text, step=0, steps=0):
+        self.calls += 1
+        self.cancel()
+
+
+def stops_at_first_step(cls, dim: int) -> None:
+    truth = smallest(cls, dim)
+    monitor = CancelsAtFirstStep()
+    began = time.perf_counter()
+    try:
+        find(cls.id).run(truth.problem, Runtime("cpu", monitor=monitor))
+    except Cancelled:
+        assert monitor.calls == 1 and time.perf_counter() - began < SECONDS / 3
+        return
+    raise AssertionError("the run went on after it was cancelled")
+
+
+def _json(value):
+    return json.loads(json.dumps(value))
