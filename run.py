@@ -91,7 +91,8 @@ def command_line(command: str, rest: list[str]) -> list[str]:
         return ["-m", "DeepRegistrationUI.demo", *rest]
     if command == "test":
         named = any(Path(a.split("::")[0]).exists() for a in rest if not a.startswith("-"))
-        return ["-m", "pytest", "--rootdir", str(ROOT), "--config-file", str(ROOT / "pyproject.toml"), *([] if named else [str(ROOT / "Testing")]), *rest]
+        where = [] if named else [str(ROOT / "Testing")]
+        return ["-m", "pytest", "--rootdir", str(ROOT), "--config-file", str(ROOT / "pyproject.toml"), *where, *rest]
     if command == "bench" and bench_script().is_file():
         return [str(bench_script()), *rest]
     if command == "experiment" and experiments():

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import truths
 
-from DeepRegistrationLib.errors import Cancelled
+from DeepRegistrationLib.errors import Cancelled, InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.method import find
 from DeepRegistrationLib.parameters import describe, from_values
@@ -22,15 +22,16 @@ from DeepRegistrationLib.runtime import Runtime, Silent
 from DeepRegistrationLib.transforms import Affine, Transform
 
 SECONDS = 30.0
-"""What a run on the smallest truth may take on one slow core."""
+"""Processor time that a run on the smallest truth may take."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """A problem and the true transform, fixed mm -> moving mm."""
+    """A problem, the true transform (fixed mm -> moving mm), and guides for presets that cannot do without."""
 
     problem: Pair
     transform: Transform
+    guides: dict
 
     def error(self, transform) -> float:
         """Mean distance in mm from the true map over the inner part of the fixed image."""
@@ -47,7 +48,8 @@ def smallest_pair(dim: int) -> Truth:
     truth = shift @ truths.random_affine(7, dim, grid.centre, 0.03, 0.0) @ truths.random_swirl(7, grid, angle=0.1)
     moving_grid = grid.pad(3)
     phantom = truths.Phantom(7, grid)
-    return Truth(Pair(phantom.image(grid, truth), phantom.image(moving_grid)), truth)
+    labels = {"fixed_labels": phantom.label_map(grid, truth), "moving_labels": phantom.label_map(moving_grid)}
+    return Truth(Pair(phantom.image(grid, truth), phantom.image(moving_grid)), truth, labels)
 
 
 SMALLEST = {Pair: smallest_pair}
@@ -63,7 +65,8 @@ def card_is_complete(cls) -> None:
     card = cls.card
     for name in ("title", "summary", "task", "licence"):
         assert getattr(card, name).strip(), f"{name} is empty"
-    assert card.references and all(r.strip().startswith("@") and r.count("{") == r.count("}") for r in card.references), "references are BibTeX entries"
+    assert card.references, "a method has a source"
+    assert all(r.strip().startswith("@") and r.count("{") == r.count("}") for r in card.references), "references are BibTeX entries"
     assert set(card.dims) <= {2, 3} and card.dims
     assert card.assumptions and card.failure_modes, "say what the method assumes and when it fails"
     assert all(preset.help.strip() for preset in card.presets.values()), "every preset says what it is for"
@@ -87,13 +90,22 @@ def parameters_round_trip(cls) -> None:
 
 def beats_identity(cls, dim: int, preset: str = "default") -> None:
     truth = smallest(cls, dim)
-    began = time.perf_counter()
-    result = find(f"{cls.id}:{preset}").run(truth.problem, Runtime("cpu"))
-    seconds = time.perf_counter() - began
+    began = time.process_time()
+    result = run_with_what_it_needs(find(f"{cls.id}:{preset}"), truth)
+    seconds = time.process_time() - began
     before, after = truth.error(lambda x: x), truth.error(result.transform)
     assert after < 0.8 * before, f"{before:.2f} mm before, {after:.2f} mm after"
     assert seconds < SECONDS, f"{seconds:.1f} s on the smallest truth"
     assert result.provenance["method"] == cls.id and result.provenance["parameters"] == find(f"{cls.id}:{preset}").values()
+
+
+def run_with_what_it_needs(method, truth: Truth):
+    """The result on the bare pair; a preset that says in a sentence that it needs labels gets them."""
+    try:
+        return method.run(truth.problem, Runtime("cpu"))
+    except InputError as error:
+        assert "label" in str(error), error
+        return method.run(replace(truth.problem, **truth.guides), Runtime("cpu"))
 
 
 def is_repeatable_and_leaves_inputs(cls, dim: int) -> None:
@@ -119,11 +131,11 @@ class CancelsAtFirstStep(Silent):
 def stops_at_first_step(cls, dim: int) -> None:
     truth = smallest(cls, dim)
     monitor = CancelsAtFirstStep()
-    began = time.perf_counter()
+    began = time.process_time()
     try:
         find(cls.id).run(truth.problem, Runtime("cpu", monitor=monitor))
     except Cancelled:
-        assert monitor.calls == 1 and time.perf_counter() - began < SECONDS / 3
+        assert monitor.calls == 1 and time.process_time() - began < SECONDS / 3
         return
     raise AssertionError("the run went on after it was cancelled")
 

@@ -195,7 +195,8 @@ def test_fields_keep_their_mm_between_lattices():
 # ------------------------------------------------------------------------------------------------ method
 
 
-@pytest.mark.parametrize("dim, preset, bar", [(2, "search-only", 0.9), (2, "aligned", 0.5), (2, "paper", 0.5), (3, "search-only", 2.0), (3, "aligned", 1.3)])
+@pytest.mark.parametrize("dim, preset, bar", [(2, "search-only", 1.2), (2, "aligned", 0.9), (2, "paper", 0.7), (3, "search-only", 2.5),
+                                                (3, "aligned", 1.2), (3, "paper", 0.9)])
 def test_large_deformations_are_recovered(dim, preset, bar):
     fixed, moving, truth, labels, _ = large_deformation(dim)
     assert error_mm(lambda p: p, truth, labels) > 5
@@ -261,12 +262,15 @@ def test_masked_artefacts_do_not_count(which):
     block = (..., slice(40, 64), slice(20, 80))
     data[block] = torch.rand(data[block].shape, generator=torch.Generator().manual_seed(0)) * 8
     mask[block] = False
+    known = mask if which == "fixed" else warp(Image(mask.float(), image.grid), truth, image.grid).data > 0.99
+    sound = Labels(labels.data * known, labels.grid)
     values = {"search_range": 12.0, "control_spacing": 4.0}
     errors = []
     for used in (None, mask):
         spoilt[which] = Image(data, image.grid, used)
-        errors.append(error_mm(run(Pair(spoilt["fixed"], spoilt["moving"]), **values).transform, truth, labels))
-    assert errors[1] < 0.6 * errors[0] and errors[1] < 2.0
+        errors.append(error_mm(run(Pair(spoilt["fixed"], spoilt["moving"]), **values).transform, truth, sound))
+    print(errors)
+    assert errors[1] < 0.7 * errors[0] and errors[1] < 0.7
 
 
 def test_label_maps_improve_the_overlap_of_their_label():

@@ -102,6 +102,17 @@ def test_scores_tell_the_truth_from_nothing(case):
     assert good["folds in the brain"][1] == 0 and good["inverse error, mean"][1] < 0.1
 
 
+def test_timed_console_adds_up_the_parts(capsys):
+    import io
+
+    monitor = demo.TimedConsole(io.StringIO())
+    for _ in monitor.part(0, 0.5, "start").steps(3, "fast"):
+        pass
+    for _ in monitor.part(0.5, 1, "fine").steps(2, "slow"):
+        pass
+    assert list(monitor.seconds) == ["start", "fine"] and all(s >= 0 for s in monitor.seconds.values())
+
+
 class Oracle:
     """A method that knows the answer, or one that makes it worse."""
 
@@ -111,7 +122,7 @@ class Oracle:
     def run(self, problem, runtime: Runtime):
         for _ in runtime.monitor.steps(2, "oracle"):
             pass
-        return Result(problem, self.transform, history=[{"loss": 1.0}, {"loss": 0.5}], provenance={"method": "oracle", "stages": {"solve": 0.1}})
+        return Result(problem, self.transform, history=[{"loss": 1.0}, {"loss": 0.5}], provenance={"method": "oracle"})
 
 
 @pytest.fixture
@@ -138,7 +149,7 @@ def test_the_whole_demo_leaves_files_that_can_be_read(small, monkeypatch, tmp_pa
     monkeypatch.setattr(demo, "find", lambda name: Oracle(small["truth"][0]))
     assert demo.main(["--out", str(tmp_path), "--seed", "5"]) == 0
     text = capsys.readouterr().out
-    assert "Against the known truth" in text and "TRE landmarks, mean" in text and "Wall time" in text and "of registration: solve" in text
+    assert "Against the known truth" in text and "TRE landmarks, mean" in text and "Wall time" in text and "registration" in text
     expected = {"fixed.nrrd", "moving.nrrd", "fixed.seg.nrrd", "moving.seg.nrrd", "fixed.mrk.json", "moving.mrk.json", "linear.tfm", "deformation.h5",
                 "inverse.h5", "warped.nrrd", "log_jacobian.nrrd", "scene.mrml", "report.html", "overlay.png", "deformation_grid.png", "log_jacobian.png"}
     assert expected <= {p.name for p in tmp_path.iterdir()}

@@ -60,7 +60,8 @@ def files(tmp_path_factory):
     write_transform(Affine.translation([9000.0, 0.0]), paths["far transform"])
     (folder / "2d points.csv").write_text("label,x,y\na,1,2\nb,3,4\n")
     (folder / "3d points.csv").write_text("label,x,y,z\na,1,2,3\n")
-    return {**paths, "2D points": folder / "2d points.csv", "3D points": folder / "3d points.csv", "folder": folder, "absent": folder / "absent.nii.gz"}
+    paths |= {"2D points": folder / "2d points.csv", "3D points": folder / "3d points.csv"}
+    return {**paths, "folder": folder, "absent": folder / "absent.nii.gz"}
 
 
 @pytest.mark.parametrize("fixed, moving, words", [
@@ -117,7 +118,9 @@ def test_no_overlap_is_said_with_its_remedy(files, cli, toy, tmp_path):
     assert "do not overlap" in answer.sentence() and "--init moments" in answer.sentence()
 
 
-@pytest.mark.parametrize("kind, words", [("file", "is a file, a folder is needed"), ("below a file", "cannot be made"), ("full of folders", "is a folder where")])
+@pytest.mark.parametrize("kind, words", [
+    ("file", "is a file, a folder is needed"), ("below a file", "cannot be made"), ("full of folders", "is a folder where"),
+])
 def test_output_that_cannot_be_written(files, cli, toy, tmp_path, kind, words):
     out = tmp_path / "out"
     if kind == "full of folders":

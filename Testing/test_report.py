@@ -160,6 +160,14 @@ def test_log_jacobian_of_a_fold_reaches_the_floor():
     assert bool((folded.log_jacobian(grid)[..., 1:-1] <= report.FOLD).all())
 
 
+def test_history_of_two_kinds_has_two_panels():
+    deformable = [{"spacing": 2.0, "cost": 1.0 / (k + 1)} for k in range(6)]
+    one = pixels(report.history_picture(deformable))
+    two = pixels(report.history_picture([{"stage": "affine", "loss": -0.5}] * 3 + deformable))
+    assert two.shape[1] > 1.5 * one.shape[1]
+    assert report._part_of(deformable[0]) == "2 mm" and report._part_of({"stage": "rigid", "loss": 1}) == "rigid"
+
+
 def test_history_without_a_loss_has_no_picture():
     assert report.history_picture([{"step": 1}]) is None and report.history_picture([]) is None
 

@@ -68,6 +68,21 @@ class Stages:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
+class TimedConsole(Console):
+    """A progress bar that also notes the wall seconds of each part of a run, a part being the text up to the first comma."""
+
+    def __init__(self, stream=None):
+        super().__init__(stream)
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def progress(self, share, text, step=0, steps=0):
+        now, part = time.perf_counter(), text.split(",")[0]
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._since
+        self._since = now
+        super().progress(share, text, step, steps)
+
+
 # -------------------------------------------------------------------------------------------------------- the known truth
 
 
@@ -204,6 +219,7 @@ def save_nodes(scene, folder: Path, files: dict) -> None:
         if node.GetStorageNode() is None:
             node.AddDefaultStorageNode()
         storage = node.GetStorageNode()
+        (folder / name).unlink(missing_ok=True)
         storage.SetFileName(str(folder / name))
         if not storage.WriteData(node):
             raise InputError(f"{folder / name} could not be written; check that the disk has room and the folder may be written to")
@@ -251,14 +267,15 @@ def scene_error(nodes: dict, fixed: dict, moving: dict) -> float:
     return float((shown.positions - aim.positions).norm(dim=-1).mean())
 
 
-def tables_of(figures: dict, seconds: dict, provenance: dict) -> list[report.Table]:
-    """Accuracy, seconds per stage, and how the result was made."""
+def tables_of(figures: dict, seconds: dict, inner: dict, provenance: dict) -> list[report.Table]:
+    """Accuracy, seconds per stage (``inner``: of the parts of the registration), and how the result was made."""
     accuracy = report.Table("Against the known truth", ("measure", "before", "after", "unit"),
                             tuple((name, *values) for name, values in figures.items()))
-    inner = provenance.get("stages") or provenance.get("seconds") or {}
-    stages = {**seconds, **{f"  of registration: {name}": value for name, value in inner.items()}} if isinstance(inner, dict) else seconds
-    timing = report.Table("Wall time", ("stage", "seconds"), tuple((n, f"{s:.1f}") for n, s in stages.items()) +
-                          (("all", f"{sum(seconds.values()):.1f}"),))
+    rows = []
+    for name, value in seconds.items():
+        rows.append((name, f"{value:.1f}"))
+        rows += [(f"  {part}", f"{s:.1f}") for part, s in inner.items() if s >= 0.05] if name == "registration" else []
+    timing = report.Table("Wall time", ("stage", "seconds"), (*rows, ("all", f"{sum(seconds.values()):.1f}")))
     return [accuracy, timing, report.provenance_table(provenance)]
 
 
@@ -281,8 +298,9 @@ def run(folder: Path, seed: int = 0, size: str = "full", device: str = "auto", s
         pair = outputs.pair_from_nodes(fixed["volume"], moving["volume"])
         fixed_head, moving_head = head_from_nodes(fixed), head_from_nodes(moving)
     say(f"fixed {pair.fixed.grid}, moving {pair.moving.grid}, oblique")
+    monitor = TimedConsole()
     with stages.time("registration"):
-        result = find(METHOD).run(pair, Runtime(device=device, seed=seed, monitor=Console()))
+        result = find(METHOD).run(pair, Runtime(device=device, seed=seed, monitor=monitor))
     with stages.time("library to scene"):
         nodes = outputs.add_result(result, fixed["volume"], moving["volume"], "Registration", inverse=True)
         for node in moving.values():
@@ -296,7 +314,7 @@ def run(folder: Path, seed: int = 0, size: str = "full", device: str = "auto", s
     with stages.time("files"):
         save_nodes(scene, folder, files_of(fixed, moving, nodes))
         write_pictures(folder, pictures)
-    finish(folder, tables_of(figures, stages.seconds, result.provenance), pictures, say)
+    finish(folder, tables_of(figures, stages.seconds, monitor.seconds, result.provenance), pictures, say)
     del keep
     return figures
 

@@ -62,7 +62,8 @@ def run(arguments) -> None:
     failed = [row["id"] for row in table if row["status"] == "failed"]
     say(f"{len(table) - len(failed)} of {len(table)} pairs registered; {arguments.out / 'summary.csv'}")
     if failed:
-        raise Failed(f"{len(failed)} of {len(table)} pairs failed ({', '.join(failed[:5])}); summary.csv says why, call the same command again to retry them")
+        raise Failed(f"{len(failed)} of {len(table)} pairs failed ({', '.join(failed[:5])}); summary.csv says why, "
+                     "call the same command again to retry them")
 
 
 def read_manifest(path: Path) -> list[dict]:

@@ -27,10 +27,13 @@ from ..runtime import Monitor
 from ..terms import SIMILARITIES
 from ..transforms import Affine, Displacement, Transform
 from .channels import CHANNELS, channels, limits_of, normalised
+from .matching import local_map
 from .starts import background
 
 SLOPES = ("ncc", "mi", "ngf")
 MARGIN = 8
+REFRESH = 5
+NOISE = 0.03
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class CompositiveSettings:
     fluid: float = 0.7
     elastic: float = 0.7
     limit: float = 1.0
-    window: float = 8.0
+    window: float = 12.0
     finest: float = 0.0
     shared_range: bool = False
     symmetric: bool = False
@@ -59,6 +62,9 @@ class Level:
     fixed: Image
     moving: Image
     matrix: np.ndarray
+    background: float = 0.0
+    map: object = None
+    target: torch.Tensor | None = None
 
     @property
     def grid(self) -> Grid:
@@ -157,7 +163,7 @@ def _pyramid(fixed, moving, spacings):
 def _level(fixed, moving, box, linear, settings):
     """Channels of one level; the working lattice is the part of the smoothed fixed grid that covers the box."""
     kind = settings.similarity if settings.similarity in CHANNELS else "mse"
-    fixed, moving = (channels(image, kind, settings.window) for image in (fixed, moving))
+    fixed, moving = (channels(image, kind) for image in (fixed, moving))
     index = fixed.grid.world_to_index(box.corners())
     lower = np.clip(np.floor(index.min(0) + 0.5 + 1e-6), 0, np.array(fixed.grid.size) - 1).astype(int)
     upper = np.clip(np.ceil(index.max(0) + 0.5 - 1e-6), lower + 1, fixed.grid.size).astype(int)
@@ -165,7 +171,7 @@ def _level(fixed, moving, box, linear, settings):
     mask = None if fixed.mask is None else fixed.mask[(..., *part)].contiguous()
     fixed = Image(fixed.data[(..., *part)].contiguous(), fixed.grid.crop(lower, upper), mask, fixed.name)
     matrix = moving.grid.inverse_affine @ linear.numpy() @ fixed.grid.affine
-    return Level(fixed, moving, matrix)
+    return Level(fixed, moving, matrix, background(fixed.data[0, 0]), target=fixed.data)
 
 
 def _carried(state, old, grid, settings, linear, start, dim, device):
@@ -182,7 +188,9 @@ def _carried(state, old, grid, settings, linear, start, dim, device):
 def _run_level(level, state, iterations, settings, monitor, history, linear):
     slope = SIMILARITIES[settings.similarity]() if settings.similarity in SLOPES else None
     costs: list[float] = []
-    for _ in monitor.steps(iterations):
+    for k in monitor.steps(iterations):
+        if settings.similarity == "lncc" and k % REFRESH == 0:
+            _match(level, state, settings)
         state, cost = _step_symmetric(level, state, settings) if settings.symmetric else _step(level, state, settings, slope)
         costs.append(cost)
         history.append({"spacing": float(level.grid.spacing.min()), "cost": cost})
@@ -194,12 +202,28 @@ def _run_level(level, state, iterations, settings, monitor, history, linear):
     return state
 
 
+def _match(level, state, settings):
+    """Fit the local intensity map anew; ``target`` is the fixed image in the units of the moving one."""
+    fixed, warped = _pulled(level, state)
+    mapped = fixed if level.map is None else level.map(fixed, level.background)
+    level.map = local_map(fixed, warped, mapped, level.grid, settings.window, level.background)
+    level.target = level.map(level.fixed.data, level.background)
+
+
+def _pulled(level, state):
+    """(fixed, warped) as the next step sees them, the fixed one before its intensity map."""
+    if len(state) == 1:
+        return level.fixed.data, demons.pull(level.moving.data, level.moving.mask, level.matrix, state[0], level.target, level.fixed.mask)
+    fixed = demons.pull(level.fixed.data, level.fixed.mask, np.eye(level.grid.dim + 1), state[1], level.fixed.data, None)
+    mapped = fixed if level.map is None else level.map(fixed, level.background)
+    return fixed, demons.pull(level.moving.data, level.moving.mask, level.matrix, state[0], mapped, None)
+
+
 def _step(level, state, settings, slope):
     u = state[0]
-    fixed = level.fixed.data
-    warped = demons.pull(level.moving.data, level.moving.mask, level.matrix, u, fixed, level.fixed.mask)
+    _, warped = _pulled(level, state)
     if slope is None:
-        v, cost = demons.update(fixed, warped, level.grid.spacing, _limit(level, settings), _floor(level))
+        v, cost = demons.update(level.target, warped, level.grid.spacing, _limit(level, settings), _floor(level))
     else:
         v, cost = _scaled_slope(slope, level, warped, settings)
     v = demons.smooth(v, settings.fluid)
@@ -212,8 +236,8 @@ def _limit(level, settings):
 
 
 def _floor(level):
-    """(1 % of the range per voxel) squared: a gradient below it is noise."""
-    return (0.01 / float(level.grid.spacing.max())) ** 2
+    """(``NOISE`` of the range per voxel) squared: a gradient below it is taken for noise."""
+    return (NOISE / float(level.grid.spacing.max())) ** 2
 
 
 def _scaled_slope(term, level, warped, settings):
@@ -229,10 +253,9 @@ def _scaled_slope(term, level, warped, settings):
 
 def _step_symmetric(level, state, settings):
     to_moving, to_fixed = state
-    identity = np.eye(level.grid.dim + 1)
-    fixed = demons.pull(level.fixed.data, level.fixed.mask, identity, to_fixed, level.fixed.data, None)
-    warped = demons.pull(level.moving.data, level.moving.mask, level.matrix, to_moving, fixed, None)
-    v, cost = demons.update(fixed, warped, level.grid.spacing, _limit(level, settings), _floor(level))
+    fixed, warped = _pulled(level, state)
+    mapped = fixed if level.map is None else level.map(fixed, level.background)
+    v, cost = demons.update(mapped, warped, level.grid.spacing, _limit(level, settings), _floor(level))
     v = demons.smooth(v, settings.fluid) / 2
     moved = [demons.smooth(demons.compose(u, step), settings.elastic) for u, step in ((to_moving, v), (to_fixed, -v))]
     return moved, cost

@@ -38,7 +38,8 @@ class CostVolume:
 
     fixed, moving: features on one grid; reach (x, y, z) cells; ``aggregate`` is the radius in cells of the box over which costs are averaged.
     Held whole where it fits in ``memory`` bytes, computed anew slab by slab where it does not. A displacement that ends outside the moving
-    image or its mask costs what the others cost at this point on average; a point outside the fixed mask costs nothing anywhere.
+    image or its mask is unknown and costs the middle of the mean and the least of the others at this point, so it neither repels nor
+    attracts; a point outside the fixed mask costs nothing anywhere.
     """
 
     def __init__(self, fixed: Features, moving: Features, reach, aggregate: int = 1, memory: float = 1e9):
@@ -81,12 +82,20 @@ class CostVolume:
             torch.sum(difference.square_(), 0, out=costs[k])
             torch.mul(weight, self._weight[view], out=shares[k])
         costs.mul_(shares)
-        mean = costs.sum(0) / shares.sum(0).clamp_min(1e-6)
-        costs.add_(shares.neg_().add_(weight).mul_(mean))
+        unknown = 0.5 * (costs.sum(0) / shares.sum(0).clamp_min(1e-6) + _least_known(costs, shares, weight))
+        costs.add_(shares.neg_().add_(weight).mul_(unknown))
         del shares
         for part in costs.split(64):
             part.copy_(box(part[None], self.aggregate)[0])
         return costs[:, start - low:costs.shape[1] - (high - stop)].reshape(len(self.lattice), -1)
+
+
+def _least_known(costs, shares, weight):
+    """(*S) the least cost over displacements whose share of weight is above a half; 0 where there is none."""
+    least = costs.new_full(costs.shape[1:], float("inf"))
+    for cost, share in zip(costs, shares):
+        least = torch.where(share > 0.5 * weight, torch.minimum(least, cost), least)
+    return least.nan_to_num(posinf=0.0)
 
 
 def best_displacement(volume: CostVolume, field: torch.Tensor | None = None, weight: float = 0.0) -> torch.Tensor:

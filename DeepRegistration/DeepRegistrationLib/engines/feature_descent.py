@@ -16,13 +16,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from ..errors import InputError
-from ..geometry import Grid
 from ..ops import fields, nd
 from ..ops.filters import gaussian
 from ..ops.sample import index_points, sample_rows
 from ..runtime import Silent
+from ..transforms import Displacement, Velocity
 from .feature_lattice import Features
 
 SLAB_CELLS = 32_768
@@ -157,13 +158,31 @@ def compose(outer: torch.Tensor, inner: torch.Tensor, base: torch.Tensor) -> tor
     return inner + sample_rows(outer[0].flatten(1).T.contiguous(), outer.shape[2:], there).T.reshape(outer.shape)
 
 
-def nearest_flow(displacement: torch.Tensor, grid: Grid, iterations: int = 8, width: float = 1.0, monitor=None) -> torch.Tensor:
-    """A stationary velocity (1, dim, *S) mm whose flow is close to the ``displacement`` (1, dim, *S) mm: a projection onto diffeomorphisms.
+def nearest_flow(displacement: Displacement, iterations: int = 8, width: float = 0.7, monitor=None) -> Velocity:
+    """The flow of a stationary velocity close to ``displacement``: a projection onto diffeomorphisms.
 
-    v <- v + G ((id + u) o exp(-v) - id), G a Gaussian of ``width`` voxels; a fold, which no flow has, is smoothed away.
+    v <- v + G ((id + u) o exp(-v) - id), G a Gaussian of ``width`` voxels; a fold, which no flow has, is smoothed away. The lattice grows by
+    as many voxels as the field reaches, and the field fades over them, so that the flow is not cut at the border of the image.
     """
     monitor = monitor or Silent()
-    velocity = gaussian(displacement, width)
+    displacement = _faded(displacement)
+    u, grid = displacement.displacement, displacement.grid
+    velocity = gaussian(u, width)
     for _ in monitor.steps(iterations, "diffeomorphic projection"):
-        velocity = velocity + gaussian(fields.compose(displacement, fields.exp(-velocity, grid), grid), width)
-    return velocity
+        velocity = velocity + gaussian(fields.compose(u, fields.exp(-velocity, grid), grid), width)
+    return Velocity(velocity, grid)
+
+
+def _faded(transform):
+    """The map on a wider lattice, where it falls to 0 by less than half a voxel per voxel."""
+    u, grid = transform.displacement, transform.grid
+    reach = int(fields.to_index_units(u, grid).abs().max().ceil()) * 2 + 1
+    margin = [reach if n > 1 else 0 for n in grid.size]
+    wide = F.pad(u, [m for r in margin for m in (r, r)], mode="replicate")
+    for component, r in enumerate(margin):
+        axis = nd.axis_of(component, grid.dim)
+        n = wide.shape[axis]
+        place = torch.arange(n, device=u.device, dtype=u.dtype)
+        fade = (torch.minimum(place, n - 1 - place) / max(r, 1)).clamp_max(1) if r else torch.ones_like(place)
+        wide = wide * fade.reshape([-1] + [1] * component)
+    return Displacement(wide, grid.pad(margin))

@@ -18,6 +18,7 @@ from ..geometry import Grid
 from ..image import Image, Labels
 from ..ops import nd
 from ..ops.features import mind_ssc
+from ..ops.filters import box
 from ..ops.sample import inside, resample, sample
 from ..runtime import Silent
 from ..terms.base import Alignment
@@ -147,26 +148,33 @@ def image_features(image: Image, frame: Grid, transform: Transform, block, radiu
     data, mask, seen = _on_frame(image, frame, cells, transform)
     scale = (12 / (data.shape[1] * (12 if frame.dim == 3 else 4))) ** 0.5
     means = []
-    for rows, inner, part in _row_slabs(data, block[-1], radius + dilation):
-        features = mind_ssc(part, radius, dilation).narrow(2, *inner).mul_(scale)
+    for rows, inner, wide in _row_slabs(data, block[-1], radius + dilation):
+        inside_mask = None if mask is None else mask.narrow(2, *wide) > 0.5
+        features = mind_ssc(data.narrow(2, *wide), radius, dilation, inside_mask).narrow(2, *inner).mul_(scale)
         if mask is not None:
             features.mul_(mask.narrow(2, *rows))
         means.append(nd.average_pool(features, block))
     pooled, weight = torch.cat(means, 2), seen.to(data.dtype)
     if mask is not None:
         share = nd.average_pool(mask, block)
-        pooled, weight = pooled / share.clamp_min(1e-6), weight * share
+        pooled, weight = _filled(pooled, share), weight * share
     return Features(pooled, weight, cells)
 
 
+def _filled(sums, share, radius=2):
+    """Means sums / share; cells without a share get the mean of their neighbours, so that no edge is made where a mask ends."""
+    around = box(sums, radius).div_(box(share, radius).clamp_min(1e-6))
+    return torch.where(share > 0, sums / share.clamp_min(1e-6), around)
+
+
 def _row_slabs(data, block_rows, margin):
-    """Cuts (1, C, *S) along its first spatial axis: ((first, count) rows, (first, count) of these in the part, part with margins)."""
+    """Cuts (1, C, *S) along its first spatial axis: (first, count) of the rows, of these within their widened slab, of the widened slab."""
     n = data.shape[2]
     rows = max(1, SLAB_VOXELS // (data[0, :, 0].numel() * block_rows)) * block_rows
     for start in range(0, n, rows):
         stop = min(start + rows, n)
         low, high = max(0, start - margin), min(n, stop + margin)
-        yield (start, stop - start), (start - low, stop - start), data[:, :, low:high]
+        yield (start, stop - start), (start - low, stop - start), (low, high - low)
 
 
 def _on_frame(image, frame, cells, transform):

@@ -177,23 +177,35 @@ def jacobian_picture(fixed: Image, log_jacobian: torch.Tensor, centre=None, limi
 
 
 def history_picture(history: list[dict]) -> bytes | None:
-    """PNG: the loss of a run over its logged steps, one line a part (``level`` or ``stage``); None without a logged loss."""
-    name = next((k for k in ("loss", "cost", "total", "similarity") if any(k in entry for entry in history)), None)
-    if name is None:
+    """PNG: the logged figure of merit of a run over its steps, one line a part of the run (its ``stage``, ``level`` or ``spacing``
+    in mm), each part's own figure beside the others; None where no loss, cost or similarity was logged."""
+    names = ("loss", "cost", "total", "feature_cost", "similarity")
+    named = [(next((n for n in names if n in entry), None), entry) for entry in history]
+    shown = list(dict.fromkeys(name for name, entry in named if name))
+    if not shown:
         return None
-    entries = [e for e in history if name in e and math.isfinite(float(e[name]))]
-    figure = _figure(7.0, 3.2)
-    axes, stage_of = figure.add_axes((0.1, 0.16, 0.88, 0.8)), lambda e: str(e.get("stage", "")) + " " + str(e.get("level", ""))
-    stages = list(dict.fromkeys(stage_of(e) for e in entries))
-    for stage in stages:
-        points = [(n, float(e[name])) for n, e in enumerate(entries) if stage_of(e) == stage]
-        axes.plot(*zip(*points), label=stage.strip() or None, marker="." if len(points) < 5 else None)
+    figure = _figure(5.0 * len(shown) + 1.5, 3.2)
+    for k, name in enumerate(shown):
+        axes = figure.add_axes(((k + 0.14) / len(shown), 0.16, 0.83 / len(shown), 0.8))
+        _lines(axes, [entry for n, entry in named if n == name and math.isfinite(float(entry[n]))], name)
+    return _png(figure)
+
+
+def _lines(axes, entries, name):
+    parts = list(dict.fromkeys(_part_of(entry) for entry in entries))
+    for part in parts:
+        points = [(n, float(e[name])) for n, e in enumerate(entries) if _part_of(e) == part]
+        axes.plot(*zip(*points), label=part, marker="." if len(points) < 5 else None)
     axes.set_xlabel("logged step")
     axes.set_ylabel(f"{name} (lower is better)")
     axes.grid(alpha=0.3)
-    if any(stage.strip() for stage in stages):
+    if any(parts):
         axes.legend(fontsize=8, frameon=False)
-    return _png(figure)
+
+
+def _part_of(entry: dict) -> str:
+    words = [str(entry[key]) for key in ("stage", "level") if key in entry]
+    return ", ".join(words + ([f"{entry['spacing']:.3g} mm"] if "spacing" in entry else []))
 
 
 def _same_grid(fixed, *others):

@@ -80,7 +80,8 @@ def summarise(transform, fixed: Image, moving: Image) -> Summary:
         folds, voxels = folds + int((counted & ~positive).sum()), voxels + int(counted.sum())
         lowest = min(lowest, float(determinant.where(counted, math.inf).min()))
         highest = max(highest, float(determinant.where(counted, -math.inf).max()))
-    scores = {"similarity": {"name": "correlation over the common field of view, -1 to 1", "before": before.correlation(), "after": after.correlation()},
+    similarity = {"name": "correlation over the common field of view, -1 to 1", "before": before.correlation(), "after": after.correlation()}
+    scores = {"similarity": similarity,
               "folds": folds / max(voxels, 1), "folds_count": folds, "voxels": voxels,
               "sdlogj": math.sqrt(max(float(logs.covariance()[0, 0]), 0.0)) if logs.count else None,
               "determinant_min": lowest, "determinant_max": highest}

@@ -6,7 +6,8 @@ MIND-SSC features of both images are averaged on a control grid and compared at 
     E(v, u) = sum_x D(x, v(x)) + 1 / (2 theta) |v - u|^2 + alpha |grad u|^2
 
 by turns of the exact best v and a box filter for u, with 1 / (2 theta) growing from 0.003 to 1 per squared cell. The fields of both
-directions are made inverse to each other, then Adam refines the forward one on the features, on a coarse and a fine lattice.
+directions are made inverse to each other, then Adam refines the forward one on the features: elastic on a coarse lattice, 'fluid' or
+elastic on a fine one.
 
 Siebert and Heinrich, WBIR 2022; Heinrich et al., WBIR 2014; Siebert, Hansen, Heinrich, Learn2Reg 2021 (ConvexAdam). The texts give no
 lattice for brains; control grid of 6 voxels, reach of 4 cells, coupling, features and 'elastic' refinement are those of ConvexAdam.
@@ -29,7 +30,7 @@ from ..errors import InputError
 from ..method import Card, Method, Preset, method
 from ..parameters import parameter
 from ..result import Result
-from ..transforms import Identity, Velocity
+from ..transforms import Identity
 from ..transforms.base import require_finite
 
 SIEBERT = """@inproceedings{Siebert2022,
@@ -87,10 +88,10 @@ class ConvexDiscrete(Method):
     radius: int = parameter(1, "Patch radius", "Half width of the patches of MIND-SSC.", unit="voxels", minimum=0, maximum=5)
     dilation: int = parameter(2, "Patch distance", "Distance of the patches of MIND-SSC.", unit="voxels", minimum=1, maximum=8)
     inverse_consistency: bool = parameter(True, "Inverse consistency", "Search in both directions and make the two fields inverse to each other.")
-    update: str = parameter("fluid", "Refinement", "Composed smooth steps, or the smooth field of the reference.", choices=("fluid", "elastic"))
+    update: str = parameter("fluid", "Refinement", "On the fine lattice: composed smooth steps, or the smooth field of the reference.", choices=("fluid", "elastic"))
     iterations: tuple[int, ...] = parameter((40, 25), "Iterations", "Of the refinement, on the coarse and on the fine lattice.", minimum=0, maximum=2000,
                                             advanced=False)
-    smoothness: float = parameter(1.25, "Smoothness", "Weight of the diffusion term of the elastic refinement.", minimum=0.0)
+    smoothness: float = parameter(1.25, "Smoothness", "Weight of the diffusion term wherever the refinement is elastic.", minimum=0.0)
     label_weight: float = parameter(0.0, "Label weight", "How much label maps of the request count beside the intensities; 0 leaves them out.",
                                     minimum=0.0, advanced=False)
     diffeomorphic: bool = parameter(False, "Diffeomorphic", "Replace the field by the flow of a stationary velocity: exactly invertible.")
@@ -105,12 +106,16 @@ class ConvexDiscrete(Method):
             pair = self._features(problem, initial, runtime.torch_device(), monitor.part(0.15, 0.35))
             field, backward, grid = self._search(pair, initial, monitor.part(0.35, 0.5))
             history = []
-            for k, (level, part) in enumerate(zip((pair.coarse, pair.fine), (monitor.part(0.5, 0.6), monitor.part(0.6, 0.95)))):
-                if self.iterations[k]:
+            stages = ((pair.coarse, "elastic", monitor.part(0.5, 0.6)), (pair.fine, self.update, monitor.part(0.6, 0.95)))
+            for count, (level, update, part) in zip(self.iterations, stages):
+                if count:
+                    descent = replace(ELASTIC, smoothness=self.smoothness) if update == "elastic" else Descent()
                     field, grid = between(field, grid, level[0].grid), level[0].grid
-                    field, log = refine(*level, field, self.iterations[k], self._descent(), part, _preview(part, initial, grid))
+                    field, log = refine(*level, field, count, descent, part, _preview(part, initial, grid))
                     history += log
-            deformation = self._deformation(field, grid, monitor.part(0.95, 1.0))
+            deformation = to_displacement(field, grid)
+            if self.diffeomorphic:
+                deformation = nearest_flow(deformation, monitor=monitor.part(0.95, 1.0))
         inverse = None
         if backward is not None and not any(self.iterations) and not self.diffeomorphic:
             inverse = to_displacement(backward, grid) @ initial.inverse()
@@ -148,15 +153,6 @@ class ConvexDiscrete(Method):
         del volume
         backward = coupled_convex(CostVolume(moving, fixed, pair.reach, memory=self.memory * 1e9), monitor=backward_part)
         return *make_inverse_consistent(forward, backward), fixed.grid
-
-    def _descent(self):
-        return Descent() if self.update == "fluid" else replace(ELASTIC, smoothness=self.smoothness)
-
-    def _deformation(self, field, grid, monitor):
-        displacement = to_displacement(field, grid)
-        if not self.diffeomorphic:
-            return displacement
-        return Velocity(nearest_flow(displacement.displacement, displacement.grid, monitor=monitor), displacement.grid)
 
 
 def _preview(monitor, initial, grid):

@@ -75,7 +75,7 @@ class InstanceOptimisation(Method):
     fluid: float = parameter(0.7, "Update smoothing", "Gaussian sigma of each step (greedy), in voxels of the level.", unit="voxels", minimum=0.0, maximum=10.0)
     elastic: float = parameter(0.7, "Field smoothing", "Gaussian sigma of the whole field after each step (greedy): larger is stiffer.", unit="voxels", minimum=0.0, maximum=10.0, advanced=False)
     limit: float = parameter(1.0, "Step limit", "Twice the longest step (greedy), in voxels of the level.", unit="voxels", minimum=0.05, maximum=4.0)
-    window: float = parameter(8.0, "Window", "Sigma of the local statistics of 'lncc'.", unit="mm", minimum=0.5, maximum=100.0)
+    window: float = parameter(12.0, "Window", "Sigma of the local intensity fit of 'lncc'.", unit="mm", minimum=0.5, maximum=100.0)
     shared_range: bool = parameter(False, "Common units", "Both images are in the same units (CT); otherwise each is scaled by its own range.")
     symmetric: bool = parameter(False, "Symmetric", "Treat both images alike (greedy and velocity).")
     regulariser: str = parameter("diffusion", "Regulariser", "What is kept small (all models but greedy).", choices=tuple(REGULARITIES))

@@ -32,13 +32,16 @@ def mind_ssc(data: torch.Tensor, radius: int = 1, dilation: int = 2, mask: torch
     Per axes pair (x, y), (x, z), (y, z) and neighbours (a, b) the channels are (+, +), (-, -), (+, -), (-, +).
     """
     batch, channels, *shape = data.shape
+    margins = [radius + dilation] * (2 * len(shape))
     if floor is None:
         floor = mind_floor(data, dilation, mask)
+    valid = None
     if mask is not None:
-        mask = mask.expand(batch, 1, *shape).repeat_interleave(channels, 0)
-    distances, supported = _patch_distances(data.reshape(batch * channels, 1, *shape), radius, dilation, mask)
+        valid = F.pad(mask.to(data.dtype).expand(batch, 1, *shape).repeat_interleave(channels, 0), margins)
+    share = (2 * radius + 1.0) ** -len(shape)
+    padded = F.pad((data * share**0.5).reshape(batch * channels, 1, *shape), margins, mode="replicate")
     floor = floor.reshape(-1, *[1] * (len(shape) + 1))
-    return _descriptor(distances, supported, floor).reshape(batch, -1, *shape)
+    return _SelfSimilarity.apply(padded, valid, floor, radius, dilation).reshape(batch, -1, *shape)
 
 
 def mind_floor(data: torch.Tensor, dilation: int = 2, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -59,43 +62,51 @@ def mind_floor(data: torch.Tensor, dilation: int = 2, mask: torch.Tensor | None 
             both = (mask.narrow(axis, dilation, n) & mask.narrow(axis, 0, n)).to(data.dtype)
             square, count = square.mul_(both), count + both.flatten(2).sum(2)
         total = total + square.flatten(2).sum(2)
-    return 1e-3 * total / count.clamp_min(1) + torch.finfo(data.dtype).tiny
+    return 1e-3 * total / count.clamp_min(1) + torch.finfo(data.dtype).tiny ** 0.5
 
 
-def _descriptor(distances, supported, floor):
-    """exp(-(D - min D) / noise); in place where autograd does not need the steps."""
-    if supported is None:
-        least = distances.amin(1, keepdim=True)
-    else:
-        least = distances.masked_fill(~supported, float("inf")).amin(1, keepdim=True).nan_to_num(posinf=0.0)
-    if distances.requires_grad:
-        distances = distances - least
-        distances = distances if supported is None else distances * supported
-        features = torch.exp(-(distances / _noise(distances, supported, floor)))
-        return features if supported is None else features * supported
-    distances = distances.sub_(least) if supported is None else distances.sub_(least).mul_(supported)
-    features = distances.div_(_noise(distances, supported, floor)).neg_().exp_()
-    return features if supported is None else features.mul_(supported)
+class _SelfSimilarity(torch.autograd.Function):
+    """Descriptor of a padded image; works in place, and the backward pass is written out: with f the features and V the
+    noise, dD_c = -g_c f_c / V + [V not at its floor] sum_k(g_k f_k (D_k - min D)) / (V^2 channels), less the sum of all dD at
+    the smallest D."""
+
+    @staticmethod
+    def forward(ctx, padded, valid, floor, radius, dilation):
+        ctx.radius, ctx.dilation = radius, dilation
+        distances = _box_sums(lambda *image: _difference(padded, valid, *image, radius, dilation).square_(), padded.ndim - 2, radius, dilation)
+        count = None
+        if valid is not None:
+            count = _box_sums(lambda *image: torch.mul(*_pair(valid, *image, radius, dilation)), padded.ndim - 2, radius, dilation)
+            count.mul_((2 * radius + 1.0) ** (2 - padded.ndim))
+            distances.div_(count).nan_to_num_(nan=float("inf"))
+        distances.sub_(distances.amin(1, keepdim=True).nan_to_num_(posinf=0.0))
+        noise = torch.maximum(_channel_mean(distances, count), floor)
+        features = distances.div_(noise).neg_().exp_()
+        ctx.save_for_backward(padded, valid, floor, features, noise, count)
+        return features
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slope):
+        padded, valid, floor, features, noise, count = ctx.saved_tensors
+        slope = (slope * features).div_(noise)
+        spread = features.clamp_min(torch.finfo(features.dtype).tiny).log_().mul_(slope).sum(1, keepdim=True).mul_(noise > floor)
+        channels = slope.shape[1] if count is None else (count > 0).sum(1, keepdim=True).clamp_min(1)
+        total = slope.sum(1, keepdim=True).add_(spread)
+        slope.add_(spread.div_(channels)).neg_()
+        smallest = (features == 1).to(slope.dtype)
+        slope.addcmul_(smallest, total.div_(smallest.sum(1, keepdim=True).clamp_min_(1)))
+        if count is not None:
+            slope.div_(count).masked_fill_(count == 0, 0)
+        return _through_boxes(slope, padded, valid, ctx.radius, ctx.dilation), None, None, None, None
 
 
-def _noise(distances, supported, floor):
-    """Mean distance of the supported channels, at least ``floor``."""
-    if supported is None:
-        return torch.maximum(distances.mean(1, keepdim=True), floor)
-    return torch.maximum(distances.sum(1, keepdim=True) / supported.sum(1, keepdim=True).clamp_min(1), floor)
-
-
-def _patch_distances(data, radius, dilation, mask):
-    """(B, 1, *S) -> D (B, 12 or 4, *S) and, with a mask, where a channel has any support."""
-    margin, dim = radius + dilation, nd.dim_of(data)
-    share = (2 * radius + 1.0) ** -dim
-    padded = F.pad(data * share**0.5, [margin] * (2 * dim), mode="replicate")
-    if mask is None:
-        return _PatchSquares.apply(padded, None, radius, dilation), None
-    valid = F.pad(mask.to(data.dtype), [margin] * (2 * dim))
-    count = torch.cat([channel for axes, opposite in _images(dim) for channel in _two_shifts(
-        _window(torch.mul(*_pair(valid, axes, opposite, radius, dilation)), radius), axes, opposite, dilation)], 1).mul_(share)
-    return _PatchSquares.apply(padded, valid, radius, dilation) / count.clamp_min(0.5 * share), count > 0.5 * share
+def _channel_mean(distances, count):
+    """Mean over the channels that have any support; infinite distances have none."""
+    if count is None:
+        return distances.mean(1, keepdim=True)
+    supported = count > 0
+    return torch.where(supported, distances, 0).sum(1, keepdim=True) / supported.sum(1, keepdim=True).clamp_min(1)
 
 
 def _images(dim):
@@ -103,37 +114,30 @@ def _images(dim):
     return [((-1 - a, -1 - b), opposite) for a, b in itertools.combinations(range(dim), 2) for opposite in (False, True)]
 
 
-class _PatchSquares(torch.autograd.Function):
-    """Box sums of squared differences; the backward pass is written out, since that of many views is slow."""
+def _box_sums(image_of, dim, radius, dilation):
+    """All channels (B, 12 or 4, *S): the two shifts of the box sums of every difference image."""
+    channels = []
+    for image in _images(dim):
+        channels += _two_shifts(_window(image_of(*image), radius), *image, dilation)
+    return torch.cat(channels, 1)
 
-    @staticmethod
-    def forward(ctx, padded, valid, radius, dilation):
-        ctx.save_for_backward(padded, valid)
-        ctx.radius, ctx.dilation = radius, dilation
-        channels = []
-        for axes, opposite in _images(nd.dim_of(padded)):
-            square = _difference(padded, valid, axes, opposite, radius, dilation).square_()
-            channels += _two_shifts(_window(square, radius), axes, opposite, dilation)
-        return torch.cat(channels, 1)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, slope):
-        padded, valid = ctx.saved_tensors
-        out, radius, dilation = torch.zeros_like(padded), ctx.radius, ctx.dilation
-        for k, (axes, opposite) in enumerate(_images(nd.dim_of(padded))):
-            change = _difference(padded, valid, axes, opposite, radius, dilation)
-            image = change.new_zeros([n + 2 * radius if i > 1 else n for i, n in enumerate(change.shape)])
-            inner = image
-            for axis in range(2, image.ndim):
-                inner = inner.narrow(axis, 2 * radius, image.shape[axis] - 4 * radius)
-            for view, c in zip(_two_shifts(inner, axes, opposite, dilation), (2 * k, 2 * k + 1)):
-                view.add_(slope[:, c:c + 1])
-            change.mul_(_window(image, radius))
-            one, other = _pair(out, axes, opposite, radius, dilation)
-            one.add_(change, alpha=2)
-            other.sub_(change, alpha=2)
-        return out, None, None, None
+def _through_boxes(slope, padded, valid, radius, dilation):
+    """Adjoint of the box sums of squared differences: d cost / d D (B, 12 or 4, *S) -> d cost / d padded."""
+    out = torch.zeros_like(padded)
+    for k, (axes, opposite) in enumerate(_images(nd.dim_of(padded))):
+        change = _difference(padded, valid, axes, opposite, radius, dilation)
+        image = change.new_zeros([n + 2 * radius if i > 1 else n for i, n in enumerate(change.shape)])
+        inner = image
+        for axis in range(2, image.ndim):
+            inner = inner.narrow(axis, 2 * radius, image.shape[axis] - 4 * radius)
+        for view, c in zip(_two_shifts(inner, axes, opposite, dilation), (2 * k, 2 * k + 1)):
+            view.add_(slope[:, c:c + 1])
+        change.mul_(_window(image, radius))
+        one, other = _pair(out, axes, opposite, radius, dilation)
+        one.add_(change, alpha=2)
+        other.sub_(change, alpha=2)
+    return out
 
 
 def _difference(padded, valid, axes, opposite, radius, dilation):

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from ..errors import InputError
 from ..geometry import Grid
+from .native import kernels_for, volumes
 from .spline import cubic_coefficients, cubic_sample
 
 
@@ -106,6 +107,9 @@ def inside(index: torch.Tensor, shape) -> torch.Tensor:
 
 def _grid_sample(data, index, mode, padding):
     """torch's sampler; on the CPU it runs one batch entry a thread, so a single volume is cut into slabs of one batch."""
+    native = kernels_for(data, index) if mode == "linear" and data.shape[0] == 1 and index.shape[0] == 1 else None
+    if native is not None:
+        return _native_linear(native, data, index, padding)
     size = torch.tensor(data.shape[:1:-1], dtype=index.dtype, device=index.device)
     normalised = (2 * index + 1) / size - 1
     batch = data.shape[0]
@@ -118,6 +122,16 @@ def _grid_sample(data, index, mode, padding):
     if data.is_cuda or batch > 1 or parts == 1 or first is None:
         return F.grid_sample(data, normalised.to(data.dtype), kind, padding, align_corners=False)
     return _in_slabs(data, normalised.to(data.dtype), kind, padding, first, parts)
+
+
+def _native_linear(native, data, index, padding):
+    """The same values by a compiled loop over the positions; 2D positions get a third coordinate 0."""
+    flat = index.reshape(-1, index.shape[-1])
+    flat = flat if flat.shape[1] == 3 else F.pad(flat, (0, 1))
+    out = torch.empty(data.shape[1], flat.shape[0])
+    loop = native.linear if padding == "border" else native.linear_zeros
+    loop(volumes(data), flat.detach().contiguous().numpy(), out.numpy())
+    return out.reshape(1, data.shape[1], *index.shape[1:-1])
 
 
 def _in_slabs(data, normalised, kind, padding, axis, parts):

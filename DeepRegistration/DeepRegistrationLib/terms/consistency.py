@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ..errors import InputError
@@ -70,9 +71,8 @@ class GradientInverseConsistency(Term):
         index = apply_matrix(alignment.moving.grid.inverse_affine, moved.detach())
         counts = inside(index, alignment.moving.grid.shape).to(error.dtype)
         total = 0.0
-        for axis in range(alignment.grid.dim):
-            shifted = points.clone()
-            shifted[..., axis] += step
+        for direction in torch.as_tensor(_axes(alignment.grid)).to(points):
+            shifted = points + step * direction
             slope = (reverse(forward(shifted)) - shifted - error) / step
             total = total + (slope.square().sum(-1) * counts).sum(1)
         return total / counts.sum(1).clamp_min(1)
@@ -84,6 +84,12 @@ class GradientInverseConsistency(Term):
         last = torch.tensor(grid.size, dtype=torch.float64) - 1
         index = torch.rand(1, self.samples, grid.dim, generator=generator, dtype=torch.float64, device=generator.device)
         return apply_matrix(grid.affine, index.cpu() * last).to(data)
+
+
+def _axes(grid):
+    """(dim, dim) orthonormal directions in its rows that turn with the grid: the voxel axes where these are orthogonal."""
+    axes, triangle = np.linalg.qr(grid.direction)
+    return (axes * np.sign(np.diag(triangle))).T
 
 
 def _reverse(alignment):

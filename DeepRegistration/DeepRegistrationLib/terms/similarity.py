@@ -35,7 +35,7 @@ class MSE(Similarity):
         return nd.spatial_mean((fixed - warped).square(), _batched(mask, warped))
 
     def gradient(self, fixed, warped, mask=None, grid=None):
-        difference = warped - fixed
+        difference = warped.detach() - fixed.detach()
         weight = counted(mask, warped)
         if weight is None:
             count = difference[0].numel()
@@ -71,7 +71,7 @@ class NCC(Similarity):
         return (1 - r).reshape(warped.shape[0], -1).mean(1), f, w, r, std_w, count, weight
 
     def gradient(self, fixed, warped, mask=None, grid=None):
-        cost, f, w, r, std, count, weight = self._parts(fixed, warped.detach(), mask)
+        cost, f, w, r, std, count, weight = self._parts(fixed.detach(), warped.detach(), mask)
         slope = w.mul_(_column(r, w)).sub_(f)
         slope.mul_(1 / (std * _column(count, w) * warped.shape[1]))
         return cost, unfolded(slope if weight is None else slope.mul_(weight), warped)

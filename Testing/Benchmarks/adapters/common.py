@@ -67,7 +67,7 @@ def linear_start(fixed, moving, stage: str):
 
     dim = fixed.GetDimension()
     rigid = sitk.Euler3DTransform() if dim == 3 else sitk.Euler2DTransform()
-    start = sitk.CenteredTransformInitializer(fixed, moving, rigid, sitk.CenteredTransformInitializerFilter.GEOMETRY)
+    start = type(rigid)(sitk.CenteredTransformInitializer(fixed, moving, rigid, sitk.CenteredTransformInitializerFilter.GEOMETRY))
     found = _optimise(fixed, moving, start)
     if stage == "rigid":
         return found

@@ -1,0 +1,500 @@
+"""Linear registration: known maps are recovered, headers mean what they say, hard inputs are met with a result or a sentence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import truths
+from truths_linear import known_map, linear_pair
+
+from DeepRegistrationLib.engines import sampled
+from DeepRegistrationLib.engines.linear import LinearSettings, align_linear, build_levels, level_spacings
+from DeepRegistrationLib.engines.search import angle_between, minimise, rotations, spread_points
+from DeepRegistrationLib.engines.starts import centre_of_mass
+from DeepRegistrationLib.errors import Cancelled, InputError
+from DeepRegistrationLib.geometry import Grid
+from DeepRegistrationLib.image import Image
+from DeepRegistrationLib.method import find
+from DeepRegistrationLib.problem import Pair
+from DeepRegistrationLib.runtime import Runtime, Silent
+from DeepRegistrationLib.terms import LNCC, NCC, MutualInformation
+from DeepRegistrationLib.transforms import Affine, Displacement, Identity
+
+BOTH = pytest.mark.parametrize("dim", (2, 3))
+
+
+def register(pair, seed=0, monitor=None, preset="default", **values):
+    runtime = Runtime("cpu", seed=seed, monitor=monitor or Silent())
+    return find(f"affine:{preset}", values).run(pair, runtime)
+
+
+def moved_grid(image: Image, matrix) -> Image:
+    return replace(image, grid=image.grid.moved(matrix), mask=image.mask)
+
+
+def distance(one, other, points) -> float:
+    return float(torch.linalg.vector_norm(one(points) - other(points), dim=-1).mean())
+
+
+# ------------------------------------------------------------------------------------------------------------- known maps
+
+
+@BOTH
+@pytest.mark.parametrize("kind, flipped", (("rigid", False), ("similarity", True), ("affine", False), ("affine", True)))
+def test_recovers_a_known_map_of_one_contrast(dim, kind, flipped):
+    case = linear_pair(3, dim, kind, "scaled", flipped)
+    result = register(case.pair, freedom=kind)
+    assert case.error(lambda x: x) > 3
+    assert case.error(result.transform) < 0.1, case.error(result.transform)
+    assert result.scalars["similarity_after"] > result.scalars["similarity_before"]
+
+
+@BOTH
+@pytest.mark.parametrize("contrast", ("inverted", "nonmonotone"))
+def test_recovers_a_known_map_of_two_contrasts(dim, contrast):
+    case = linear_pair(4, dim, "affine", contrast)
+    assert case.error(register(case.pair).transform) < 0.5
+
+
+@BOTH
+@pytest.mark.parametrize("similarity", ("ncc", "mse", "lncc"))
+def test_other_similarities(dim, similarity):
+    case = linear_pair(5, dim, "rigid", "scaled")
+    assert case.error(register(case.pair, similarity=similarity, freedom="rigid").transform) < 0.1
+
+
+@BOTH
+def test_local_correlation_stands_strong_shading(dim):
+    case = linear_pair(6, dim, "rigid", "same")
+    moving = case.pair.moving
+    along = torch.as_tensor(moving.grid.points()[..., 0] - moving.grid.centre[0], dtype=torch.float32)
+    shaded = replace(moving, data=moving.data * torch.exp(along / 40))
+    result = register(replace(case.pair, moving=shaded), similarity="lncc", freedom="rigid")
+    assert case.error(result.transform) < 0.2
+
+
+@BOTH
+def test_translation_only_shifts(dim):
+    case = linear_pair(7, dim, "translation")
+    result = register(case.pair, freedom="translation")
+    assert case.error(result.transform) < 0.1
+    assert np.allclose(result.transform.numpy()[:dim, :dim], np.eye(dim), atol=1e-12)
+
+
+@BOTH
+def test_freedom_is_kept(dim):
+    case = linear_pair(8, dim, "affine")
+    rigid = register(case.pair, freedom="rigid").transform.numpy()[:dim, :dim]
+    assert np.allclose(rigid @ rigid.T, np.eye(dim), atol=1e-9)
+    similar = register(case.pair, freedom="similarity").transform.numpy()[:dim, :dim]
+    square = similar @ similar.T
+    assert np.allclose(square, square[0, 0] * np.eye(dim), atol=1e-9) and abs(square[0, 0] - 1) > 1e-3
+
+
+@BOTH
+def test_a_cropped_moving_image(dim):
+    """Half of the object is outside the moving field of view; the overlap decides, not what is missing."""
+    case = linear_pair(9, dim, "rigid", "inverted")
+    grid = case.pair.moving.grid
+    lower = np.r_[grid.size[0] // 3, np.zeros(dim - 1, int)]
+    part = case.pair.moving.at(grid.crop(lower, grid.size))
+    assert case.error(register(replace(case.pair, moving=part), freedom="rigid").transform) < 0.5
+
+
+# --------------------------------------------------------------------------------------------------------- by construction
+
+
+@BOTH
+@pytest.mark.parametrize("mirrored", (False, True))
+def test_moving_both_headers_conjugates_the_result(dim, mirrored):
+    case = linear_pair(10, dim, "affine")
+    matrix = truths.random_motion(3, dim, shift=150.0, flipped=mirrored)
+    motion = Affine(torch.as_tensor(matrix))
+    here = register(case.pair).transform
+    there = register(Pair(moved_grid(case.pair.fixed, matrix), moved_grid(case.pair.moving, matrix))).transform
+    assert distance(motion.inverse() @ there @ motion, here, case.points) < 0.03 * case.voxel
+
+
+@BOTH
+def test_moving_one_header_is_undone(dim):
+    case = linear_pair(11, dim, "rigid")
+    matrix = known_map(5, "rigid", case.pair.moving.grid.centre, 4.0, 0.15).numpy()
+    result = register(replace(case.pair, moving=moved_grid(case.pair.moving, matrix)), freedom="rigid")
+    expected = Affine(torch.as_tensor(matrix)) @ case.truth
+    assert distance(result.transform, expected, case.points) < 0.1 * case.voxel
+
+
+@BOTH
+def test_swapped_images_give_about_the_inverse(dim):
+    case = linear_pair(12, dim, "affine", "inverted")
+    there, back = register(case.pair).transform, register(case.pair.swapped()).transform
+    assert distance(back @ there, Identity(dim), case.points) < 0.3 * case.voxel
+
+
+def test_flipped_voxel_order_changes_nothing():
+    """The same image stored back to front, with a header that says so."""
+    case = linear_pair(13, 3, "rigid")
+    grid = case.pair.moving.grid
+    affine = grid.affine.copy()
+    affine[:3, 3] = grid.index_to_world([grid.size[0] - 1, 0, 0])
+    affine[:3, 0] *= -1
+    back = Image(case.pair.moving.data.flip(-1), Grid(grid.shape, affine))
+    one, other = (register(Pair(case.pair.fixed, m), freedom="rigid").transform for m in (case.pair.moving, back))
+    assert distance(one, other, case.points) < 0.01 * case.voxel
+
+
+@BOTH
+def test_aligned_images_stay(dim):
+    """Two contrasts of one aligned object: nothing to gain, so nothing moves far; a copy does not move at all."""
+    case = linear_pair(14, dim, "rigid", "nonmonotone", truth=Affine.identity(dim))
+    assert case.error(register(case.pair).transform) < 0.2
+    same = register(Pair(case.pair.fixed, case.pair.fixed))
+    assert distance(same.transform, Identity(dim), case.points) < 1e-3 * case.voxel
+
+
+def test_unrelated_noise_does_not_run_away():
+    rng = np.random.default_rng(0)
+    grid = Grid.from_parts((40, 40))
+    noise = [Image(torch.as_tensor(rng.normal(size=(1, 1, 40, 40))).float(), grid) for _ in range(2)]
+    result = register(Pair(*noise))
+    scales = np.linalg.svd(result.transform.numpy()[:2, :2])[1]
+    assert result.scalars["overlap"] > 0.2 and scales.min() > 0.3 and scales.max() < 3
+
+
+# ------------------------------------------------------------------------------------------------------------------ starts
+
+
+@BOTH
+def test_global_start_finds_a_turn_of_120_degrees(dim):
+    turned = known_map(2, "rigid", np.zeros(dim), 0.0, 1e-9).numpy()
+    angle = 2 * np.pi / 3
+    turned[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    case = linear_pair(15, dim, "rigid", "inverted", truth=Affine(torch.as_tensor(turned)))
+    assert case.error(register(case.pair, freedom="rigid").transform) > 3
+    found = register(case.pair, preset="rigid-global")
+    assert case.error(found.transform) < 0.5
+    assert found.provenance["start"].startswith("turn")
+
+
+@BOTH
+def test_starts_alone(dim):
+    case = linear_pair(16, dim, "translation")
+    fixed, moving = case.pair.fixed.grid, case.pair.moving.grid
+    centre = register(case.pair, start="center", freedom="none").transform.numpy()
+    assert np.allclose(centre[:dim, dim], moving.centre - fixed.centre) and np.allclose(centre[:dim, :dim], np.eye(dim))
+    moments = register(case.pair, start="moments", freedom="none").transform
+    assert case.error(moments) < 1.5
+    assert np.array_equal(register(case.pair, start="header", freedom="none").transform.numpy(), np.eye(dim + 1))
+
+
+@BOTH
+def test_an_initial_transform_is_where_the_search_begins(dim):
+    case = linear_pair(17, dim, "rigid")
+    far = np.eye(dim + 1)
+    far[:2, :2] = [[-1, 0], [0, -1]]
+    truth = Affine(torch.as_tensor(far)) @ case.truth
+    pair = replace(case.pair, moving=moved_grid(case.pair.moving, far))
+    near = Affine(torch.as_tensor(far))
+    result = register(replace(pair, initial=near), freedom="rigid")
+    assert distance(result.transform, truth, case.points) < 0.1 * case.voxel
+    assert result.provenance["start"] == "initial"
+
+
+def test_fields_of_view_that_do_not_meet():
+    case = linear_pair(18, 3, "rigid")
+    away = np.eye(4)
+    away[:3, 3] = 1000.0
+    pair = replace(case.pair, moving=moved_grid(case.pair.moving, away))
+    with pytest.raises(InputError, match="do not overlap.*'header'.*'center' or 'moments'"):
+        register(pair, start="header")
+    expected = Affine(torch.as_tensor(away)) @ case.truth
+    result = register(pair, freedom="rigid")
+    assert distance(result.transform, expected, case.points) < 0.1 * case.voxel
+    assert "similarity_before" not in result.scalars
+
+
+def test_sentences():
+    case = linear_pair(19, 2, "rigid")
+    field = Displacement(torch.zeros(1, 2, *case.pair.fixed.grid.shape), case.pair.fixed.grid)
+    with pytest.raises(InputError, match="initial transform is a Displacement"):
+        register(replace(case.pair, initial=field))
+    with pytest.raises(InputError, match="one of auto, header, center"):
+        register(case.pair, start="centr")
+    with pytest.raises(InputError, match="expected one of none, translation, rigid"):
+        LinearSettings(freedom="full")
+    batch = replace(case.pair.fixed, data=case.pair.fixed.data.expand(2, -1, -1, -1))
+    with pytest.raises(InputError, match="batch of 2 images"):
+        align_linear(Pair(batch, case.pair.moving))
+
+
+# ------------------------------------------------------------------------------------------------------- masks and slices
+
+
+@BOTH
+def test_masks_hide_what_moves_differently(dim):
+    """A bright block that lies elsewhere in the moving image spoils the result without masks, not with them."""
+    case = linear_pair(20, dim, "rigid", "same")
+    fixed, moving = case.pair.fixed, case.pair.moving
+
+    def block(image, offset):
+        points = torch.as_tensor(image.grid.points() - image.grid.centre - np.asarray(offset)[:dim])
+        return (points.abs() < 16).all(-1)[None, None]
+
+    blocks = block(fixed, [22.0, 0.0, 0.0]), block(moving, [-20.0, 10.0, 0.0])
+    spoiled = [replace(i, data=torch.where(b, 2.5, i.data)) for i, b in zip((fixed, moving), blocks)]
+    masked = [replace(i, mask=~b) for i, b in zip(spoiled, blocks)]
+    plain, guarded = (case.error(register(Pair(*images), freedom="rigid").transform) for images in (spoiled, masked))
+    assert guarded < 0.1 < plain, (guarded, plain)
+
+
+@BOTH
+def test_the_centre_of_mass_takes_mask_and_background(dim):
+    grid = truths.random_grid(1, dim, (14, 15, 16)[-dim:])
+    data = torch.full((1, 1, *grid.shape), 200.0)
+    index = tuple(slice(3, 6) for _ in range(dim))
+    data[(0, 0, *index)] = 20.0
+    assert np.allclose(centre_of_mass(Image(data, grid)), grid.index_to_world(np.full(dim, 4.0)))
+    mask = torch.zeros(data.shape, dtype=torch.bool)
+    mask[(0, 0, *(slice(8, 11) for _ in range(dim)))] = True
+    assert np.allclose(centre_of_mass(Image(data, grid, mask)), grid.index_to_world(np.full(dim, 9.0)))
+
+
+def test_a_one_slice_volume_gives_the_2d_answer_and_keeps_its_plane():
+    case = linear_pair(21, 2, "affine", "inverted")
+
+    def lifted(image):
+        affine = np.eye(4)
+        affine[:2, :2], affine[:2, 3] = image.grid.matrix, image.grid.origin
+        affine[2, 2], affine[2, 3] = 5.0, 30.0
+        return Image(image.data[:, :, None], Grid((1, *image.grid.shape), affine))
+
+    turn = np.eye(4)
+    turn[:3, :3] = truths.rotation(np.random.default_rng(4), 3)
+    fixed, moving = (moved_grid(lifted(i), turn) for i in (case.pair.fixed, case.pair.moving))
+    found = np.linalg.inv(turn) @ register(Pair(fixed, moving)).transform.numpy() @ turn
+    assert np.allclose(found[2], [0, 0, 1, 0], atol=1e-6)
+    flat = np.eye(3)
+    flat[:2, :2], flat[:2, 2] = found[:2, :2], found[:2, 3] + found[:2, 2] * 30.0
+    assert case.error(Affine(torch.as_tensor(flat))) < 0.5
+
+
+def test_a_slice_finds_its_place_in_a_volume():
+    case = linear_pair(22, 3, "rigid")
+    grid = case.pair.fixed.grid
+    middle = grid.size[2] // 2
+    plane = case.pair.fixed.at(grid.crop([0, 0, middle], [*grid.size[:2], middle + 1]))
+    points = torch.as_tensor(plane.grid.points().reshape(1, -1, 3))
+    start = known_map(1, "rigid", grid.centre, 3.0, 0.05)
+    result = register(Pair(plane, case.pair.moving, initial=case.truth @ start), freedom="rigid")
+    assert distance(result.transform, case.truth, points) < 0.3 * case.voxel
+
+
+# ------------------------------------------------------------------------------------------------------- runtime contract
+
+
+@BOTH
+def test_same_seed_same_matrix_and_other_seed_close(dim):
+    case = linear_pair(23, dim, "rigid")
+    first, again, other = (register(case.pair, seed=s, freedom="rigid").transform for s in (1, 1, 2))
+    assert torch.equal(first.matrix, again.matrix)
+    assert not torch.equal(first.matrix, other.matrix) and distance(first, other, case.points) < 0.1 * case.voxel
+
+
+class Stops(Silent):
+    """Cancels at step ``at`` and records what it was told."""
+
+    wants_preview = True
+
+    def __init__(self, at=None):
+        super().__init__()
+        self.at, self.shares, self.losses, self.previews = at, [], [], []
+
+    def progress(self, share, text, step=0, steps=0):
+        self.shares.append(share)
+        if len(self.shares) == self.at:
+            self.cancel()
+
+    def log(self, **figures):
+        self.losses.append(figures["loss"])
+
+    def preview(self, transform):
+        super().preview(transform)
+        self.previews.append(transform)
+
+
+def test_progress_and_cancel_at_every_step():
+    case = linear_pair(24, 2, "rigid")
+    whole = Stops()
+    result = register(case.pair, monitor=whole, freedom="rigid")
+    assert all(b >= a - 1e-12 for a, b in zip(whole.shares, whole.shares[1:])) and 0 <= whole.shares[0] and whole.shares[-1] <= 1
+    assert [h["loss"] for h in result.history] == whole.losses and len(whole.previews) >= len(whole.losses)
+    for at in (1, len(whole.shares) // 2, len(whole.shares) - 2):
+        stops = Stops(at)
+        with pytest.raises(Cancelled) as caught:
+            register(case.pair, monitor=stops, freedom="rigid")
+        assert len(stops.shares) == at and (at < 3 or isinstance(caught.value.best_so_far, Affine))
+
+
+def test_align_linear_for_other_methods():
+    case = linear_pair(25, 3, "rigid")
+    monitor = Silent()
+    transform = align_linear(case.pair, LinearSettings(freedom="rigid"), Runtime("cpu"), monitor.part(0.0, 0.2, "affine"))
+    assert isinstance(transform, Affine) and transform.matrix.dtype == torch.float64 and case.error(transform) < 0.1
+
+
+# ---------------------------------------------------------------------------------------------------------------- pieces
+
+
+@pytest.mark.parametrize("similarity", ("mi", "ncc", "mse"))
+def test_the_gradient_of_a_level_is_exact(similarity):
+    case = linear_pair(26, 3, "affine", "inverted")
+    pair = replace(case.pair, moving=replace(case.pair.moving, mask=case.pair.moving.data > -0.1))
+    level = build_levels(pair.fixed, pair.moving, LinearSettings(similarity=similarity), Runtime("cpu"))[0]
+    here = level.index_matrix(case.truth.numpy())
+    slope = level.evaluate(here).slope
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        step = rng.normal(size=here.shape) * np.array([1, 1, 1, 30]) * 2e-4
+        numeric = (level.evaluate(here + step).cost - level.evaluate(here - step).cost) / 2
+        assert numeric == pytest.approx((slope * step).sum(), rel=0.05, abs=2e-6)
+
+
+def test_sampled_costs_agree_with_the_terms():
+    """With weights of one the sampled costs are the dense ones; halving all weights changes no cost."""
+    rng = np.random.default_rng(1)
+    fixed = torch.as_tensor(rng.uniform(size=(1, 5000)))
+    moving = (0.7 * fixed**2 + 0.3 * torch.as_tensor(rng.uniform(size=fixed.shape))).clamp(0, 1)
+    ones = torch.ones(fixed.shape[1], dtype=fixed.dtype)
+    dense = MutualInformation(32, True, (0.0, 1.0), (0.0, 1.0)).compare(fixed[:, None], moving[:, None])
+    assert sampled.Information(fixed, 32)(moving, ones)[0] == pytest.approx(float(dense), abs=2e-3)
+    r = 1 - float(NCC().compare(fixed[:, None], moving[:, None]))
+    assert sampled.Correlation(fixed)(moving, ones)[0] == pytest.approx(1 - r**2, abs=1e-6)
+    for measure in (sampled.Information(fixed), sampled.Correlation(fixed), sampled.Squares(fixed)):
+        assert measure(moving, ones)[0] == pytest.approx(measure(moving, ones / 2)[0], rel=1e-9)
+
+
+def test_the_lattice_measure_is_its_term():
+    grid = Grid.from_parts((12, 14))
+    rng = np.random.default_rng(2)
+    fixed, moving = (torch.as_tensor(rng.uniform(size=(1, 168))).float() for _ in range(2))
+    cost, slope, _ = sampled.Lattice(fixed, grid, LNCC(2.0))(moving, torch.ones(168))
+    wanted, gradient = LNCC(2.0).gradient(fixed.reshape(1, 1, 12, 14), moving.reshape(1, 1, 12, 14), torch.ones(1, 1, 12, 14, dtype=torch.bool), grid)
+    assert cost == pytest.approx(float(wanted)) and torch.allclose(slope.flatten(), gradient.flatten())
+
+
+def test_rotations_cover_the_group():
+    turns = rotations(1000, 3)
+    assert np.allclose(turns @ turns.transpose(0, 2, 1), np.eye(3), atol=1e-12) and np.allclose(np.linalg.det(turns), 1)
+    rng = np.random.default_rng(0)
+    worst = max(np.rad2deg(angle_between(turns, truths.rotation(rng, 3)[None])).min() for _ in range(300))
+    assert worst < 25, worst
+    assert np.rad2deg(angle_between(rotations(72, 2), rotations(72, 2)[[3]])).min() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("dim", (1, 2, 3))
+def test_spread_points_are_even(dim):
+    points = spread_points(4000, dim, np.full(dim, 0.3))
+    assert points.min() >= 0 and points.max() < 1
+    counts = np.histogramdd(points, bins=4, range=[(0, 1)] * dim)[0]
+    assert np.abs(counts / counts.mean() - 1).max() < 0.12
+
+
+def test_minimise_meets_a_curved_valley():
+    def rosenbrock(x):
+        cost = (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
+        return cost, np.array([-2 * (1 - x[0]) - 400 * x[0] * (x[1] - x[0] ** 2), 200 * (x[1] - x[0] ** 2)])
+
+    best, cost = minimise(rosenbrock, np.array([-1.2, 1.0]), lambda x, step: x + step, np.eye(2), longest=1.0, tolerance=1e-7,
+                          iterations=200, monitor=Silent(), text="valley")
+    assert np.allclose(best, 1.0, atol=1e-4) and cost < 1e-8
+
+
+def test_levels_are_in_mm():
+    settings = LinearSettings()
+    head = Grid.from_parts((180, 220, 190), 1.0)
+    assert level_spacings(head, head, settings) == pytest.approx([6.875, 3.62, 1.9, 1.0], rel=0.01)
+    thick = Grid.from_parts((30, 256, 256), [1.0, 1.0, 8.0])
+    assert level_spacings(head, thick, settings)[-1] == pytest.approx(2.0)
+    assert level_spacings(head, head, LinearSettings(coarsest=4.0, finest=2.0)) == pytest.approx([4.0, 2.0])
+    small = Grid.from_parts((20, 20), 1.0)
+    assert level_spacings(small, small, settings) == [1.0]
+
+
+# ------------------------------------------------------------------------------------------------------------- real data
+
+
+def load(path):
+    import SimpleITK as sitk
+
+    image = sitk.ReadImage(str(path), sitk.sitkFloat32)
+    grid = Grid.from_parts(image.GetSize()[::-1], image.GetSpacing(), image.GetOrigin(), np.array(image.GetDirection()))
+    return Image(torch.as_tensor(sitk.GetArrayFromImage(image))[None, None], grid, name=path.name)
+
+
+def inner_points(image, share=0.3, every=499):
+    where = (image.data[0, 0] > share * image.data.max()).numpy().ravel()
+    return torch.as_tensor(image.grid.points().reshape(-1, image.dim)[where][::every])[None]
+
+
+def test_white_matter_map_to_t1_with_a_rigid_truth(data):
+    folder = data / "brain3d-mni-tissues"
+    fixed, moving, brain = (load(folder / n) for n in ("t1.nii.gz", "wm_perturbed.nii.gz", "brain_mask.nii.gz"))
+    truth = Affine(torch.as_tensor(json.loads((folder / "wm_perturbed_groundtruth.json").read_text())["G_LPS"], dtype=torch.float64))
+    points = inner_points(brain)
+    result = register(Pair(fixed, moving), preset="rigid")
+    assert distance(Identity(3), truth, points) > 20
+    assert distance(result.transform, truth, points) < 0.15
+
+
+def test_proton_density_to_t1_moves_the_head_as_the_reference_does(data):
+    folder = data / "multimodal-same-subject"
+    fixed, moving = load(folder / "t1.nii.gz"), load(folder / "pd.nii.gz")
+    result = register(Pair(fixed, moving), preset="rigid")
+    assert distance(result.transform, Identity(3), inner_points(fixed, 0.15)) == pytest.approx(12.8, abs=1.0)
+
+
+def test_aligned_cord_is_not_made_worse(data):
+    folder = data / "spinal-cord-multicontrast"
+    fixed, moving, fixed_cord, moving_cord = (load(folder / n) for n in ("t2.nii.gz", "t1.nii.gz", "t2_seg.nii.gz", "t1_seg.nii.gz"))
+
+    def dice(transform):
+        points = torch.as_tensor(fixed.grid.points().reshape(1, -1, 3))
+        index = np.round(moving_cord.grid.world_to_index(transform(points)[0].numpy())).astype(int)
+        inside = ((index >= 0) & (index < np.array(moving_cord.grid.size))).all(1)
+        index = index.clip(0, np.array(moving_cord.grid.size) - 1)
+        moved = (moving_cord.data[0, 0].numpy() > 0)[tuple(index.T[::-1])] & inside
+        still = fixed_cord.data.numpy().ravel() > 0
+        return 2 * (moved & still).sum() / (moved.sum() + still.sum())
+
+    before = dice(Identity(3))
+    assert dice(register(Pair(fixed, moving), preset="rigid").transform) > before - 0.01
+
+
+def test_mouse_brain_to_standard_space(data):
+    folder = data / "mouse-brain"
+    fixed, moving = load(folder / "standard_space.nii.gz"), load(folder / "sample.nii.gz")
+    result = register(Pair(fixed, moving))
+    correlation = np.corrcoef(result.warped.data.flatten(), fixed.data.flatten())[0, 1]
+    assert correlation > 0.85
+    turn = np.linalg.svd(result.transform.numpy()[:3, :3])
+    assert np.rad2deg(angle_between(turn[0] @ turn[2], np.eye(3))) < 15
+
+
+def test_histology_sections_by_landmarks(data):
+    from PIL import Image as Picture
+
+    folder = data / "histology-pair"
+
+    def grey(name):
+        pixels = np.asarray(Picture.open(folder / name).convert("L"), dtype=np.float32)
+        return Image(torch.as_tensor(pixels)[None, None], Grid.from_parts(pixels.shape), name=name)
+
+    fixed, moving = (torch.as_tensor(np.loadtxt(folder / f"landmarks_{n}.csv", delimiter=",", skiprows=1, usecols=(1, 2)))[None]
+                     for n in ("fixed", "moving"))
+    result = register(Pair(grey("fixed.jpg"), grey("moving.jpg")))
+    error = torch.linalg.vector_norm(result.transform(fixed) - moving, dim=-1)
+    assert float(error.mean()) < 9.0, "76 px before, 6.65 px is the least-squares affine map of the landmarks"

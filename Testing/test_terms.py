@@ -1,0 +1,456 @@
+"""Terms: the least cost is at the truth, derivatives are right, masked voxels do not count, declared invariances hold."""
+
+import numpy as np
+import pytest
+import torch
+from truths import Phantom, grid_kinds, random_affine, random_grid, random_motion, random_swirl
+
+from DeepRegistrationLib.errors import InputError
+from DeepRegistrationLib.geometry import Grid
+from DeepRegistrationLib.image import Image, Labels
+from DeepRegistrationLib.ops.sample import world_points
+from DeepRegistrationLib.points import Points
+from DeepRegistrationLib.terms import (LNCC, MINDSSC, MSE, NCC, NGF, REGULARITIES, SIMILARITIES, Alignment, Bending, Curvature, Diffusion,
+                                       Folding, GradientInverseConsistency, InverseConsistency, LabelMSE, LandmarkDistance, LogJacobian,
+                                       MutualInformation, SoftDice, local_correlation, similarity)
+from DeepRegistrationLib.terms.base import Similarity
+from DeepRegistrationLib.transforms import Affine, Composite, Displacement, Identity, Transform
+
+RANGE = (-0.2, 1.8)
+SAME = {"mse": MSE(), "ncc": NCC(), "lncc-box": LNCC(radius=3.0), "lncc-gauss": LNCC(sigma=2.0), "lncc-rough": LNCC(radius=3.0, noise=0.3),
+        "mi": MutualInformation(warped_range=RANGE), "nmi": MutualInformation(normalised=True, warped_range=RANGE),
+        "ngf": NGF(), "ngf-eta": NGF(eta=0.3), "mind": MINDSSC()}
+CLOSED = ("mse", "ncc", "lncc-box", "lncc-gauss", "lncc-rough", "mind")
+SMALL = {2: (7, 9), 3: (6, 5, 7)}
+
+
+def values(seed, *shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def images(dim, batch=2, channels=2, shape=None):
+    """fixed, warped, mask and grid: small random images that have something in common."""
+    shape = shape or SMALL[dim]
+    fixed, other = values(0, batch, channels, *shape), values(1, batch, channels, *shape)
+    return fixed, 0.5 * fixed + other, values(2, batch, 1, *shape) > 0.3, random_grid(6, dim, shape, spacing=1.0 + 0.3 * np.arange(dim))
+
+
+def phantom(dim, seed=3):
+    grid = random_grid(seed, dim, (26, 28, 30)[-dim:], spacing=(1.5, 2.0, 2.4)[:dim], reach=50)
+    return Phantom(seed, grid), grid
+
+
+class Conjugated(Transform):
+    """M o inner o M^-1."""
+
+    def __init__(self, inner, matrix):
+        self.inner, self.dim = inner, inner.dim
+        self.to_new, self.to_old = Affine(torch.as_tensor(matrix)), Affine(torch.as_tensor(np.linalg.inv(matrix)))
+
+    def __call__(self, points):
+        return self.to_new(self.inner(self.to_old(points)))
+
+
+def flipped(tensor, grid, component):
+    """The same picture with one voxel axis counted from the other end."""
+    affine = grid.affine.copy()
+    affine[:-1, -1] += (grid.size[component] - 1) * affine[:-1, component]
+    affine[:-1, component] = -affine[:-1, component]
+    return tensor.flip(-1 - component), Grid(grid.shape, affine)
+
+
+# Similarities
+
+@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("dim", [2, 3])
+def test_least_cost_at_the_truth(dim, name):
+    made, grid = phantom(dim)
+    fixed, moving = made.image(grid, dtype=torch.float64), made.image(grid.pad(3), dtype=torch.float64)
+    term, aligned = SAME[name], None
+    if name == "lncc-gauss":
+        term = LNCC(sigma=4.0)
+    for share in (0.0, 0.5, -0.5, 1.5):
+        for axis in range(dim) if share else (0,):
+            shift = grid.direction[:, axis] * grid.spacing[axis] * share
+            cost = term(Alignment(fixed, moving, Affine.translation(shift)))
+            if aligned is None:
+                aligned = cost
+            else:
+                assert float(cost) > float(aligned) >= -1e-9, (share, axis)
+
+
+@pytest.mark.parametrize("name", ["mi", "nmi", "ngf", "mind"])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_least_cost_at_the_truth_between_modalities(dim, name):
+    made, grid = phantom(dim)
+    fixed = made.image(grid, dtype=torch.float64)
+    other = Image(1.5 - fixed.data.clamp(-0.5, 2) ** 2 / 2, grid)
+    aligned = float(SAME[name](Alignment(other, fixed, Identity(dim))))
+    for axis in range(dim):
+        for share in (-1.5, -0.75, 0.75, 1.5):
+            shift = Affine.translation(grid.direction[:, axis] * grid.spacing[axis] * share)
+            assert float(SAME[name](Alignment(other, fixed, shift))) > aligned
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("dim", [2, 3])
+def test_derivative_of_similarities(dim, name, masked):
+    fixed, warped, mask, grid = images(dim)
+    mask = mask if masked else None
+    warped.requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x: SAME[name].compare(fixed, x, mask, grid), warped, fast_mode=True)
+    cost, slope = SAME[name].gradient(fixed, warped, mask, grid)
+    plain_cost, plain_slope = Similarity.gradient(SAME[name], fixed, warped, mask, grid)
+    assert not cost.requires_grad and not slope.requires_grad
+    assert torch.allclose(cost, plain_cost, atol=1e-12) and torch.allclose(slope, plain_slope, atol=1e-12)
+    assert float(plain_slope.abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", ["lncc-box", "lncc-gauss", "mind"])
+def test_slabs_do_not_show(name, masked, monkeypatch):
+    fixed, warped, mask, grid = images(3, shape=(23, 4, 5))
+    mask = mask if masked else None
+    whole = SAME[name].gradient(fixed, warped, mask, grid)
+    for module in (local_correlation, similarity):
+        monkeypatch.setattr(module, "SLAB_VOXELS", 60)
+    for one, other in zip(whole, SAME[name].gradient(fixed, warped, mask, grid)):
+        assert torch.allclose(one, other, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("dim", [2, 3])
+def test_masked_voxels_do_not_count(dim, name):
+    fixed, warped, mask, grid = images(dim)
+    cost, slope = SAME[name].gradient(fixed, warped, mask, grid)
+    assert float((slope * ~mask).abs().max()) == 0
+    other = [torch.where(mask, x, 30 * values(k, *x.shape)) for k, x in ((8, fixed), (9, warped))]
+    assert torch.allclose(SAME[name].compare(*other, mask, grid), cost, atol=1e-12)
+    assert torch.allclose(SAME[name].gradient(*other, mask, grid)[1] * mask, slope, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_batch_entries_and_channels_are_independent(name):
+    fixed, warped, mask, grid = images(3)
+    together, slope = SAME[name].gradient(fixed, warped, mask, grid)
+    for b in range(2):
+        alone, part = SAME[name].gradient(fixed[b:b + 1], warped[b:b + 1], mask[b:b + 1], grid)
+        assert torch.allclose(alone, together[b:b + 1], atol=1e-12) and torch.allclose(part, slope[b:b + 1], atol=1e-12)
+    channels = [SAME[name].compare(fixed[:, c:c + 1], warped[:, c:c + 1], mask, grid) for c in range(2)]
+    assert torch.allclose(sum(channels) / 2, together, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("dim", [2, 3])
+def test_empty_mask_and_constant_images_stay_finite(dim, name):
+    fixed, warped, mask, grid = images(dim)
+    for f, w, m in ((fixed, warped, torch.zeros_like(mask)), (fixed, torch.full_like(warped, 0.7), None), (fixed, torch.full_like(warped, 0.7), mask)):
+        cost, slope = SAME[name].gradient(f, w, m, grid)
+        assert bool(torch.isfinite(cost).all()) and bool(torch.isfinite(slope).all()) and bool((cost >= -1e-9).all())
+
+
+@pytest.mark.parametrize("name, gain, offset", [("ncc", 3.0, 2.0), ("lncc-box", 3.0, 2.0), ("lncc-gauss", 0.2, -5.0), ("ngf", -3.0, 1.0),
+                                                ("mind", -2.0, 1.0), ("mind", 5.0, 0.0)])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_linear_change_of_intensity(dim, name, gain, offset):
+    fixed, warped, mask, grid = images(dim)
+    for f, w in ((fixed, gain * warped + offset), (gain * fixed + offset, warped)):
+        assert torch.allclose(SAME[name].compare(f, w, mask, grid), SAME[name].compare(fixed, warped, mask, grid), atol=1e-9)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_mutual_information_and_a_monotone_remap(normalised):
+    made, grid = phantom(2)
+    fixed, warped = made.image(grid, dtype=torch.float64).data, made.image(grid, Affine.translation([4.0, 3.0]), torch.float64).data
+    term = MutualInformation(normalised=normalised)
+    free = term.compare(fixed, values(4, *fixed.shape))
+    same = term.compare(fixed, warped)
+    for remap, share in ((lambda x: 10 * x + 3, 1e-9), (lambda x: 5 - x, 1e-9), (lambda x: (0.6 * x).exp(), 0.15)):
+        assert abs(float(term.compare(fixed, remap(warped)) - same)) < share * float(free - same)
+
+
+def test_mutual_information_of_independent_and_of_equal_images():
+    one, other = values(5, 1, 1, 300, 300), values(6, 1, 1, 300, 300)
+    for normalised, worst in ((False, np.log(16)), (True, 1.0)):
+        term = MutualInformation(bins=16, normalised=normalised)
+        assert float(term.compare(one, other)) == pytest.approx(worst, abs=0.02 * worst)
+        assert float(term.compare(one, one)) < 0.5 * worst
+    with pytest.raises(InputError, match="at least 8"):
+        MutualInformation(bins=4)
+
+
+@pytest.mark.parametrize("name", ["mse", "ncc", "lncc-box", "lncc-gauss", "mind"])
+def test_equal_images_cost_nothing_and_closed_values_hold(name):
+    fixed, warped, mask, grid = images(3)
+    assert torch.allclose(SAME[name].compare(fixed, fixed, mask, grid), torch.zeros(2, dtype=torch.float64), atol=1e-12)
+    if name == "mse":
+        assert torch.allclose(SAME[name].compare(fixed, fixed + 3, mask, grid), torch.full((2,), 9.0, dtype=torch.float64))
+    if name == "ncc":
+        expected = 1 - np.corrcoef(fixed[0, 0].ravel().numpy(), warped[0, 0].ravel().numpy())[0, 1]
+        assert float(SAME[name].compare(fixed[:1, :1], warped[:1, :1])) == pytest.approx(expected, abs=1e-12)
+        assert torch.allclose(SAME[name].compare(fixed, -fixed), torch.full((2,), 2.0, dtype=torch.float64))
+
+
+def test_local_correlation_is_its_definition():
+    fixed, warped, mask, _ = images(2, 1, 1)
+    costs = []
+    for y, x in mask[0, 0].nonzero().tolist():
+        part = (0, 0, slice(max(0, y - 2), y + 3), slice(max(0, x - 2), x + 3))
+        f, w = fixed[part][mask[part]].numpy(), warped[part][mask[part]].numpy()
+        covariance = np.cov(f, w, bias=True)
+        costs.append(1 - covariance[0, 1] ** 2 / (covariance[0, 0] * covariance[1, 1]))
+    assert float(LNCC(radius=2, noise=0).compare(fixed, warped, mask)) == pytest.approx(np.mean(costs), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", [n for n in SAME if n != "mind"])
+def test_a_volume_constant_in_z_costs_as_its_slice(name):
+    fixed, warped, mask, _ = images(2)
+    grid = Grid.from_parts((5, *SMALL[2]), (1.0, 1.3, 0.8))
+    flat = Grid.from_parts(SMALL[2], (1.0, 1.3))
+    term = SAME[name]
+    if name in ("mi", "nmi"):
+        term = MutualInformation(normalised=name == "nmi", fixed_range=(0, 1), warped_range=RANGE)
+    for depth in (1, 5):
+        tall = [x[:, :, None].expand(-1, -1, depth, -1, -1).contiguous() for x in (fixed, warped, mask)]
+        lattice = Grid((depth, *grid.shape[1:]), grid.affine)
+        assert torch.allclose(term.compare(*tall, lattice), term.compare(fixed, warped, mask, flat), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize("component", [0, 1, 2])
+def test_counting_an_axis_from_the_other_end_changes_nothing(name, component):
+    fixed, warped, mask, grid = images(3)
+    other_fixed, other_grid = flipped(fixed, grid, component)
+    found = SAME[name].compare(other_fixed, warped.flip(-1 - component), mask.flip(-1 - component), other_grid)
+    assert torch.allclose(found, SAME[name].compare(fixed, warped, mask, grid), atol=1e-10)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_moving_both_headers_keeps_every_cost(dim, turned):
+    made, grid = phantom(dim)
+    swirl = Composite((random_swirl(7, grid), random_affine(8, dim, grid.centre, 0.03, 1.0)))
+    back = Composite((random_affine(9, dim, grid.centre, 0.02, 1.0), random_swirl(10, grid)))
+    matrix = random_motion(11, dim, flipped=turned)
+
+    def costs(motion):
+        image = made.image(grid, dtype=torch.float64)
+        where = Affine(torch.as_tensor(motion))
+        corners = torch.as_tensor(grid.points()[::7].reshape(1, -1, dim)[:, ::50])
+        fixed, moving = (Image(x.data, grid.moved(motion), name="phantom") for x in (image, made.image(grid, swirl, torch.float64)))
+        there, here = Conjugated(swirl, motion), Conjugated(back, motion)
+        points = [Points(where(p)) for p in (corners, corners + 1)]
+        one = Alignment(fixed, moving, there, reverse=Alignment(moving, fixed, here), fixed_points=points[0], moving_points=points[1])
+        terms = [cls() for cls in (*SIMILARITIES.values(), *REGULARITIES.values())]
+        terms += [Folding(1.0), InverseConsistency(), GradientInverseConsistency(2000), LandmarkDistance()]
+        return torch.cat([term(one) for term in terms])
+
+    assert torch.allclose(costs(np.eye(dim + 1)), costs(matrix), rtol=1e-6, atol=1e-9)
+
+
+# Regularity
+
+@pytest.mark.parametrize("name", [*REGULARITIES, "folding-1"])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_derivative_of_regularisers(dim, name):
+    grid = random_grid(12, dim, SMALL[dim])
+    term = Folding(1.0) if name == "folding-1" else REGULARITIES[name]()
+    field = ((values(13, 2, dim, *SMALL[dim]) - 0.5) * float(grid.spacing.min())).requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda u: term.penalty(u, grid), field, fast_mode=True)
+    alone = term.penalty(field[1:], grid)
+    assert torch.allclose(alone, term.penalty(field, grid)[1:], atol=1e-14)
+
+
+def sheared(dim):
+    grid = random_grid(14, dim, SMALL[dim])
+    skew = np.eye(dim)
+    skew[0, 1] = 0.5
+    affine = grid.affine.copy()
+    affine[:dim, :dim] = affine[:dim, :dim] @ skew
+    return Grid(grid.shape, affine)
+
+
+@pytest.mark.parametrize("kind", [*grid_kinds(3), "sheared"])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_closed_values_on_every_lattice(dim, kind):
+    """u = M p + quadratic in p: derivatives, Hessian and Laplacian are known numbers."""
+    grid = sheared(dim) if kind == "sheared" else grid_kinds(dim)[kind]
+    rng = np.random.default_rng(15)
+    matrix, quadratic = 0.2 * rng.normal(size=(dim, dim)), 0.05 * rng.normal(size=(dim, dim, dim))
+    quadratic = quadratic + quadratic.transpose(0, 2, 1)
+    p = world_points(grid, torch.float64) - torch.as_tensor(grid.centre)
+    linear = (p @ torch.as_tensor(matrix).T).movedim(-1, 1)
+    curved = linear + 0.5 * torch.einsum("ijk,b...j,b...k->bi...", torch.as_tensor(quadratic), p, p)
+    assert float(Diffusion().penalty(linear, grid)) == pytest.approx((matrix**2).sum(), rel=1e-9)
+    assert float(Diffusion().penalty(torch.ones_like(linear), grid)) == 0
+    assert float(LogJacobian().penalty(linear, grid)) == pytest.approx(np.log(np.linalg.det(np.eye(dim) + matrix)) ** 2, rel=1e-6)
+    for term in (Bending(), Curvature()):
+        assert float(term.penalty(linear, grid)) < 1e-18
+    assert float(Bending().penalty(curved, grid)) == pytest.approx((quadratic**2).sum(), rel=1e-9)
+    assert float(Curvature().penalty(curved, grid)) == pytest.approx((np.einsum("ijj->i", quadratic) ** 2).sum(), rel=1e-9)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_folds_and_volume(dim):
+    grid = random_grid(16, dim, SMALL[dim])
+    p = world_points(grid, torch.float64).movedim(-1, 1)
+    mirrored = torch.zeros_like(p)
+    mirrored[:, 0] = -2 * p[:, 0]
+    assert float(Folding().penalty(mirrored, grid)) == pytest.approx(1, rel=1e-6)
+    assert float(Folding().penalty(0.5 * p, grid)) == 0
+    assert float(LogJacobian().penalty(0.5 * p, grid)) == pytest.approx((dim * np.log(1.5)) ** 2, rel=1e-6)
+    assert float(LogJacobian().penalty(p / 1.5 - p, grid)) == pytest.approx((dim * np.log(1.5)) ** 2, rel=1e-6)
+    mirrored.requires_grad_(True)
+    (slope,) = torch.autograd.grad(LogJacobian().penalty(mirrored, grid).sum(), mirrored)
+    assert float(slope.abs().max()) > 0 and bool(torch.isfinite(slope).all())
+
+
+@pytest.mark.parametrize("name", REGULARITIES)
+def test_regularity_of_a_field_constant_in_z(name):
+    grid = random_grid(17, 2, (9, 8), spacing=(1.1, 0.9), oblique=False)
+    flat = 0.3 * (values(18, 1, 2, 9, 8) - 0.5)
+    for depth in (1, 4):
+        tall = torch.cat([flat, torch.zeros_like(flat[:, :1])], 1)[:, :, None].expand(-1, -1, depth, -1, -1)
+        lattice = Grid.from_parts((depth, 9, 8), (1.1, 0.9, 2.5))
+        found = REGULARITIES[name]().penalty(tall, lattice)
+        assert torch.allclose(found, REGULARITIES[name]().penalty(flat, grid), rtol=1e-9)
+
+
+def test_regularity_sees_a_chessboard():
+    grid = Grid.from_parts((8, 8))
+    board = ((-1.0) ** (torch.arange(8)[:, None] + torch.arange(8)))[None, None].expand(1, 2, 8, 8)
+    for name in ("diffusion", "bending", "curvature"):
+        assert float(REGULARITIES[name]().penalty(board, grid)) > 1
+
+
+# Labels, points, consistency
+
+@pytest.mark.parametrize("term", [SoftDice(), LabelMSE(), SoftDice(labels=(1, 2))])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_label_costs(dim, term):
+    made, grid = phantom(dim)
+    fixed, labels = made.image(grid, dtype=torch.float64), made.label_map(grid)
+    alignments = [Alignment(fixed, made.image(grid), Affine.translation(np.full(dim, s)), fixed_labels=labels, moving_labels=labels)
+                  for s in (0.0, 1.5, 4.0)]
+    costs = [float(term(a)) for a in alignments]
+    assert costs[0] == pytest.approx(0, abs=1e-6) and costs[0] < costs[1] < costs[2] <= 1
+    other = made.label_map(grid.pad(2))
+    moved = Alignment(fixed, made.image(grid), Identity(dim), fixed_labels=other, moving_labels=other)
+    assert float(term(moved)) == pytest.approx(0, abs=1e-4)
+    with pytest.raises(InputError, match="without labels"):
+        term(Alignment(fixed, fixed, Identity(dim)))
+
+
+def test_soft_dice_is_dice_for_crisp_maps():
+    fixed, warped = (values(19, 2, 3, 8, 9) > 0.5).double(), (values(20, 2, 3, 8, 9) > 0.6).double()
+    dice = 2 * (fixed * warped).sum((2, 3)) / (fixed + warped).sum((2, 3))
+    assert torch.allclose(SoftDice().compare(fixed, warped), 1 - dice.mean(1))
+    mask = values(21, 2, 1, 8, 9) > 0.3
+    for term in (SoftDice(), LabelMSE()):
+        soft = values(22, 2, 3, 8, 9).requires_grad_(True)
+        assert torch.autograd.gradcheck(lambda x: term.compare(fixed, x, mask), soft, fast_mode=True)
+        assert float((term.gradient(fixed, soft, mask)[1] * ~mask).abs().max()) == 0
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_label_costs_differentiate_to_the_transform(dim):
+    made, grid = phantom(dim)
+    labels = made.label_map(grid)
+    shift = torch.full((1, dim), 1.0, dtype=torch.float64, requires_grad=True)
+    alignment = Alignment(made.image(grid, dtype=torch.float64), made.image(grid), lambda p: p + shift, fixed_labels=labels, moving_labels=labels)
+    (slope,) = torch.autograd.grad(SoftDice()(alignment).sum(), shift)
+    assert float(slope.min()) > 0
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_landmark_distance(dim):
+    grid = random_grid(23, dim)
+    image = Image(torch.rand(1, 1, *grid.shape), grid)
+    fixed = Points(values(24, 1, 6, dim) * 50, weights=torch.tensor([[1.0, 1, 1, 0, 0, 2]]))
+    offset = torch.tensor([3.0, 4.0, 12.0], dtype=torch.float64)[:dim]
+    moving = Points(fixed.positions - offset)
+    at = Alignment(image, image, Identity(dim), fixed_points=fixed, moving_points=moving)
+    length = float(offset.norm())
+    assert float(LandmarkDistance()(at)) == pytest.approx(length**2) and float(LandmarkDistance(squared=False)(at)) == pytest.approx(length)
+    moved = fixed.positions.clone()
+    moved[:, 3:5] += 100
+    at = Alignment(image, image, Identity(dim), fixed_points=fixed, moving_points=Points(moved))
+    assert float(LandmarkDistance()(at)) == 0
+    with pytest.raises(InputError, match="without points"):
+        LandmarkDistance()(Alignment(image, image, Identity(dim)))
+    with pytest.raises(InputError, match="one to one"):
+        LandmarkDistance()(Alignment(image, image, Identity(dim), fixed_points=fixed, moving_points=Points(moved[:, :3])))
+
+
+def both_ways(grid, forward, reverse):
+    image = Image(values(25, 1, 1, *grid.shape), grid)
+    return Alignment(image, image, forward, reverse=Alignment(image, image, reverse))
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_inverse_consistency(dim):
+    grid = random_grid(26, dim, (14, 15, 16)[-dim:], spacing=2.0)
+    swirl = random_swirl(27, grid)
+    exact = both_ways(grid, swirl, swirl.inverse())
+    for term in (InverseConsistency(), GradientInverseConsistency(500)):
+        assert float(term(exact)) < 1e-12
+    shift = np.array([1.0, 2.0, 2.0])[:dim]
+    shifted = both_ways(grid, swirl, Composite((Affine.translation(shift), swirl.inverse())))
+    assert float(InverseConsistency()(shifted)) == pytest.approx((shift**2).sum(), rel=1e-6)
+    assert float(GradientInverseConsistency(500)(shifted)) < 1e-12
+    linear = random_affine(28, dim, grid.centre, 0.1, 0.0)
+    grown = both_ways(grid, Identity(dim), linear)
+    residual = linear.numpy()[:dim, :dim] - np.eye(dim)
+    assert float(GradientInverseConsistency(500)(grown)) == pytest.approx((residual**2).sum(), rel=1e-6)
+    for term in (InverseConsistency(), GradientInverseConsistency()):
+        with pytest.raises(InputError, match="one direction"):
+            term(Alignment(exact.fixed, exact.moving, swirl))
+
+
+@pytest.mark.parametrize("term", [InverseConsistency(), GradientInverseConsistency(200)])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_consistency_differentiates_to_both_maps(dim, term):
+    grid = random_grid(29, dim, (5, 6, 4)[-dim:])
+    fields = [((values(k, 1, dim, *grid.shape) - 0.5) * 0.4).requires_grad_(True) for k in (30, 31)]
+
+    def cost(u, v):
+        return term(both_ways(grid, Displacement(u, grid), Displacement(v, grid)))
+
+    assert torch.autograd.gradcheck(cost, fields, fast_mode=True)
+
+
+def test_points_of_the_gradient_are_drawn_as_asked():
+    grid = random_grid(32, 3)
+    at = both_ways(grid, random_swirl(33, grid), Identity(3))
+    fixed_points = [float(GradientInverseConsistency(50, seed=s)(at)) for s in (0, 0, 1)]
+    assert fixed_points[0] == fixed_points[1] != fixed_points[2]
+    stream = GradientInverseConsistency(50, generator=torch.Generator().manual_seed(0))
+    assert float(stream(at)) != float(stream(at))
+
+
+# The objective and the lists
+
+def test_objective_and_short_names():
+    made, grid = phantom(2)
+    image = made.image(grid, dtype=torch.float64)
+    at = Alignment(image, image, random_swirl(34, grid))
+    objective = LNCC() + 0.1 * Bending() + 2.0 * Diffusion()
+    parts = objective.breakdown(at)
+    assert float(objective(at)) == pytest.approx(float(parts["LNCC"] + 0.1 * parts["Bending"] + 2 * parts["Diffusion"]), rel=1e-12)
+    for cls in (*SIMILARITIES.values(), *REGULARITIES.values(), SoftDice, LabelMSE, LandmarkDistance, InverseConsistency, GradientInverseConsistency):
+        assert cls.reference.startswith("@") and cls.reference.count("{") == cls.reference.count("}")
+        assert cls() == cls()
+
+
+def test_gradient_needs_a_grid():
+    with pytest.raises(InputError, match="without a grid"):
+        NGF().compare(torch.rand(1, 1, 4, 4), torch.rand(1, 1, 4, 4))
+
+
+def test_labels_without_structures_are_refused():
+    grid = Grid.from_parts((4, 4))
+    empty = Labels(torch.zeros(1, 1, 4, 4, dtype=torch.long), grid)
+    image = Image(torch.rand(1, 1, 4, 4), grid)
+    with pytest.raises(InputError, match="background only"):
+        SoftDice()(Alignment(image, image, Identity(2), fixed_labels=empty, moving_labels=empty))
