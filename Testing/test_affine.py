@@ -72,9 +72,9 @@ def test_local_correlation_stands_strong_shading(dim):
     case = linear_pair(6, dim, "rigid", "same")
     moving = case.pair.moving
     along = torch.as_tensor(moving.grid.points()[..., 0] - moving.grid.centre[0], dtype=torch.float32)
-    shaded = replace(moving, data=moving.data * torch.exp(along / 40))
-    result = register(replace(case.pair, moving=shaded), similarity="lncc", freedom="rigid")
-    assert case.error(result.transform) < 0.2
+    pair = replace(case.pair, moving=replace(moving, data=moving.data * torch.exp(along / 80)))
+    local, plain = (case.error(register(pair, similarity=s, freedom="rigid").transform) for s in ("lncc", "mi"))
+    assert local < 0.35 and local < 0.5 * plain, (local, plain)
 
 
 @BOTH
@@ -151,7 +151,7 @@ def test_flipped_voxel_order_changes_nothing():
 def test_aligned_images_stay(dim):
     """Two contrasts of one aligned object: nothing to gain, so nothing moves far; a copy does not move at all."""
     case = linear_pair(14, dim, "rigid", "nonmonotone", truth=Affine.identity(dim))
-    assert case.error(register(case.pair).transform) < 0.2
+    assert case.error(register(case.pair).transform) < 0.1
     same = register(Pair(case.pair.fixed, case.pair.fixed))
     assert distance(same.transform, Identity(dim), case.points) < 1e-3 * case.voxel
 
@@ -228,7 +228,7 @@ def test_sentences():
         LinearSettings(freedom="full")
     batch = replace(case.pair.fixed, data=case.pair.fixed.data.expand(2, -1, -1, -1))
     with pytest.raises(InputError, match="batch of 2 images"):
-        align_linear(Pair(batch, case.pair.moving))
+        align_linear(Pair(batch, replace(case.pair.moving, data=case.pair.moving.data.expand(2, -1, -1, -1))))
 
 
 # ------------------------------------------------------------------------------------------------------- masks and slices
@@ -247,8 +247,8 @@ def test_masks_hide_what_moves_differently(dim):
     blocks = block(fixed, [22.0, 0.0, 0.0]), block(moving, [-20.0, 10.0, 0.0])
     spoiled = [replace(i, data=torch.where(b, 2.5, i.data)) for i, b in zip((fixed, moving), blocks)]
     masked = [replace(i, mask=~b) for i, b in zip(spoiled, blocks)]
-    plain, guarded = (case.error(register(Pair(*images), freedom="rigid").transform) for images in (spoiled, masked))
-    assert guarded < 0.1 < plain, (guarded, plain)
+    plain, guarded = (case.error(register(Pair(*images), freedom="rigid", similarity="mse").transform) for images in (spoiled, masked))
+    assert guarded < 0.1 and plain > 0.5, (guarded, plain)
 
 
 @BOTH
@@ -276,7 +276,7 @@ def test_a_one_slice_volume_gives_the_2d_answer_and_keeps_its_plane():
     turn[:3, :3] = truths.rotation(np.random.default_rng(4), 3)
     fixed, moving = (moved_grid(lifted(i), turn) for i in (case.pair.fixed, case.pair.moving))
     found = np.linalg.inv(turn) @ register(Pair(fixed, moving)).transform.numpy() @ turn
-    assert np.allclose(found[2], [0, 0, 1, 0], atol=1e-6)
+    assert np.allclose(found[2, :2], 0, atol=1e-9) and found[2, 2] * 30 + found[2, 3] == pytest.approx(30)
     flat = np.eye(3)
     flat[:2, :2], flat[:2, 2] = found[:2, :2], found[:2, 3] + found[:2, 2] * 30.0
     assert case.error(Affine(torch.as_tensor(flat))) < 0.5
@@ -370,20 +370,23 @@ def test_sampled_costs_agree_with_the_terms():
     moving = (0.7 * fixed**2 + 0.3 * torch.as_tensor(rng.uniform(size=fixed.shape))).clamp(0, 1)
     ones = torch.ones(fixed.shape[1], dtype=fixed.dtype)
     dense = MutualInformation(32, True, (0.0, 1.0), (0.0, 1.0)).compare(fixed[:, None], moving[:, None])
-    assert sampled.Information(fixed, 32)(moving, ones)[0] == pytest.approx(float(dense), abs=2e-3)
+    assert float(sampled.Information(fixed, 32)(moving, ones)) == pytest.approx(float(dense), abs=1e-6)
     r = 1 - float(NCC().compare(fixed[:, None], moving[:, None]))
-    assert sampled.Correlation(fixed)(moving, ones)[0] == pytest.approx(1 - r**2, abs=1e-6)
+    assert float(sampled.Correlation(fixed)(moving, ones)) == pytest.approx(1 - r**2, abs=1e-6)
     for measure in (sampled.Information(fixed), sampled.Correlation(fixed), sampled.Squares(fixed)):
-        assert measure(moving, ones)[0] == pytest.approx(measure(moving, ones / 2)[0], rel=1e-9)
+        assert float(measure(moving, ones)) == pytest.approx(float(measure(moving, ones / 2)), rel=1e-9)
 
 
 def test_the_lattice_measure_is_its_term():
     grid = Grid.from_parts((12, 14))
     rng = np.random.default_rng(2)
     fixed, moving = (torch.as_tensor(rng.uniform(size=(1, 168))).float() for _ in range(2))
-    cost, slope, _ = sampled.Lattice(fixed, grid, LNCC(2.0))(moving, torch.ones(168))
+    moving.requires_grad_(True)
+    cost = sampled.Lattice(fixed, grid, LNCC(2.0))(moving, torch.ones(168))
+    (slope,) = torch.autograd.grad(cost, moving)
+    moving = moving.detach()
     wanted, gradient = LNCC(2.0).gradient(fixed.reshape(1, 1, 12, 14), moving.reshape(1, 1, 12, 14), torch.ones(1, 1, 12, 14, dtype=torch.bool), grid)
-    assert cost == pytest.approx(float(wanted)) and torch.allclose(slope.flatten(), gradient.flatten())
+    assert float(cost) == pytest.approx(float(wanted)) and torch.allclose(slope.flatten(), gradient.flatten())
 
 
 def test_rotations_cover_the_group():

@@ -195,6 +195,11 @@ def test_readme_table_is_fresh(monkeypatch):
     assert found == markdown(registry()), "the table is old; python run.py list --markdown --into README.md writes it anew"
 
 
+def test_links_of_the_readme_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text("utf-8")):
+        assert target.startswith("http") or (ROOT / target).exists(), f"README.md points to {target}, which is not there"
+
+
 def test_versions_agree():
     from DeepRegistrationLib import __version__
 

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 
@@ -217,6 +218,7 @@ def write_manifest(path, rows) -> None:
         writer.writerows(rows)
 
 
+@pytest.mark.parametrize("pair", [2], indirect=True)
 def test_batch_goes_on_after_a_failure_and_does_not_repeat_what_is_done(pair, cli, toy, tmp_path):
     fixed, moving, truth = pair
     write_manifest(tmp_path / "m.csv", [{"id": "good", "fixed": fixed.name, "moving": moving.name, "set": "steps=3;spacing=3"},
@@ -299,10 +301,8 @@ def test_a_stopped_batch_stops_its_child(slow, process, tmp_path):
     assert running.returncode == 130 and not (tmp_path / "out" / "one").exists()
 
 
-def test_help_needs_no_torch(process):
+def test_help_needs_no_torch():
     code = "import sys; from DeepRegistrationLib.__main__ import build_parser; build_parser().format_help(); sys.exit('torch' in sys.modules)"
-    import subprocess
-
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 

@@ -104,7 +104,8 @@ def test_only_the_shown_part_is_computed_and_equals_the_whole():
 def test_fused_overlay_is_grey_where_both_agree():
     one = np.linspace(0, 1, 12).reshape(3, 4)
     assert np.allclose(report._fused(one, one, None), one[..., None])
-    blue, orange = report._fused(np.ones((1, 1)), np.zeros((1, 1)), None)[0, 0], report._fused(np.zeros((1, 1)), np.ones((1, 1)), None)[0, 0]
+    on, off = np.ones((1, 1)), np.zeros((1, 1))
+    blue, orange = report._fused(on, off, None)[0, 0], report._fused(off, on, None)[0, 0]
     assert blue.tolist() == [0.0, 0.5, 1.0] and orange.tolist() == [1.0, 0.5, 0.0]
 
 
@@ -128,17 +129,19 @@ def test_intensity_scaling_survives_outliers_and_constant_images():
 def pair_result(dim):
     shape, gauss = (24, 28, 26)[-dim:], torch.Generator().manual_seed(0)
     grid = Grid.from_parts(shape, 2.0)
-    data = torch.nn.functional.interpolate(torch.rand((1, 1, *[6] * dim), generator=gauss), shape, mode="bilinear" if dim == 2 else "trilinear")
+    mode = "bilinear" if dim == 2 else "trilinear"
+    data = torch.nn.functional.interpolate(torch.rand((1, 1, *[6] * dim), generator=gauss), shape, mode=mode)
     fixed, moving = Image(data, grid, name="fixed"), Image(data.flip(-1), grid, name="moving")
-    velocity = torch.nn.functional.interpolate(torch.randn((1, dim, *[4] * dim), generator=gauss), shape, mode="bilinear" if dim == 2 else "trilinear")
-    history = [{"stage": "affine", "loss": 1.0 / (k + 1)} for k in range(5)] + [{"stage": "deformable", "loss": 0.1 / (k + 1)} for k in range(5)]
+    velocity = torch.nn.functional.interpolate(torch.randn((1, dim, *[4] * dim), generator=gauss), shape, mode=mode)
+    history = [{"stage": stage, "loss": first / (k + 1)} for stage, first in (("affine", 1.0), ("deformable", 0.1)) for k in range(5)]
     return Result(Pair(fixed, moving), Affine.translation([1.0] * dim) @ Velocity(velocity, grid), history=history)
 
 
 @pytest.mark.parametrize("dim", [2, 3])
 def test_all_pictures_of_a_result(dim):
     pictures = report.result_pictures(pair_result(dim))
-    assert list(pictures) == ["Overlay", "Checkerboard", "Difference", "Deformation grid, without the linear part", "Log-Jacobian", "Loss"]
+    captions = ["Overlay", "Checkerboard", "Difference", "Deformation grid, without the linear part", "Log-Jacobian", "Loss"]
+    assert list(pictures) == captions
     for png in pictures.values():
         assert png.startswith(b"\x89PNG") and pixels(png).std() > 0.05
 
@@ -183,9 +186,10 @@ def test_images_on_other_grids_and_unknown_kinds_are_refused():
 
 
 def test_the_page_is_self_contained_and_escaped():
-    table = report.Table("Scores <1>", ("measure", "before", "after", "unit"), (("TRE", 5.123456, 0.5, "mm"), ("Dice & co", None, float("nan"), "0 to 1")))
-    page = report.report_html("A <b> title", "Text & more.", [table, report.provenance_table({"method": "m", "versions": {"torch": "2"}})],
-                              {"Overlay": b"\x89PNG1234"})
+    rows = (("TRE", 5.123456, 0.5, "mm"), ("Dice & co", None, float("nan"), "0 to 1"))
+    tables = [report.Table("Scores <1>", ("measure", "before", "after", "unit"), rows),
+              report.provenance_table({"method": "m", "versions": {"torch": "2"}})]
+    page = report.report_html("A <b> title", "Text & more.", tables, {"Overlay": b"\x89PNG1234"})
     assert page.startswith("<!DOCTYPE html>") and page.endswith("</html>")
     assert "A &lt;b&gt; title" in page and "Scores &lt;1&gt;" in page and "Dice &amp; co" in page
     assert "data:image/png;base64,iVBORzEyMzQ=" in page and "http" not in page and "<script" not in page

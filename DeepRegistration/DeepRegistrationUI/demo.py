@@ -359,7 +359,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     before, after, _ = figures["TRE brain, mean"]
     if not after < before:
-        sys.stderr.write(f"error: the mean error in the brain went from {before:.2f} mm to {after:.2f} mm; the registration did not improve it\n")
+        sys.stderr.write(f"error: the mean error in the brain went from {before:.2f} mm to {after:.2f} mm; "
+                         "the registration did not improve it\n")
         return 1
     return 0
 

@@ -141,7 +141,8 @@ def labels_from_segmentation(node, reference, plane: Plane | None = None, segmen
     for n in range(ids.GetNumberOfValues()):
         values.InsertNextValue(n + 1)
     if not node.GenerateMergedLabelmapForAllSegments(merged, extent, geometry, ids, values):
-        raise InputError(f"segmentation '{node.GetName()}' could not be turned into a label map on '{reference.GetName()}'; check that both overlap")
+        raise InputError(f"segmentation '{node.GetName()}' could not be turned into a label map on '{reference.GetName()}'; "
+                         "check that both overlap")
     data = vtk_to_numpy(merged.GetPointData().GetScalars()).astype(np.int32).reshape(grid.shape)
     if 1 in grid.size:
         grid = (plane or Plane.of(grid)).flat(grid)
@@ -154,7 +155,8 @@ def _require_labelmap(node, ids):
     if ids.GetNumberOfValues() == 0:
         raise InputError(f"segmentation '{node.GetName()}' has no segment; draw or import at least one")
     if not node.GetSegmentation().ContainsRepresentation("Binary labelmap") and not node.CreateBinaryLabelmapRepresentation():
-        raise InputError(f"segmentation '{node.GetName()}' has no voxels or closed surface to make a label map from; check its representations")
+        raise InputError(f"segmentation '{node.GetName()}' has no voxels or closed surface to make a label map from; "
+                         "check its representations")
 
 
 def points_from_markups(node, plane: Plane | None = None):
@@ -318,8 +320,9 @@ def segmentation_from_labels(scene, labels, name: str, plane: Plane | None = Non
         image.ShallowCopy(_image_data((values == value).astype(np.uint8)[..., None]))
         image.SetGeometryFromImageToWorldMatrix(matrix)
         node.AddSegmentFromBinaryLabelmapRepresentation(image, names.get(value, f"label {value}"))
-    geometry = slicer.vtkSegmentationConverter.SerializeImageGeometry(matrix, [0, grid.size[0] - 1, 0, grid.size[1] - 1, 0, grid.size[2] - 1])
-    node.GetSegmentation().SetConversionParameter(slicer.vtkSegmentationConverter.GetReferenceImageGeometryParameterName(), geometry)
+    converter, extent = slicer.vtkSegmentationConverter, [limit for n in grid.size for limit in (0, n - 1)]
+    geometry = converter.SerializeImageGeometry(matrix, extent)
+    node.GetSegmentation().SetConversionParameter(converter.GetReferenceImageGeometryParameterName(), geometry)
     return node
 
 

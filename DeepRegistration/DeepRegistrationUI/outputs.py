@@ -31,7 +31,8 @@ def pair_from_nodes(fixed, moving, *, fixed_mask=None, moving_mask=None, initial
         start = flatten(start, *planes, images[0].grid)
     images = [image if mask is None else image.with_mask(_labels(mask, node, plane))
               for image, mask, node, plane in zip(images, (fixed_mask, moving_mask), (fixed, moving), planes)]
-    labels = [None if n is None else _labels(n, node, plane) for n, node, plane in zip((fixed_labels, moving_labels), (fixed, moving), planes)]
+    labels = [None if n is None else _labels(n, node, plane)
+              for n, node, plane in zip((fixed_labels, moving_labels), (fixed, moving), planes)]
     points = [None if n is None else mrml.points_from_markups(n, plane) for n, plane in zip((fixed_points, moving_points), planes)]
     return Pair(*images, start, *labels, *points)
 
@@ -127,8 +128,8 @@ def live_nodes(fixed, moving, name: str = "Live", spacing: float = 4.0) -> dict:
     from DeepRegistrationLib.transforms import Affine, Displacement
 
     scene, planes = fixed.GetScene(), planes_of(fixed, moving)
-    target = np.where(np.array(mrml.grid_of(fixed).size) == 1, mrml.grid_of(fixed).spacing, spacing)
-    grid = mrml.grid_of(fixed).resample(target) if planes[0] is None else planes[0].solid(planes[0].flat(mrml.grid_of(fixed)).resample(spacing))
+    whole = mrml.grid_of(fixed)
+    grid = whole.resample(spacing) if planes[0] is None else planes[0].solid(planes[0].flat(whole).resample(spacing))
     grid = grid.pad([1 if n > 1 else 0 for n in grid.size])
     dense = Displacement(torch.zeros((1, 3, *grid.shape)), grid)
     nodes = {"linear": mrml.node_from_transform(scene, Affine.identity(3), f"{name} linear", fixed, moving),
@@ -141,7 +142,8 @@ def show_preview(nodes: dict, transform, planes: tuple = (None, None)) -> None:
     """Write the current ``transform`` of a run into ``live_nodes``: the matrix where it changed, and the lattice in place."""
     from DeepRegistrationLib.transforms import Identity
 
-    affine, dense = split(_in_space(transform, *planes), mrml.lattice_of(nodes["deformation"].GetTransformFromParentAs("vtkOrientedGridTransform")))
+    lattice = mrml.lattice_of(nodes["deformation"].GetTransformFromParentAs("vtkOrientedGridTransform"))
+    affine, dense = split(_in_space(transform, *planes), lattice)
     mrml.update_linear(nodes["linear"], affine)
     mrml.update_grid(nodes["deformation"], Identity(3) if dense is None else dense)
 

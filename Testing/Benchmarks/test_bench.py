@@ -14,6 +14,8 @@ import cases
 import peers
 import score
 import table
+from DeepRegistrationLib.method import find
+from DeepRegistrationLib.problem import Pair
 
 
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="the system does not report a child's resources")
@@ -52,7 +54,9 @@ def test_every_peer_has_its_adapter_and_its_pins():
 
 
 def test_every_case_states_what_it_needs():
+    """... and is registered with a preset that exists."""
     for case in cases.CASES.values():
+        assert find(case.method).card.problem is Pair and case.dim in find(case.method).card.dims
         assert case.dim in (2, 3) and case.stage in ("none", "rigid", "affine") and case.contrast in ("same", "different")
         assert case.deformable or case.stage != "none"
         assert any(p.takes(case) for p in peers.PEERS.values())

@@ -34,6 +34,7 @@ SLOPES = ("ncc", "mi", "ngf")
 MARGIN = 8
 REFRESH = 5
 NOISE = 0.03
+RUNOUT = 16
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ class CompositiveSettings:
     """factors: spacing of each level in units of the finest; iterations per level; sigmas in voxels of the level; step limit
     k in voxels; window mm of the local statistics; finest mm, 0 for the voxel size; tolerance ends a level early."""
 
-    similarity: str = "mse"
+    similarity: str = "lncc"
     factors: tuple[float, ...] = (4.0, 2.0, 1.0)
     iterations: tuple[int, ...] = (100, 60, 10)
     fluid: float = 0.7
-    elastic: float = 0.7
+    elastic: float = 0.6
     limit: float = 1.0
     window: float = 12.0
     finest: float = 0.0
@@ -272,31 +273,50 @@ def _joined(state):
 
 
 def _finished(state, grid, whole, history):
-    """Displacements in world mm, faded to 0 over the margin on the sides where the lattice ends inside the image."""
-    fade = _fade(grid, whole).to(state[0].device)
-    u = demons.to_world(_joined(state), grid) * fade
-    inverse = None
+    """Displacements in world mm on the lattice widened within the image, faded to 0 on the sides inside the image."""
+    wide, inverse = _widened(grid, whole), None
+    fade = _fade(grid, wide, whole).to(state[0].device)
     if len(state) == 2:
-        inverse = Displacement(demons.to_world(_joined(state[::-1]), grid) * fade, grid)
-    return Displacement(u, grid), history, inverse
+        inverse = _exported(_joined(state[::-1]), grid, wide, fade)
+    return _exported(_joined(state), grid, wide, fade), history, inverse
 
 
-def _fade(grid, whole):
-    """(1, 1, *S) weights: cosine over the outer voxels of the margin, 1 where the image itself ends."""
-    index = np.linalg.solve(whole.affine, grid.affine)
-    lower = index[:-1, -1]
-    upper = lower + index[:-1, :-1] @ (np.array(grid.size) - 1)
-    total = torch.ones(1, 1, *grid.shape)
-    for c, n in enumerate(grid.size):
+def _exported(u, grid, wide, fade):
+    return Displacement(resample(demons.to_world(u, grid), grid, wide).mul_(fade), wide)
+
+
+def _widened(grid, whole):
+    """``grid`` with up to ``RUNOUT`` voxels more on every side, as far as the image reaches."""
+    lower, upper = _room(grid, whole)
+    size = np.array(grid.size)
+    room = [np.where(size > 1, np.clip(np.floor(side + 1e-6), 0, RUNOUT), 0).astype(int) for side in (lower, upper)]
+    return grid.crop(-room[0], size + room[1])
+
+
+def _room(grid, whole):
+    """Voxels of ``grid`` between its border and that of the image, at the lower and the upper end of every axis."""
+    corner = grid.world_to_index(whole.corners())
+    return -0.5 - corner.min(0), corner.max(0) - (np.array(grid.size) - 0.5)
+
+
+def _fade(grid, wide, whole):
+    """(1, 1, *S) weights on ``wide``: a cosine from the border to the middle of the margin of ``grid``, 1 where the image ends."""
+    start = wide.world_to_index(grid.origin)
+    left = _room(wide, whole)
+    total = torch.ones(1, 1, *wide.shape)
+    for c, n in enumerate(wide.size):
         weight = np.ones(n)
-        ramp = 0.5 - 0.5 * np.cos(np.pi * (np.arange(min(4, n // 4)) + 1) / (min(4, n // 4) + 1))
-        if len(ramp) and lower[c] > 0.75:
-            weight[: len(ramp)] *= ramp
-        if len(ramp) and upper[c] < whole.size[c] - 1.75:
-            weight[n - len(ramp):] *= ramp[::-1]
-        shape = [1, 1] + [1] * grid.dim
+        ends = int(round(start[c])), n - int(round(start[c])) - grid.size[c]
+        for side, (extra, room) in enumerate(zip(ends, (left[0][c], left[1][c]))):
+            length = min(extra + MARGIN // 2, n // 3)
+            if (extra == 0 and room < 0.5) or length < 1:
+                continue
+            ramp = 0.5 - 0.5 * np.cos(np.pi * (np.arange(length) + 1) / (length + 1))
+            weight[:length] *= ramp if side == 0 else 1
+            weight[n - length:] *= ramp[::-1] if side == 1 else 1
+        shape = [1] * wide.dim
         shape[-1 - c] = n
-        total = total * torch.as_tensor(weight, dtype=total.dtype).reshape(shape)
+        total = total * torch.as_tensor(weight, dtype=total.dtype).reshape(1, 1, *shape)
     return total
 
 

@@ -161,16 +161,23 @@ def compose(outer: torch.Tensor, inner: torch.Tensor, base: torch.Tensor) -> tor
 def nearest_flow(displacement: Displacement, iterations: int = 8, width: float = 0.7, monitor=None) -> Velocity:
     """The flow of a stationary velocity close to ``displacement``: a projection onto diffeomorphisms.
 
-    v <- v + G ((id + u) o exp(-v) - id), G a Gaussian of ``width`` voxels; a fold, which no flow has, is smoothed away. The lattice grows by
-    as many voxels as the field reaches, and the field fades over them, so that the flow is not cut at the border of the image.
+    v <- v + G ((id + u) o exp(-v) - id), G a Gaussian of ``width`` voxels, until the mean residual grows; a fold, which no flow has, is
+    smoothed away. The lattice grows by as many voxels as the field reaches, and the field fades over them, so that the flow is not cut at the
+    border of the image.
     """
     monitor = monitor or Silent()
     displacement = _faded(displacement)
     u, grid = displacement.displacement, displacement.grid
-    velocity = gaussian(u, width)
+    best = velocity = gaussian(u, width)
+    least = float("inf")
     for _ in monitor.steps(iterations, "diffeomorphic projection"):
-        velocity = velocity + gaussian(fields.compose(u, fields.exp(-velocity, grid), grid), width)
-    return Velocity(velocity, grid)
+        rest = fields.compose(u, fields.exp(-velocity, grid), grid)
+        size = float(rest.square().sum(1).sqrt().mean())
+        if size >= least:
+            break
+        best, least = velocity, size
+        velocity = velocity + gaussian(rest, width)
+    return Velocity(best, grid)
 
 
 def _faded(transform):

@@ -264,7 +264,7 @@ def _sheet(rows, views, names, note, bar=False, draw=None, bad=None) -> bytes:
     scale, gap, foot = 3.2 / max(h for _, h in sizes), 0.06, 0.36
     left, right = 0.32 if any(names) else gap, 0.85 if bar else gap
     width = max(left + right + sum(w * scale + gap for w, _ in sizes), 5.5)
-    height = foot + len(rows) * (3.2 + gap)
+    height = foot + len(rows) * (3.2 + gap) + gap
     figure = _figure(width, height)
     for r, row in enumerate(rows):
         x = left
@@ -272,7 +272,7 @@ def _sheet(rows, views, names, note, bar=False, draw=None, bad=None) -> bytes:
             if bad:
                 look = {**look, "cmap": matplotlib.colormaps[look["cmap"]].with_extremes(bad=bad)}
             w, h = sizes[k][0] * scale, sizes[k][1] * scale
-            y = height - (r + 1) * (3.2 + gap) + (3.2 - h) / 2 + gap
+            y = height - (r + 1) * (3.2 + gap) + (3.2 - h) / 2
             axes = figure.add_axes((x / width, y / height, w / width, h / height))
             shown = axes.imshow(values, aspect="auto", interpolation="nearest", **look)
             if draw:
@@ -286,9 +286,12 @@ def _sheet(rows, views, names, note, bar=False, draw=None, bad=None) -> bytes:
 
 
 def _annotate(axes, shown: View, name: str, look):
-    """Edge letters, the row's name and no ticks."""
-    light = look.get("cmap") not in (None, "gray")
-    style = {"transform": axes.transAxes, "color": "black" if light else "white", "fontsize": 10, "fontweight": "bold"}
+    """Edge letters with a halo, so that they are read on any colour, the row's name and no ticks."""
+    from matplotlib.patheffects import withStroke
+
+    ink, halo = ("white", "black") if look.get("cmap") in (None, "gray") else ("black", "white")
+    style = {"transform": axes.transAxes, "color": ink, "fontsize": 10, "fontweight": "bold",
+             "path_effects": [withStroke(linewidth=2.5, foreground=halo)]}
     places = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"), (0.5, 0.98, "center", "top"), (0.5, 0.02, "center", "bottom"))
     for letter, (x, y, ha, va) in zip(shown.letters, places):
         axes.text(x, y, letter, ha=ha, va=va, **style)

@@ -50,30 +50,30 @@ CACHIER = """@article{Cachier2003,
                  "every structure of one image has a counterpart in the other; mask what has none",
                  "the linear start brings corresponding structures to within about their own size"),
     failure_modes=("sliding organs and missing tissue: the map is smooth everywhere", "thin structures that move by more than their width",
-                   "similarity 'mse' between images of different contrast: use 'lncc' or 'mind'"),
+                   "similarities 'mse' and 'lncc' between images of different contrast: use 'mind'"),
     symmetric=True,
     presets={
-        "default": Preset("T1 to T1 brains and other images of one contrast"),
-        "fast": Preset("the same in about a third of the time, a little less exact", {"iterations": (60, 30, 3)}),
-        "accurate": Preset("the same with many more steps at full resolution, about six times the time", {"iterations": (200, 150, 80), "elastic": 0.6}),
-        "local": Preset("one contrast with shading or other scaling: locally standardised intensities", {"similarity": "lncc"}),
+        "default": Preset("images of one contrast, with or without shading; T1 brains"),
+        "fast": Preset("the same in about half of the time, a little less exact", {"iterations": (60, 30, 3)}),
+        "accurate": Preset("the same with several times the steps", {"iterations": (200, 150, 60), "tolerance": 1e-5}),
+        "same-units": Preset("both images on one intensity scale: the plain squared difference, a little faster", {"similarity": "mse"}),
         "symmetric": Preset("both images move to a mean space; swapping them swaps the result", {"symmetric": True}),
         "brain-multimodal": Preset("brains of different contrast, for example T1 and T2 or PD", {"similarity": "mind", "iterations": (60, 40, 0), "elastic": 1.0}),
-        "lung-ct": Preset("inspiration and expiration CT, give lung masks if there are any", {"similarity": "lncc", "factors": (8, 4, 2), "iterations": (100, 60, 20), "shared_range": True}),
+        "lung-ct": Preset("inspiration and expiration CT; give lung masks if there are any", {"factors": (8, 4, 2), "iterations": (100, 60, 30), "shared_range": True}),
         "abdomen-ct": Preset("CT of different patients or days", {"similarity": "mind", "factors": (8, 4, 2), "iterations": (60, 60, 20), "elastic": 1.0, "shared_range": True}),
-        "2d": Preset("single slices, photographs and histology", {"similarity": "lncc", "factors": (8, 4, 2, 1), "iterations": (100, 100, 60, 30)}),
+        "2d": Preset("single slices, photographs and histology", {"factors": (16, 8, 4, 2, 1), "iterations": (100, 100, 100, 60, 30)}),
     },
 ))
 @dataclass(frozen=True)
 class InstanceOptimisation(Method):
     start: str = parameter("affine", "Linear start", "What comes first when no starting transform is given.", choices=("affine", "rigid", "none"), advanced=False)
     model: str = parameter("greedy", "Model", "How the deformation is described and optimised.", choices=("greedy", *MODELS))
-    similarity: str = parameter("mse", "Similarity", "What makes the images alike.", choices=tuple(SIMILARITIES), advanced=False)
+    similarity: str = parameter("lncc", "Similarity", "What makes the images alike.", choices=tuple(SIMILARITIES), advanced=False)
     factors: tuple[float, ...] = parameter((4.0, 2.0, 1.0), "Levels", "Spacing of each level in units of the finest, coarse to fine.", minimum=1.0, maximum=64.0)
     iterations: tuple[int, ...] = parameter((100, 60, 10), "Iterations", "Steps on each level.", minimum=0, maximum=10000, advanced=False)
     finest: float = parameter(0.0, "Finest spacing", "0 takes the voxel size, coarser where memory asks for it.", unit="mm", minimum=0.0)
     fluid: float = parameter(0.7, "Update smoothing", "Gaussian sigma of each step (greedy), in voxels of the level.", unit="voxels", minimum=0.0, maximum=10.0)
-    elastic: float = parameter(0.7, "Field smoothing", "Gaussian sigma of the whole field after each step (greedy): larger is stiffer.", unit="voxels", minimum=0.0, maximum=10.0, advanced=False)
+    elastic: float = parameter(0.6, "Field smoothing", "Gaussian sigma of the whole field after each step (greedy): larger is stiffer.", unit="voxels", minimum=0.0, maximum=10.0, advanced=False)
     limit: float = parameter(1.0, "Step limit", "Twice the longest step (greedy), in voxels of the level.", unit="voxels", minimum=0.05, maximum=4.0)
     window: float = parameter(12.0, "Window", "Sigma of the local intensity fit of 'lncc'.", unit="mm", minimum=0.5, maximum=100.0)
     shared_range: bool = parameter(False, "Common units", "Both images are in the same units (CT); otherwise each is scaled by its own range.")

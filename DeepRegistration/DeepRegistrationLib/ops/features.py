@@ -73,11 +73,12 @@ class _SelfSimilarity(torch.autograd.Function):
     @staticmethod
     def forward(ctx, padded, valid, floor, radius, dilation):
         ctx.radius, ctx.dilation = radius, dilation
-        distances = _box_sums(lambda *image: _difference(padded, valid, *image, radius, dilation).square_(), padded.ndim - 2, radius, dilation)
+        dim = nd.dim_of(padded)
+        distances = _box_sums(lambda *image: _difference(padded, valid, *image, radius, dilation).square_(), dim, radius, dilation)
         count = None
         if valid is not None:
-            count = _box_sums(lambda *image: torch.mul(*_pair(valid, *image, radius, dilation)), padded.ndim - 2, radius, dilation)
-            count.mul_((2 * radius + 1.0) ** (2 - padded.ndim))
+            count = _box_sums(lambda *image: torch.mul(*_pair(valid, *image, radius, dilation)), dim, radius, dilation)
+            count.mul_((2 * radius + 1.0) ** -dim)
             distances.div_(count).nan_to_num_(nan=float("inf"))
         distances.sub_(distances.amin(1, keepdim=True).nan_to_num_(posinf=0.0))
         noise = torch.maximum(_channel_mean(distances, count), floor)

@@ -25,7 +25,7 @@ def matrix_between(source: Grid, target: Grid) -> np.ndarray:
 
 def apply_matrix(matrix, points: torch.Tensor) -> torch.Tensor:
     """Affine map ``matrix`` (dim + 1, dim + 1) of points (..., dim)."""
-    m = torch.as_tensor(np.asarray(matrix), dtype=points.dtype, device=points.device) if not torch.is_tensor(matrix) else matrix
+    m = torch.as_tensor(np.array(matrix), dtype=points.dtype, device=points.device) if not torch.is_tensor(matrix) else matrix
     return points @ m[:-1, :-1].T + m[:-1, -1]
 
 

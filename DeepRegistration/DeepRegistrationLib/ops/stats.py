@@ -15,21 +15,23 @@ from .spline import cubic_weights
 RANGE_SAMPLES = 65536
 
 
-def joint_histogram(rows: torch.Tensor, columns: torch.Tensor, bins: int) -> torch.Tensor:
+def joint_histogram(rows: torch.Tensor, columns: torch.Tensor, bins: int, weight: torch.Tensor | None = None) -> torch.Tensor:
     """(bins, bins) float64 counts of ``rows`` (N,) whole numbers and ``columns`` (N,), continuous in [1, bins - 3].
 
-    Differentiable in ``columns``; only the two inputs are kept for that.
+    Each pair counts ``weight`` (N,), by default 1. Differentiable in ``columns`` and ``weight``; only the inputs are kept for
+    that.
     """
-    return _JointHistogram.apply(rows, columns, bins)
+    return _JointHistogram.apply(rows, columns, bins, weight)
 
 
 class _JointHistogram(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows, columns, bins):
-        ctx.save_for_backward(rows, columns)
+    def forward(ctx, rows, columns, bins, weight):
+        ctx.save_for_backward(rows, columns, weight)
         ctx.bins = bins
         low = columns.floor()
         weights = cubic_weights(columns - low)
+        weights = weights if weight is None else weights * weight[:, None]
         cell = rows * bins + low.to(rows.dtype) - 1
         counts = torch.zeros(bins * bins, dtype=torch.float64, device=columns.device)
         for tap in range(4):
@@ -38,14 +40,19 @@ class _JointHistogram(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, slope):
-        rows, columns = ctx.saved_tensors
+        rows, columns, weight = ctx.saved_tensors
         low = columns.floor()
         t = columns - low
         s = 1 - t
         cell = rows * ctx.bins + low.to(rows.dtype) - 1
         table = slope.reshape(-1).to(columns.dtype)
         weights = (s * s * -0.5, t * (1.5 * t - 2), s * (2 - 1.5 * s), t * t * 0.5)
-        return None, sum(table[cell + tap] * weight for tap, weight in enumerate(weights)), None
+        at_taps = [table[cell + tap] for tap in range(4)]
+        by_column = sum(value * slope for value, slope in zip(at_taps, weights))
+        if weight is None:
+            return None, by_column, None, None
+        by_weight = (torch.stack(at_taps, -1) * cubic_weights(t)).sum(-1) if ctx.needs_input_grad[3] else None
+        return None, by_column * weight, None, by_weight
 
 
 def robust_range(values: torch.Tensor, tail: float = 1e-3) -> tuple[float, float]:

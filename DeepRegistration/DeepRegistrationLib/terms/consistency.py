@@ -94,5 +94,5 @@ def _axes(grid):
 
 def _reverse(alignment):
     if alignment.reverse is None:
-        raise InputError("inverse consistency was asked for with a map in one direction only; give the reverse alignment or remove the cost")
+        raise InputError("inverse consistency was asked for but the reverse map is missing; give the reverse alignment or remove the cost")
     return alignment.reverse.transform

@@ -80,8 +80,8 @@ def _mean_of(cost, counts):
 def one_hot_pairs(alignment: Alignment, labels: tuple[int, ...] = ()):
     """For every label the fixed map and the warped moving map, both (B, 1, *S) on the grid of the alignment.
 
-    Label maps may be on grids of their own. Voxels outside the moving label map are background. Only the image of the
-    fixed or moving mask is not asked: labels are knowledge of their own. InputError where a label map is missing.
+    Label maps may be on grids of their own. Voxels outside the moving label map are background. The images' masks are
+    not used: labels are knowledge of their own. InputError where a label map is missing.
     """
     fixed, moving = alignment.fixed_labels, alignment.moving_labels
     if fixed is None or moving is None:
