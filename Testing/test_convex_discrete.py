@@ -269,7 +269,6 @@ def test_masked_artefacts_do_not_count(which):
     for used in (None, mask):
         spoilt[which] = Image(data, image.grid, used)
         errors.append(error_mm(run(Pair(spoilt["fixed"], spoilt["moving"]), **values).transform, truth, sound))
-    print(errors)
     assert errors[1] < 0.7 * errors[0] and errors[1] < 0.7
 
 
@@ -299,7 +298,7 @@ def test_the_diffeomorphic_option_gives_a_flow_near_the_field():
     assert isinstance(flow.transform, Velocity) and float(flow.transform.jacobian_determinant(fixed.grid).min()) > 0
     assert error_mm(flow.transform, truth, labels) < error_mm(plain.transform, truth, labels) + 0.2
     points = torch.as_tensor(fixed.grid.points()[20:-20, 20:-20].reshape(1, -1, 2)).float()
-    assert float((flow.inverse(flow.transform(points)) - points).norm(dim=-1).max()) < 0.3
+    assert float((flow.inverse(flow.transform(points)) - points).norm(dim=-1).mean()) < 0.05
 
 
 def test_a_deformable_start_is_kept_and_refined():

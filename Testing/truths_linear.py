@@ -55,7 +55,7 @@ def linear_pair(seed: int, dim: int, kind: str = "rigid", contrast: str = "same"
                 truth: Affine | None = None) -> LinearPair:
     """A phantom of about 80 mm on two lattices of about 2 mm (3 mm in 3D); the moving one is turned, offset and has a smaller field of view."""
     rng = np.random.default_rng(seed)
-    coarser = 1.0 if dim == 2 else 1.4
+    coarser = 1.0 if dim == 2 else 1.5
     fixed_spacing, moving_spacing = coarser * np.array([2.0, 1.7, 2.4])[:dim], coarser * np.array([1.6, 2.3, 2.0])[:dim]
     fixed_grid = _lattice(rng, dim, fixed_spacing, 104.0, rng.uniform(-200, 200, dim), flipped)
     truth = known_map(seed, kind, fixed_grid.centre) if truth is None else truth

@@ -12,10 +12,11 @@ the images swaps the result (Avants et al., MedIA 2008).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..errors import InputError
 from ..geometry import Grid
@@ -27,7 +28,7 @@ from ..runtime import Monitor
 from ..terms import SIMILARITIES
 from ..transforms import Affine, Displacement, Transform
 from .channels import CHANNELS, channels, limits_of, normalised
-from .matching import local_map
+from .matching import IntensityMap, local_map
 from .starts import background
 
 SLOPES = ("ncc", "mi", "ngf")
@@ -64,8 +65,17 @@ class Level:
     moving: Image
     matrix: np.ndarray
     background: float = 0.0
-    map: object = None
+    map: IntensityMap | None = None
     target: torch.Tensor | None = None
+    buffers: list = field(default_factory=list)
+
+    def buffer(self, k: int, like: torch.Tensor) -> torch.Tensor:
+        """The k-th work tensor of the level, made when first asked for."""
+        while len(self.buffers) <= k:
+            self.buffers.append(None)
+        if self.buffers[k] is None:
+            self.buffers[k] = torch.empty_like(like)
+        return self.buffers[k]
 
     @property
     def grid(self) -> Grid:
@@ -206,29 +216,41 @@ def _run_level(level, state, iterations, settings, monitor, history, linear):
 def _match(level, state, settings):
     """Fit the local intensity map anew; ``target`` is the fixed image in the units of the moving one."""
     fixed, warped = _pulled(level, state)
-    mapped = fixed if level.map is None else level.map(fixed, level.background)
-    level.map = local_map(fixed, warped, mapped, level.grid, settings.window, level.background)
+    level.map = local_map(fixed, warped, _mapped(level, fixed), level.grid, settings.window, level.background)
     level.target = level.map(level.fixed.data, level.background)
 
 
 def _pulled(level, state):
     """(fixed, warped) as the next step sees them, the fixed one before its intensity map."""
     if len(state) == 1:
-        return level.fixed.data, demons.pull(level.moving.data, level.moving.mask, level.matrix, state[0], level.target, level.fixed.mask)
+        out = level.buffer(0, level.fixed.data)
+        return level.fixed.data, demons.pull(level.moving.data, level.moving.mask, level.matrix, state[0], level.target, level.fixed.mask, out)
     fixed = demons.pull(level.fixed.data, level.fixed.mask, np.eye(level.grid.dim + 1), state[1], level.fixed.data, None)
-    mapped = fixed if level.map is None else level.map(fixed, level.background)
-    return fixed, demons.pull(level.moving.data, level.moving.mask, level.matrix, state[0], mapped, None)
+    return fixed, demons.pull(level.moving.data, level.moving.mask, level.matrix, state[0], _mapped(level, fixed), None)
+
+
+def _mapped(level, fixed):
+    return fixed if level.map is None else level.map(fixed, level.background)
 
 
 def _step(level, state, settings, slope):
     u = state[0]
     _, warped = _pulled(level, state)
+    v, spare = level.buffer(1, u), level.buffer(2, u)
     if slope is None:
-        v, cost = demons.update(level.target, warped, level.grid.spacing, _limit(level, settings), _floor(level))
+        v, cost = demons.update(level.target, warped, level.grid.spacing, _limit(level, settings), _floor(level), v)
     else:
         v, cost = _scaled_slope(slope, level, warped, settings)
-    v = demons.smooth(v, settings.fluid)
-    return [demons.smooth(demons.compose(u, v), settings.elastic)], cost
+    v, spare = demons.smooth(v, settings.fluid, spare)
+    u, level.buffers[1], level.buffers[2] = _advanced(u, v, spare, settings)
+    return [u], cost
+
+
+def _advanced(u, v, spare, settings):
+    """(the smoothed composition of u and v, two tensors free for reuse)."""
+    composed = demons.compose(u, v, spare)
+    smoothed, other = demons.smooth(composed, settings.elastic, u)
+    return smoothed, v, other
 
 
 def _limit(level, settings):
@@ -247,19 +269,16 @@ def _scaled_slope(term, level, warped, settings):
     spacing = torch.as_tensor(level.grid.spacing.copy(), dtype=warped.dtype, device=warped.device)
     scale = spacing.reshape(1, -1, *[1] * level.grid.dim)
     v = -(slope[:, :, None] * index_gradient(warped)).sum(1) / scale.square()
-    v = demons.smooth(v, max(settings.fluid, 1.0))
+    v, _ = demons.smooth(v, max(settings.fluid, 1.0))
     longest = (v * scale).square().sum(1).max().sqrt().clamp_min(1e-30)
     return v * (0.5 * _limit(level, settings) / longest), float(cost)
 
 
 def _step_symmetric(level, state, settings):
-    to_moving, to_fixed = state
     fixed, warped = _pulled(level, state)
-    mapped = fixed if level.map is None else level.map(fixed, level.background)
-    v, cost = demons.update(mapped, warped, level.grid.spacing, _limit(level, settings), _floor(level))
-    v = demons.smooth(v, settings.fluid) / 2
-    moved = [demons.smooth(demons.compose(u, step), settings.elastic) for u, step in ((to_moving, v), (to_fixed, -v))]
-    return moved, cost
+    v, cost = demons.update(_mapped(level, fixed), warped, level.grid.spacing, _limit(level, settings), _floor(level))
+    v = demons.smooth(v, settings.fluid)[0] / 2
+    return [demons.smooth(demons.compose(u, step), settings.elastic)[0] for u, step in zip(state, (v, -v))], cost
 
 
 def _joined(state):
@@ -282,7 +301,10 @@ def _finished(state, grid, whole, history):
 
 
 def _exported(u, grid, wide, fade):
-    return Displacement(resample(demons.to_world(u, grid), grid, wide).mul_(fade), wide)
+    start = np.round(wide.world_to_index(grid.origin)).astype(int)
+    end = np.array(wide.size) - start - np.array(grid.size)
+    pad = [int(v) for pair in zip(start, end) for v in pair]
+    return Displacement(F.pad(demons.to_world(u, grid), pad, mode="replicate").mul_(fade), wide)
 
 
 def _widened(grid, whole):

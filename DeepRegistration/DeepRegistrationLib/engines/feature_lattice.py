@@ -25,7 +25,7 @@ from ..terms.base import Alignment
 from ..transforms import Affine, Displacement, Identity, Transform
 from ..transforms.base import linear_part
 
-SLAB_VOXELS = 2_000_000
+SLAB_VOXELS = 400_000
 MOST_VOXELS = 8_000_000
 
 

@@ -22,6 +22,7 @@ import torch
 from ..errors import InputError
 from ..geometry import Grid
 from ..image import Image
+from ..ops.filters import gaussian
 from ..ops.sample import sample
 from ..ops.stats import robust_range
 from ..runtime import Monitor, Runtime
@@ -38,6 +39,7 @@ LADDER = {"none": (), "translation": ("translation",), "rigid": ("rigid",), "sim
 FREEDOMS = tuple(LADDER)
 SMALLEST_OVERLAP = 0.02
 FEWEST_SAMPLES = 5000
+FILL_SIGMA = 1.5
 
 
 @dataclass(frozen=True)
@@ -303,13 +305,24 @@ def _mean_spacing(grid):
 
 
 def _prepared(image, device):
-    """The image with values from 0 to 1 (its robust range, within the mask) as float32."""
+    """The image as float32 with values from 0 to 1: its robust range, within the mask."""
     values = image.data if image.mask is None else image.data[image.mask.expand_as(image.data)]
     low, high = robust_range(values.reshape(-1).double(), 5e-4)
     if high <= low:
-        low, high = float(image.data.min()), float(image.data.max())
+        low, high = float(values.min()), float(values.max())
     data = image.data.to(device=device, dtype=torch.float32)
-    return replace(image.to(device), data=((data - low) / (high - low)).clamp_(0, 1))
+    prepared = replace(image.to(device), data=((data - low) / (high - low)).clamp_(0, 1))
+    return prepared if image.mask is None else _filled(prepared)
+
+
+def _filled(image):
+    """The image with the values outside its mask made from those inside, so that neither smoothing nor interpolation brings
+    in what the mask excludes."""
+    inside = image.mask.to(image.data)
+    mean = (image.data * inside).sum() / (inside.sum() * image.data.shape[1])
+    near = gaussian(inside, FILL_SIGMA) + 1e-4
+    spread = (gaussian(image.data * inside, FILL_SIGMA) + 1e-4 * mean) / near
+    return replace(image, data=torch.where(image.mask, image.data, spread))
 
 
 def _pyramid(image, spacings):

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from ..geometry import Grid
 from ..ops import nd
 from ..ops.filters import gaussian
-from ..ops.sample import resample
+from ..ops.spline import tensor_product
 from ..ops.stats import robust_range
 
 FOREGROUND = 0.02
@@ -54,12 +54,14 @@ def local_map(fixed: torch.Tensor, warped: torch.Tensor, mapped: torch.Tensor, g
     scale = max(1.4826 * _median(residual[counts].abs()), SMALLEST_SCALE)
     weight = residual.div_(scale).square_().add_(1).reciprocal_().mul_(counts)
     block = [max(1, int(round(window / 3 / s))) if n > 1 else 1 for s, n in zip(grid.spacing, grid.size)]
-    products = (weight, weight * fixed, weight * warped, weight * fixed * fixed, weight * fixed * warped)
-    sums = [_pooled(x, block) for x in products]
+    sums = [_pooled(weight, block)]
+    for factors in ((fixed,), (warped,), (fixed, fixed), (fixed, warped)):
+        product = weight * factors[0]
+        sums.append(_pooled(product.mul_(factors[1]) if len(factors) == 2 else product, block))
     sigma = window / (grid.spacing * block)
     slope, offset = _fit([x.flatten(2).sum(2).reshape(1, -1, *[1] * grid.dim) for x in sums], [gaussian(x, sigma) for x in sums])
-    coarse = _pooled_grid(grid, block, sums[0].shape[2:])
-    return IntensityMap(resample(slope, coarse, grid), resample(offset, coarse, grid))
+    lines = [_between_blocks(n, b) for n, b in zip(grid.size, block)]
+    return IntensityMap(tensor_product(slope, lines), tensor_product(offset, lines))
 
 
 def _fit(total, local):
@@ -82,8 +84,12 @@ def _pooled(x, block):
     return nd.average_pool(F.pad(x, pad), block)
 
 
-def _pooled_grid(grid, block, shape):
-    affine = grid.affine.copy()
-    affine[:-1, -1] = grid.index_to_world((np.array(block) - 1) / 2)
-    affine[:-1, :-1] = grid.matrix * np.array(block)
-    return Grid(tuple(shape), affine)
+def _between_blocks(n: int, block: int) -> np.ndarray:
+    """(n, blocks) weights that interpolate values at the centres of blocks linearly at n voxels, clamped at the ends."""
+    blocks = -(-n // block)
+    position = np.clip((np.arange(n) + 0.5) / block - 0.5, 0, blocks - 1)
+    low = np.minimum(position.astype(int), max(blocks - 2, 0))
+    weights = np.zeros((n, blocks))
+    weights[np.arange(n), low] = 1 - (position - low)
+    weights[np.arange(n), np.minimum(low + 1, blocks - 1)] += position - low
+    return weights

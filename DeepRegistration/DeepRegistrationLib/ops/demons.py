@@ -5,6 +5,8 @@ With d = fixed - warped and g = (grad fixed + grad warped) / 2 per mm, the updat
 a Gauss-Newton step for the squared difference whose length stays below k / 2 mm. Several channels are summed above and
 below the line. Vercauteren et al., NeuroImage 2009 (efficient second-order forces); Thirion, MedIA 1998.
 
+``out`` and ``spare`` are tensors that the compiled path writes into, so that a loop allocates nothing; torch ignores them.
+
 Displacements are (1, dim, *S) in voxels of the lattice, components (x, y, z) along its axes: inside the loop no world
 coordinates are needed; ``to_world`` and ``from_world`` convert.
 """
@@ -20,6 +22,9 @@ from .filters import gaussian, gaussian_kernel
 from .native import kernels_for, volumes
 from .sample import apply_matrix, index_points, inside, sample
 
+TAIL = 1e-3
+WIDEST = 3.0
+
 
 def to_world(u: torch.Tensor, grid: Grid) -> torch.Tensor:
     """(1, dim, *S) voxels -> mm in world axes."""
@@ -32,7 +37,7 @@ def from_world(u: torch.Tensor, grid: Grid) -> torch.Tensor:
     return torch.einsum("ij,bj...->bi...", matrix, u)
 
 
-def pull(moving, moving_mask, matrix: np.ndarray, u, fixed, fixed_mask):
+def pull(moving, moving_mask, matrix: np.ndarray, u, fixed, fixed_mask, out=None):
     """Moving image on the fixed lattice; voxels that cannot be compared get the fixed value, so that they exert no force.
 
     moving (1, C, *M), masks (1, 1, *) bool or None, matrix (dim + 1, dim + 1) fixed index -> moving index, u and fixed
@@ -40,7 +45,7 @@ def pull(moving, moving_mask, matrix: np.ndarray, u, fixed, fixed_mask):
     """
     native = kernels_for(moving, u, fixed)
     if native is not None:
-        out = torch.empty_like(fixed)
+        out = torch.empty_like(fixed) if out is None else out
         native.pull(volumes(moving), _mask_array(moving_mask), _full_matrix(matrix), volumes(u), volumes(fixed), _mask_array(fixed_mask), volumes(out))
         return out
     grid = Grid(tuple(fixed.shape[2:]), np.eye(fixed.ndim - 1))
@@ -67,14 +72,14 @@ def _full_matrix(matrix):
     return full[:3].astype(np.float32)
 
 
-def update(fixed, warped, spacing, limit: float, floor: float):
+def update(fixed, warped, spacing, limit: float, floor: float, out=None):
     """(v (1, dim, *S) voxels, mean squared difference): the demons step above.
 
     fixed, warped (1, C, *S); spacing (dim,) mm; limit k mm; floor (intensity per mm) squared, below which a gradient is noise.
     """
     native = kernels_for(fixed, warped)
     if native is not None:
-        v = torch.empty(1, fixed.ndim - 2, *fixed.shape[2:])
+        v = torch.empty(1, fixed.ndim - 2, *fixed.shape[2:]) if out is None else out
         full = np.ones(3, np.float32)
         full[: len(spacing)] = spacing
         total = native.demons(volumes(fixed), volumes(warped), full, np.float32(limit), np.float32(floor), volumes(v))
@@ -87,27 +92,30 @@ def update(fixed, warped, spacing, limit: float, floor: float):
     return v, float(d.square().mean())
 
 
-def compose(u, v):
+def compose(u, v, out=None):
     """Displacement of (id + u) o (id + v) in voxels: v + u o (id + v), u being clamped at the border."""
     native = kernels_for(u, v)
     if native is not None:
-        out = torch.empty_like(v)
+        out = torch.empty_like(v) if out is None else out
         native.compose(volumes(u), volumes(v), volumes(out))
         return out
     grid = Grid(tuple(u.shape[2:]), np.eye(u.ndim - 1))
     return v + sample(u, index_points(grid, dtype=u.dtype, device=u.device) + v.movedim(1, -1))
 
 
-def smooth(u, sigma):
-    """Gaussian smoothing with the border value outside; sigma voxels, a scalar or (x, y, z)."""
+def smooth(u, sigma, spare=None):
+    """(smoothed u, a tensor free for reuse): Gaussian with the border value outside; sigma voxels, a scalar or (x, y, z).
+
+    With a ``spare`` tensor of the same shape the compiled path works in ``u`` and ``spare`` and allocates nothing.
+    """
     native = kernels_for(u)
-    if native is None or max(np.max(sigma), 0) > 3:
-        return gaussian(u, sigma)
+    if native is None or np.max(sigma) > WIDEST or not u.is_contiguous():
+        return gaussian(u, sigma, smallest=TAIL), spare
     sigma = np.broadcast_to(np.asarray(sigma, float), (u.ndim - 2,))
-    data, spare = u.contiguous(), torch.empty_like(u)
+    data, other = (u.clone(), torch.empty_like(u)) if spare is None else (u, spare)
     for component, along in zip(range(u.ndim - 2), (native.filter_x, native.filter_y, native.filter_z)):
         if sigma[component] < 0.1 or u.shape[-1 - component] == 1:
             continue
-        along(volumes(data), gaussian_kernel(float(sigma[component])).astype(np.float32), True, volumes(spare))
-        data, spare = spare, (torch.empty_like(u) if data is u else data)
-    return data
+        along(volumes(data), gaussian_kernel(float(sigma[component]), TAIL).astype(np.float32), True, volumes(other))
+        data, other = other, data
+    return data, other

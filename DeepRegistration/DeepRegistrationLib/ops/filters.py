@@ -16,8 +16,8 @@ import torch.nn.functional as F
 LONGEST_MATRIX = 512
 
 
-def gaussian_kernel(sigma: float) -> np.ndarray:
-    """Weights of the discrete Gaussian at whole voxels, cut where they fall under 1e-5 of the peak; their sum is 1.
+def gaussian_kernel(sigma: float, smallest: float = 1e-5) -> np.ndarray:
+    """Weights of the discrete Gaussian at whole voxels, cut where they fall under ``smallest`` of the peak; their sum is 1.
 
     exp(-sigma^2) I_k(sigma^2), by its spectrum exp(sigma^2 (cos w - 1)): the variance is sigma^2 and two filters add up, also
     at a sigma under one voxel, where samples of the continuous Gaussian smooth far too little. Lindeberg, PAMI 1990.
@@ -25,15 +25,15 @@ def gaussian_kernel(sigma: float) -> np.ndarray:
     half = int(np.ceil(6 * sigma)) + 8
     spectrum = np.exp(sigma**2 * (np.cos(np.pi * np.arange(half + 1) / half) - 1))
     weights = np.fft.irfft(spectrum, 2 * half)[:half]
-    side = weights[1 : int(np.nonzero(weights >= 1e-5 * weights[0])[0].max()) + 1]
+    side = weights[1 : int(np.nonzero(weights >= smallest * weights[0])[0].max()) + 1]
     kernel = np.concatenate([side[::-1], weights[:1], side])
     return kernel / kernel.sum()
 
 
 @lru_cache(maxsize=64)
-def _matrix(n: int, sigma: float, border: str) -> np.ndarray:
+def _matrix(n: int, sigma: float, border: str, smallest: float) -> np.ndarray:
     """(n, n) filter matrix: row i holds the weights of output i. border 'renormalise', 'clamp' or 'zero'."""
-    kernel = gaussian_kernel(sigma)
+    kernel = gaussian_kernel(sigma, smallest)
     radius = len(kernel) // 2
     m = np.zeros((n, n))
     for offset, weight in zip(range(-radius, radius + 1), kernel):
@@ -76,9 +76,9 @@ def _convolve(x, kernel, axis, border):
     return out.reshape(shape).movedim(-1, axis)
 
 
-def gaussian(x: torch.Tensor, sigma, border: str = "clamp") -> torch.Tensor:
-    """Gaussian smoothing; ``sigma`` voxels, a scalar or (x, y, z); 0 leaves an axis alone."""
-    return _separable(x, sigma, border)
+def gaussian(x: torch.Tensor, sigma, border: str = "clamp", smallest: float = 1e-5) -> torch.Tensor:
+    """Gaussian smoothing; ``sigma`` voxels, a scalar or (x, y, z), 0 leaves an axis alone; tails are cut at ``smallest``."""
+    return _separable(x, sigma, border, smallest)
 
 
 def box(x: torch.Tensor, radius, border: str = "renormalise") -> torch.Tensor:
@@ -107,7 +107,7 @@ def _check(x, border):
         raise ValueError(f"a filter of {x.dtype} with border '{border}'; a floating type and clamp, renormalise or zero are known")
 
 
-def _separable(x, sigmas, border):
+def _separable(x, sigmas, border, smallest):
     dim = x.ndim - 2
     _check(x, border)
     sigmas = np.broadcast_to(np.asarray(sigmas, float), (dim,))
@@ -117,9 +117,9 @@ def _separable(x, sigmas, border):
         if sigma < 0.1 or n == 1:
             continue
         if n <= LONGEST_MATRIX:
-            x = _along(x, _matrix(n, sigma, border), axis)
+            x = _along(x, _matrix(n, sigma, border, smallest), axis)
         else:
-            x = _convolve(x, gaussian_kernel(sigma), axis, border)
+            x = _convolve(x, gaussian_kernel(sigma, smallest), axis, border)
     return x
 
 
