@@ -27,6 +27,7 @@ VENV = ROOT / ".venv"
 MARKER = VENV / "installed.json"
 LIBRARY = ROOT / "DeepRegistration"
 EXPERIMENTS = ROOT / "Testing" / "Experiments"
+COMPILE = "from DeepRegistrationLib.ops import kernels; kernels.compile_all()"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 USAGE = """usage: python run.py COMMAND [arguments]
@@ -225,6 +226,15 @@ def install(torch: str) -> None:
     site = subprocess.run([str(venv_python()), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
                           capture_output=True, text=True, check=True).stdout.strip()
     (Path(site) / "deepregistration.pth").write_text(str(LIBRARY) + "\n", "utf-8")
+    compile_kernels()
+
+
+def compile_kernels() -> None:
+    """Compile the fast loops once, so that the first registration starts at once; without them the library is slower, not wrong."""
+    say("  compiling the fast loops")
+    done = subprocess.run([str(venv_python()), "-c", COMPILE], capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        say(f"  the fast loops could not be compiled ({last_line(done.stdout + done.stderr)}); the library works without them, only slower")
 
 
 def install_torch(requirement: str) -> None:

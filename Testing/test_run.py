@@ -77,6 +77,16 @@ def test_torch_is_taken_away_before_another_build_comes(run, monkeypatch):
     assert calls == ["uninstall", "install"] and not run.MARKER.exists()
 
 
+@pytest.mark.parametrize("status, remark", [(0, ""), (1, "the library works without them")])
+def test_kernels_that_cannot_be_compiled_are_only_a_remark(run, monkeypatch, capsys, status, remark):
+    calls = []
+    answer = subprocess.CompletedProcess([], status, "", "ImportError: no numba\n")
+    monkeypatch.setattr(run.subprocess, "run", lambda command, **options: calls.append(command) or answer)
+    run.compile_kernels()
+    said = capsys.readouterr().err
+    assert calls[0][-1] == run.COMPILE and "compiling" in said and remark in said and ("no numba" in said) == bool(status)
+
+
 def test_commands_and_their_targets(run):
     assert run.command_line("register", ["--x"]) == ["-m", "DeepRegistrationLib", "register", "--x"]
     assert run.command_line("demo", []) == ["-m", "DeepRegistrationUI.demo"]

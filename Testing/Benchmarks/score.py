@@ -50,7 +50,8 @@ def score(case: Path, result: Path) -> dict:
     low = float(sitk.GetArrayViewFromImage(moving).min())
     warped = sitk.GetArrayFromImage(sitk.Resample(moving, fixed, warp, sitk.sitkLinear, low))
     pair = (sitk.GetArrayViewFromImage(fixed), warped, mask)
-    regular = metrics.jacobian_scores(Displacement(torch.as_tensor(np.moveaxis(displacement, -1, 0)[None]).float(), grid), grid, torch.as_tensor(mask)[None, None])
+    dense = Displacement(torch.as_tensor(np.moveaxis(displacement, -1, 0)[None]).float(), grid)
+    regular = metrics.jacobian_scores(dense, grid, torch.as_tensor(mask)[None, None])
     out = {"ncc": metrics.correlation(*pair), "nmi": metrics.normalised_mutual_information(*pair), "folds_percent": 100 * regular["folds"],
            "folds_count": regular["folds_count"], "sdlogj": regular["sdlogj"], "sdlogj_learn2reg": regular["sdlogj_learn2reg"],
            "displacement_mean": float(np.linalg.norm(displacement, axis=-1)[mask].mean())}

@@ -63,7 +63,8 @@ def test_every_case_states_what_it_needs():
 
 
 @pytest.mark.parametrize("arguments, text", [(["--case", "nope"], "unknown case 'nope'"), (["--peer", "nope"], "unknown peer 'nope'"),
-                                             (["--case", "brain2d", "--data", "nowhere"], "no case could run"), (["--table", "nowhere"], "--table takes files")])
+                                             (["--case", "brain2d", "--data", "nowhere"], "no case could run"),
+                                             (["--table", "nowhere"], "--table takes files")])
 def test_mistakes_are_one_sentence(capsys, arguments, text):
     assert bench.main(arguments) == 2
     assert text in capsys.readouterr().err
@@ -71,7 +72,8 @@ def test_mistakes_are_one_sentence(capsys, arguments, text):
 
 def test_a_table_gives_medians_and_names_failures():
     rows = [{"case": "brain2d", "name": "(before)", "ncc": 0.1, "date": "2026-01-01"}]
-    rows += [{"case": "brain2d", "name": "us", "ncc": n, "wall_seconds": w, "peak_mib": 100, "versions": {"tool": "1"}} for n, w in ((0.8, 3), (0.9, 1), (0.7, 2))]
+    rows += [{"case": "brain2d", "name": "us", "ncc": n, "wall_seconds": w, "peak_mib": 100, "versions": {"tool": "1"}}
+             for n, w in ((0.8, 3), (0.9, 1), (0.7, 2))]
     rows += [{"case": "brain2d", "name": "them", "error": "exit status 1: no memory"}]
     text = table.markdown(rows, cases.CASES)
     assert "| us | 0.8000 | 2.0 | 100 | 3 |" in text and "| (before) | 0.1000 |" in text

@@ -187,8 +187,10 @@ def line(name: str, status: str, remark: str, folder: Path) -> dict:
     out = dict.fromkeys(SUMMARY, "") | {"id": name, "status": status, "remark": remark}
     if status != "failed":
         record = json.loads((folder / RECORD).read_text("utf-8"))
-        out |= {"similarity_before": record["similarity"]["before"], "similarity_after": record["similarity"]["after"], "folds": record["folds"],
-                "sdlogj": record["sdlogj"], "seconds": record["wall_seconds"]["total"], "peak_memory_mib": record["peak_memory_mib"]}
+        if "folds" in record:  # --write without scores leaves these cells empty
+            out |= {"similarity_before": record["similarity"]["before"], "similarity_after": record["similarity"]["after"],
+                    "folds": record["folds"], "sdlogj": record["sdlogj"]}
+        out |= {"seconds": record["wall_seconds"]["total"], "peak_memory_mib": record["peak_memory_mib"]}
     return out
 
 

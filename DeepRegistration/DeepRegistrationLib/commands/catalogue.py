@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from ..errors import InputError
+from .options import settings
 from .output import say, staged
 
 BEGIN, END = "<!-- methods: begin (python run.py list --markdown --into README.md) -->", "<!-- methods: end -->"
@@ -15,10 +17,13 @@ def add(commands) -> None:
     parser.add_argument("--markdown", action="store_true", help="as the table of the README")
     parser.add_argument("--into", type=Path, metavar="FILE", help="write the Markdown table between the markers of FILE")
     parser.set_defaults(run=run_list)
-    for name, run, text in (("show", run_show, "everything about one method"), ("cite", run_cite, "the references of a method as BibTeX")):
-        parser = commands.add_parser(name, help=text, description=f"Print {text}.")
-        parser.add_argument("id", metavar="ID", help="a method of 'list'")
-        parser.set_defaults(run=run)
+    parser = commands.add_parser("show", help="everything about one method", description="Print everything about one method.")
+    parser.add_argument("id", metavar="ID", help="a method of 'list'")
+    parser.set_defaults(run=run_show)
+    parser = commands.add_parser("cite", help="the references of a method as BibTeX", description="Print the references of a method and of the terms that its parameters name.")
+    parser.add_argument("id", metavar="ID[:PRESET]", help="a method of 'list', with a preset where the run had one")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter that the run had; may be repeated")
+    parser.set_defaults(run=run_cite)
 
 
 def run_list(arguments) -> None:
@@ -40,7 +45,28 @@ def run_show(arguments) -> None:
 
 
 def run_cite(arguments) -> None:
-    say("\n\n".join(reference.strip() for reference in lookup(arguments.id).card.references))
+    from ..method import find
+
+    say("\n\n".join(references(find(arguments.id, settings(arguments.set)))))
+
+
+def references(method) -> list[str]:
+    """BibTeX entries of a method and of the terms that its parameters name, each work once."""
+    from ..terms import REGULARITIES, SIMILARITIES
+
+    values = method.values()
+    terms = [known[values[name]] for name, known in (("similarity", SIMILARITIES), ("regulariser", REGULARITIES)) if values.get(name) in known]
+    entries = {}
+    for entry in (*method.card.references, *(term.reference for term in terms)):
+        if entry.strip():
+            entries.setdefault(work(entry), entry.strip())
+    return list(entries.values())
+
+
+def work(entry: str) -> str:
+    """What an entry has in common with another one of the same work under another key: its title in plain lower case, or else all of it."""
+    title = re.search(r"\btitle\s*=\s*\{(.*?)\}\s*(?:,|\}|$)", entry, re.DOTALL)
+    return re.sub(r"[^a-z0-9]+", " ", (title[1] if title else entry).replace("{", "").replace("}", "").lower()).strip()
 
 
 def lookup(name: str):

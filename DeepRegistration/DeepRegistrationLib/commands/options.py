@@ -38,10 +38,11 @@ def add_method(parser: Parser) -> None:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
     parser.add_argument("--threads", type=_count, default=0, metavar="N", help="CPU threads (default: all)")
     parser.add_argument("--write", type=output_list, default=OUTPUTS, metavar="LIST",
-                        help=f"what to write besides result.json, comma separated (default: {','.join(OUTPUTS)})")
+                        help="what to write, comma separated; scores are similarity, folds and SDlogJ in result.json, which is always written "
+                             f"(default: {','.join(OUTPUTS)})")
 
 
-OUTPUTS = ("transform", "inverse", "affine", "warped", "jacobian")
+OUTPUTS = ("transform", "inverse", "affine", "warped", "jacobian", "scores")
 
 
 def output_list(text: str) -> tuple[str, ...]:

@@ -132,12 +132,11 @@ def require_overlap(problem, initial, start: str) -> None:
 
 
 def write(result, folder: Path, wanted: tuple[str, ...], clock: Stages) -> dict:
-    """Write what is ``wanted`` into ``folder`` and score the transform; returns the scores and the file names.
+    """Write what is ``wanted`` into ``folder``; returns the scores, where they are wanted, and the file names.
 
     The warped image, the map and the scores come from the transform as it was saved and read back, so they are those of the file.
     """
-    from ..evaluate.summary import summarise
-    from ..io import read_transform, write_image, write_transform
+    from ..io import write_transform
 
     problem, path = result.problem, folder / FILES["transform"]
     with clock("writing"):
@@ -146,6 +145,19 @@ def write(result, folder: Path, wanted: tuple[str, ...], clock: Stages) -> dict:
             write_transform(result.inverse, folder / FILES["inverse"])
         if "affine" in wanted:
             write_transform(result.affine, folder / FILES["affine"])
+    scores = {}
+    if {"warped", "jacobian", "scores"} & set(wanted):  # one pass over the image makes all three
+        scores = write_images(path, problem, folder, wanted, clock)
+    if "transform" not in wanted:
+        path.unlink()
+    return {**(scores if "scores" in wanted else {}), "files": [FILES[name] for name in wanted if name in FILES] + [RECORD]}
+
+
+def write_images(path: Path, problem, folder: Path, wanted: tuple[str, ...], clock: Stages) -> dict:
+    """Write the warped image and the map where they are ``wanted``; returns the scores of the transform in the file ``path``."""
+    from ..evaluate.summary import summarise
+    from ..io import read_transform, write_image
+
     with clock("scores"):
         summary = summarise(read_transform(path, problem.dim), problem.fixed, problem.moving)
     with clock("writing"):
@@ -153,9 +165,7 @@ def write(result, folder: Path, wanted: tuple[str, ...], clock: Stages) -> dict:
             write_image(summary.warped, folder / FILES["warped"])
         if "jacobian" in wanted:
             write_image(summary.log_jacobian, folder / FILES["jacobian"])
-        if "transform" not in wanted:
-            path.unlink()
-    return {**summary.scores, "files": [FILES[name] for name in wanted] + [RECORD]}
+    return summary.scores
 
 
 def describe(arguments, method, result) -> dict:
@@ -199,12 +209,16 @@ def _monitor(arguments):
 
 def tell(record: dict, out: Path) -> None:
     """A few lines on stdout for the reader of a terminal."""
-    figures = (record["similarity"]["before"], record["similarity"]["after"], record["sdlogj"])
-    shown = [f"{v:.3f}" if v is not None else "none" for v in figures]
-    memory = record["peak_memory_mib"]
-    say(f"{record['method']}:{record['preset']}  correlation {shown[0]} -> {shown[1]}, folds {100 * record['folds']:.3f} %, "
-        f"SDlogJ {shown[2]}, {record['wall_seconds']['total']:.1f} s" + (f", {memory:.0f} MiB" if memory else ""))
+    memory, scored = record["peak_memory_mib"], "folds" in record
+    say(f"{record['method']}:{record['preset']}  {told(record) if scored else ''}{record['wall_seconds']['total']:.1f} s"
+        + (f", {memory:.0f} MiB" if memory else ""))
     say(f"{out}: " + ", ".join(record["files"]))
-    if record["folds"] > 0:
+    if scored and record["folds"] > 0:
         note(f"remark: {record['folds_count']} voxels fold; a stronger regularisation prevents this")
 
+
+def told(record: dict) -> str:
+    """The scores of a record in words."""
+    figures = (record["similarity"]["before"], record["similarity"]["after"], record["sdlogj"])
+    before, after, spread = (f"{v:.3f}" if v is not None else "none" for v in figures)
+    return f"correlation {before} -> {after}, folds {100 * record['folds']:.3f} %, SDlogJ {spread}, "

@@ -36,7 +36,8 @@ def displacement_lattice(reach, dtype=torch.float32, device="cpu") -> torch.Tens
 class CostVolume:
     """D(x, d) for every control point and every displacement of the lattice; two to three space and as many search axes.
 
-    fixed, moving: features on one grid; reach (x, y, z) cells; ``aggregate`` is the radius in cells of the box over which costs are averaged.
+    fixed, moving: features on one grid; reach (x, y, z) cells; costs are averaged over a box of ``aggregate`` cells
+    radius.
     Held whole where it fits in ``memory`` bytes, computed anew slab by slab where it does not. A displacement that ends outside the moving
     image or its mask is unknown and costs the middle of the mean and the least of the others at this point, so it neither repels nor
     attracts; a point outside the fixed mask costs nothing anywhere.
@@ -47,14 +48,11 @@ class CostVolume:
         self.reach = tuple(int(r) if n > 1 else 0 for r, n in zip(reach, fixed.grid.size))
         self.lattice = displacement_lattice(self.reach, fixed.data.dtype, fixed.data.device)
         margin = [m for r in self.reach for m in (r, r)]
-        dim = fixed.grid.dim
-        mode = "replicate"
-        self._moving = F.pad(moving.data, margin, mode=mode)[0]
+        self._moving = F.pad(moving.data, margin, mode="replicate")[0]
         self._weight = F.pad(moving.weight, margin)[0, 0]
         row_bytes = fixed.grid.voxels // fixed.grid.shape[0] * len(self.lattice) * fixed.data.element_size()
         self.rows = int(np.clip(memory / 2 // row_bytes, 1, fixed.grid.shape[0]))
         self._whole = self._compute(0, fixed.grid.shape[0]) if self.rows == fixed.grid.shape[0] else None
-        self._axes = dim
 
     def slabs(self):
         """Yields (first row, row after the last, costs (K, points)) along the first tensor axis."""
@@ -173,3 +171,14 @@ def make_inverse_consistent(forward: torch.Tensor, backward: torch.Tensor, itera
         forward, backward = (0.5 * (one - sample(other, base + one.movedim(1, -1)))
                              for one, other in ((forward, backward), (backward, forward)))
     return forward, backward
+
+
+def search_both_ways(fixed: Features, moving: Features, reach, memory: float = 1e9, consistent: bool = True, monitor=None, preview=None):
+    """(forward field, backward field) in cells, made inverse to each other; (forward field, None) where not ``consistent``."""
+    monitor = monitor or Silent()
+    share = 0.5 if consistent else 1.0
+    forward = coupled_convex(CostVolume(fixed, moving, reach, memory=memory), monitor=monitor.part(0.0, share), preview=preview)
+    if not consistent:
+        return forward, None
+    backward = coupled_convex(CostVolume(moving, fixed, reach, memory=memory), monitor=monitor.part(share, 1.0))
+    return make_inverse_consistent(forward, backward)

@@ -1,11 +1,13 @@
 """Refinement of a displacement field on feature vectors by Adam with closed-form gradients.
 
-The data term is the mean over cells of |F(x) - M(phi(x))|^2 over all channels, phi = id + u. Its slope is written down, so no graph is kept.
+The data term is the mean over cells of |F(x) - M(phi(x))|^2 over all channels, phi = id + u. Its slope is written down, so no
+graph is kept.
 
 * 'elastic': u = G w with G a Gaussian that stands for the cubic B-spline of the reference, plus lambda sum over axes of mean |du/dx|^2;
-  Adam moves w. dE/du = -2 (F - M o phi) . (grad M) o phi / cells - 2 lambda laplace(u), dE/dw = G dE/du; (grad M) o phi is taken as grad(M o phi).
-* 'fluid': phi <- phi o (id - step G d), u <- G' u, where d is Adam's direction for the slope with respect to a small map applied before phi,
-  which is -2 (F - M o phi) . grad(M o phi) exactly. Steps under half a cell that are smooth and composed do not fold.
+  Adam moves w. dE/du = -2 (F - M o phi) . (grad M) o phi / cells - 2 lambda laplace(u), dE/dw = G dE/du; (grad M) o phi is
+  taken as grad(M o phi).
+* 'fluid': phi <- phi o (id - step G d), u <- G' u, where d is Adam's direction for the slope with respect to a small map applied
+  before phi, which is -2 (F - M o phi) . grad(M o phi) exactly. Steps under half a cell that are smooth and composed do not fold.
 
 Siebert, Hansen, Heinrich, "Fast 3D registration with accurate optimisation and little learning", Learn2Reg 2021; Heinrich and Hansen,
 "Voxelmorph++", WBIR 2022 (multi-channel instance optimisation); Christensen et al., IEEE TIP 1996 (fluid), Kingma and Ba, ICLR 2015 (Adam).
@@ -13,6 +15,7 @@ Siebert, Hansen, Heinrich, "Fast 3D registration with accurate optimisation and 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +29,7 @@ from ..runtime import Silent
 from ..transforms import Displacement, Velocity
 from .feature_lattice import Features
 
-SLAB_CELLS = 32_768
+SLAB_CELLS = 50_000
 """Cells worked on at a time on a CPU, so that their dozen channels stay in its cache."""
 
 UPDATES = ("fluid", "elastic")
@@ -57,20 +60,28 @@ def feature_match(fixed: Features, table: torch.Tensor, field: torch.Tensor, bas
     table (cells, C + 1): the moving features and, last, their weight; field (1, dim, *S) cells; base (cells, dim) index of every cell.
     """
     shape, dim = fixed.grid.shape, fixed.grid.dim
-    rows = sample_rows(table, shape, base + field[0].flatten(1).T)
-    warped = rows.T.contiguous().reshape(-1, *shape)
+    parts = _slabs(shape, field.is_cuda)
+    warped = table.new_empty((table.shape[1], *shape))
+    for part in parts:
+        shift = field[0, :, part].flatten(1).T
+        rows = sample_rows(table, shape, base.reshape(*shape, dim)[part].reshape(-1, dim) + shift)
+        warped[:, part] = rows.T.reshape(-1, *warped[0, part].shape)
     mass = fixed.weight[0, 0] * warped[-1]
     mass /= mass.sum().clamp_min(1e-6)
     warped, slope, cost = warped[:-1], torch.zeros_like(field), 0.0
-    thickness = shape[0] if field.is_cuda else max(1, SLAB_CELLS // (fixed.grid.voxels // shape[0]))
-    for start in range(0, shape[0], thickness):
-        part = slice(start, min(start + thickness, shape[0]))
+    for part in parts:
         residual = fixed.data[0, :, part] - warped[:, part]
         cost = cost + (residual.square().sum(0) * mass[part]).sum()
         residual *= mass[part]
         for component in range(dim):
             _write_slope(slope[0, component], residual, warped, nd.axis_of(component, dim) + dim, part)
     return cost, slope
+
+
+def _slabs(shape, whole):
+    """Rows of the first axis in groups of about ``SLAB_CELLS`` cells, or all at once."""
+    thickness = shape[0] if whole else max(1, SLAB_CELLS * shape[0] // math.prod(shape))
+    return [slice(start, min(start + thickness, shape[0])) for start in range(0, shape[0], thickness)]
 
 
 def _write_slope(slope, residual, warped, axis, part):
@@ -123,8 +134,8 @@ class _Adam:
         return self.first.div(1 - one**self.count).div_(root)
 
 
-def refine(fixed: Features, moving: Features, field: torch.Tensor, iterations: int, settings: Descent = Descent(), monitor=None, preview=None,
-           text: str = "refinement") -> tuple[torch.Tensor, list[dict]]:
+def refine(fixed: Features, moving: Features, field: torch.Tensor, iterations: int, settings: Descent = Descent(), monitor=None,
+           preview=None, text: str = "refinement") -> tuple[torch.Tensor, list[dict]]:
     """The field (1, dim, *S) in cells of the features' grid after ``iterations``, and the cost of each of them.
 
     ``preview`` is called with the field at the start of every iteration.
@@ -162,8 +173,8 @@ def nearest_flow(displacement: Displacement, iterations: int = 8, width: float =
     """The flow of a stationary velocity close to ``displacement``: a projection onto diffeomorphisms.
 
     v <- v + G ((id + u) o exp(-v) - id), G a Gaussian of ``width`` voxels, until the mean residual grows; a fold, which no flow has, is
-    smoothed away. The lattice grows by as many voxels as the field reaches, and the field fades over them, so that the flow is not cut at the
-    border of the image.
+    smoothed away. The lattice grows by as many voxels as the field reaches, and the field fades over them, so that the flow is not cut at
+    the border of the image.
     """
     monitor = monitor or Silent()
     displacement = _faded(displacement)

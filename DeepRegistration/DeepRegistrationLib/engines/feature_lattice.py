@@ -1,13 +1,14 @@
 """A pair of images as feature vectors on one common lattice, and coarser lattices made from it.
 
 The lattice covers the fixed image (and the part of the moving image around it that the search can reach); the moving image is read there
-through the initial transform. Features are MIND-SSC of the intensities, and one-hot label channels where label maps are given, as means over
-blocks of voxels. Everything after this works in cells of that lattice, so oblique and differing grids need no further care.
+through the initial transform. Features are MIND-SSC of the intensities, and one-hot label channels where label maps are given, as means
+over blocks of voxels. Everything after this works in cells of that lattice, so oblique and differing grids need no further care.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -58,7 +59,9 @@ class Spacings:
 
     @classmethod
     def of(cls, grid: Grid, feature=0.0, refinement=0.0, control=0.0, reach=0.0) -> "Spacings":
-        """What is 0 follows from the fixed ``grid``: its voxel (at most ``MOST_VOXELS`` of them), 1 to 2, 2 to 6 of these, an eighth of an edge."""
+        """What is 0 follows from the fixed ``grid``: its voxel, but at most ``MOST_VOXELS`` of them; 1 to 2 and 2 to 6 of these; an eighth
+        of the longest edge.
+        """
         wide = np.array(grid.size) > 1
         finest = float(grid.spacing[wide].min()) if wide.any() else float(grid.spacing.min())
         feature = feature or max(finest, float(np.prod(grid.extent[wide]) / MOST_VOXELS) ** (1 / max(int(wide.sum()), 1)))
@@ -78,8 +81,8 @@ class FeaturePair:
     reach: tuple[int, ...]
 
 
-def feature_pair(fixed: Image, moving: Image, initial: Transform, spacings: Spacings, patches=(1, 2), labels=None, label_weight: float = 1.0,
-                 monitor=None) -> FeaturePair:
+def feature_pair(fixed: Image, moving: Image, initial: Transform, spacings: Spacings, patches=(1, 2), labels=None,
+                 label_weight: float = 1.0, monitor=None) -> FeaturePair:
     """Features of both images on the lattices of ``spacings``, the moving image read through ``initial`` (fixed mm -> moving mm).
 
     patches: radius and dilation of MIND-SSC in voxels; labels: (fixed, moving) Labels whose values become channels, or None.
@@ -99,7 +102,8 @@ def feature_pair(fixed: Image, moving: Image, initial: Transform, spacings: Spac
             features = Features(torch.cat([features.data, extra.to(features.data)], 1), features.weight, features.grid)
         pair.append(features)
     if float((pair[0].weight * pair[1].weight).sum()) == 0:
-        raise InputError(f"{fixed.name} and {moving.name} do not overlap after the initial transform; choose another start or check the masks")
+        raise InputError(f"{fixed.name} and {moving.name} do not overlap after the initial transform; "
+                         "choose another start or check the masks")
     lattices = [tuple(f.pooled(factor) for f in pair) for factor in (coarse, control)]
     cells = lattices[1][0].grid
     reach = tuple(int(np.ceil(spacings.reach / s - 1e-6)) if n > 1 else 0 for s, n in zip(cells.spacing, cells.size))
@@ -109,7 +113,8 @@ def feature_pair(fixed: Image, moving: Image, initial: Transform, spacings: Spac
 def _common_values(fixed: Labels, moving: Labels):
     values = sorted(set(fixed.values()) & set(moving.values()))
     if not values:
-        raise InputError(f"{fixed.name} and {moving.name} have no label value in common; give label maps with the same numbering or a label weight of 0")
+        raise InputError(f"{fixed.name} and {moving.name} have no label value in common; "
+                         "give label maps with the same numbering or a label weight of 0")
     return values
 
 
@@ -182,13 +187,24 @@ def _on_frame(image, frame, cells, transform):
     if isinstance(transform, (Affine, Identity)):
         there, cells_there = (g.moved(linear_part(transform).numpy()) for g in (frame, cells))
         image = image.smoothed_to(there.spacing.min())
-        read = image.at(there, fill=None)
+        read = _padded(image, there) or image.at(there, fill=None)
         mask = None if read.mask is None else read.mask.to(read.data.dtype)
         return read.data, mask, image.overlap(cells_there)
     image = image.smoothed_to(frame.spacing.min())
     index = _index_in(image, frame, transform)
     mask = None if image.mask is None else sample(image.mask.to(image.data.dtype), index, "nearest", fill=0.0)
     return sample(image.data, index), mask, inside(_index_in(image, cells, transform), image.grid.shape)[:, None]
+
+
+def _padded(image, grid):
+    """``image`` on ``grid`` by repeating its border, where the lattices coincide and ``grid`` holds all of it; else None."""
+    lower = np.round(grid.world_to_index(image.grid.origin)).astype(int)
+    upper = np.array(grid.size) - lower - np.array(image.grid.size)
+    if (lower < 0).any() or (upper < 0).any() or not grid.crop(lower, lower + np.array(image.grid.size)).same_as(image.grid):
+        return None
+    margin = [int(m) for pair in zip(lower, upper) for m in pair]
+    mask = None if image.mask is None else F.pad(image.mask, margin)
+    return replace(image, data=F.pad(image.data, margin, mode="replicate"), mask=mask, grid=grid)
 
 
 def _index_in(image, grid, transform):
@@ -213,8 +229,19 @@ def between(field: torch.Tensor, source: Grid, target: Grid) -> torch.Tensor:
 
 
 def to_displacement(field: torch.Tensor, grid: Grid) -> Displacement:
-    """A field (1, dim, *S) in cells of ``grid`` as a transform in mm, with a ring of repeated border cells: it falls to 0 beyond the image."""
+    """A field (1, dim, *S) in cells of ``grid`` as a transform in mm, with a ring of repeated border cells, so that it falls to 0 outside."""
     matrix = torch.as_tensor(grid.matrix.copy(), dtype=field.dtype, device=field.device)
     ring = [int(n > 1) for n in grid.size]
     wide = F.pad(field, [m for r in ring for m in (r, r)], mode="replicate")
     return Displacement(torch.einsum("ij,bj...->bi...", matrix, wide), grid.pad(ring))
+
+
+def shown(monitor, initial: Transform, grid: Grid):
+    """A function of a field in cells that previews ``initial`` after it: each where somebody looks, else every tenth."""
+    count = itertools.count()
+
+    def preview(field):
+        if next(count) % 10 == 0 or monitor.wants_preview:
+            monitor.preview(initial @ to_displacement(field, grid))
+
+    return preview

@@ -17,14 +17,13 @@ The 'fluid' refinement is this library's: Adam's steps are smoothed and composed
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, replace
 
 import torch
 
-from ..engines.discrete import CostVolume, coupled_convex, make_inverse_consistent
+from ..engines.discrete import search_both_ways
 from ..engines.feature_descent import ELASTIC, Descent, nearest_flow, refine
-from ..engines.feature_lattice import Spacings, between, feature_pair, to_displacement
+from ..engines.feature_lattice import Spacings, between, feature_pair, shown, to_displacement
 from ..engines.linear import align_linear
 from ..errors import InputError
 from ..method import Card, Method, Preset, method
@@ -64,38 +63,50 @@ CONVEX_ADAM = """@inproceedings{Siebert2021,
     presets={
         "default": Preset("an affine start unless one is given, then search and fluid refinement; spacings from the image"),
         "aligned": Preset("the images are aligned already: no linear stage", {"initial_alignment": "none"}),
-        "brain": Preset("heads at about 1 mm", {"feature_spacing": 1.0, "refinement_spacing": 2.0, "control_spacing": 6.0, "search_range": 24.0}),
+        "brain": Preset("heads at about 1 mm",
+                        {"feature_spacing": 1.0, "refinement_spacing": 2.0, "control_spacing": 6.0, "search_range": 24.0}),
         "lung": Preset("inspiration and expiration CT: far and coarse, then fine",
                        {"feature_spacing": 1.5, "refinement_spacing": 3.0, "control_spacing": 7.5, "search_range": 45.0}),
         "abdomen": Preset("abdominal CT of different people",
                           {"feature_spacing": 2.0, "refinement_spacing": 4.0, "control_spacing": 8.0, "search_range": 32.0}),
-        "paper": Preset("ConvexAdam's own refinement: 80 elastic iterations on the fine lattice", {"update": "elastic", "iterations": (0, 80)}),
+        "paper": Preset("ConvexAdam's own refinement: 80 elastic iterations on the fine lattice",
+                        {"update": "elastic", "iterations": (0, 80)}),
         "semantic": Preset("label maps of both images guide the search and the refinement", {"label_weight": 4.0}),
         "search-only": Preset("no refinement: seconds, and both directions inverse to each other", {"iterations": (0, 0)}),
     },
 ))
 @dataclass(frozen=True)
 class ConvexDiscrete(Method):
-    initial_alignment: str = parameter("affine", "Linear start", "Where no initial transform is given: an affine registration, or the headers as they are.",
+    initial_alignment: str = parameter("affine", "Linear start",
+                                       "Where no initial transform is given: an affine registration, or the headers as they are.",
                                        choices=("affine", "none"), advanced=False)
-    search_range: float = parameter(0.0, "Search range", "Largest displacement that is tried per axis; 0 takes an eighth of the longest edge.",
+    search_range: float = parameter(0.0, "Search range",
+                                    "Largest displacement that is tried per axis; 0 takes an eighth of the longest edge.",
                                     unit="mm", minimum=0.0, advanced=False)
-    control_spacing: float = parameter(0.0, "Control spacing", "Distance of control points and of the displacements tried; 0 takes up to 6 voxels.",
+    control_spacing: float = parameter(0.0, "Control spacing",
+                                       "Distance of control points and of the displacements tried; 0 takes up to 6 voxels.",
                                        unit="mm", minimum=0.0)
-    refinement_spacing: float = parameter(0.0, "Refinement spacing", "Cell of the finest lattice; 0 takes up to 2 voxels.", unit="mm", minimum=0.0)
-    feature_spacing: float = parameter(0.0, "Feature spacing", "Voxel at which features are computed; 0 takes the fixed image's, at most 8 million.",
+    refinement_spacing: float = parameter(0.0, "Refinement spacing", "Cell of the finest lattice; 0 takes up to 2 voxels.", unit="mm",
+                                          minimum=0.0)
+    feature_spacing: float = parameter(0.0, "Feature spacing",
+                                       "Voxel at which features are computed; 0 takes the fixed image's, at most 8 million.",
                                        unit="mm", minimum=0.0)
     radius: int = parameter(1, "Patch radius", "Half width of the patches of MIND-SSC.", unit="voxels", minimum=0, maximum=5)
     dilation: int = parameter(2, "Patch distance", "Distance of the patches of MIND-SSC.", unit="voxels", minimum=1, maximum=8)
-    inverse_consistency: bool = parameter(True, "Inverse consistency", "Search in both directions and make the two fields inverse to each other.")
-    update: str = parameter("fluid", "Refinement", "On the fine lattice: composed smooth steps, or the smooth field of the reference.", choices=("fluid", "elastic"))
-    iterations: tuple[int, ...] = parameter((40, 25), "Iterations", "Of the refinement, on the coarse and on the fine lattice.", minimum=0, maximum=2000,
+    inverse_consistency: bool = parameter(True, "Inverse consistency",
+                                          "Search in both directions and make the two fields inverse to each other.")
+    update: str = parameter("fluid", "Refinement", "On the fine lattice: composed smooth steps, or the smooth field of the reference.",
+                            choices=("fluid", "elastic"))
+    iterations: tuple[int, ...] = parameter((40, 25), "Iterations", "Of the refinement, on the coarse and on the fine lattice.",
+                                            minimum=0, maximum=2000,
                                             advanced=False)
     smoothness: float = parameter(1.25, "Smoothness", "Weight of the diffusion term wherever the refinement is elastic.", minimum=0.0)
-    label_weight: float = parameter(0.0, "Label weight", "How much label maps of the request count beside the intensities; 0 leaves them out.",
+    label_weight: float = parameter(0.0, "Label weight",
+                                    "How much label maps of the request count beside the intensities; 0 leaves them out.",
                                     minimum=0.0, advanced=False)
     diffeomorphic: bool = parameter(False, "Diffeomorphic", "Replace the field by the flow of a stationary velocity: exactly invertible.")
-    memory: float = parameter(1.0, "Memory of the search", "Costs beyond it are computed several times instead of stored.", unit="GB", minimum=0.01)
+    memory: float = parameter(1.0, "Memory of the search", "Costs beyond it are computed several times instead of stored.", unit="GB",
+                              minimum=0.01)
 
     def solve(self, problem, runtime):
         monitor = runtime.monitor
@@ -104,14 +115,13 @@ class ConvexDiscrete(Method):
         initial = self._start(problem, runtime, monitor.part(0.0, 0.15))
         with torch.no_grad():
             pair = self._features(problem, initial, runtime.torch_device(), monitor.part(0.15, 0.35))
-            field, backward, grid = self._search(pair, initial, monitor.part(0.35, 0.5))
-            history = []
+            (field, backward), grid, history = self._search(pair, initial, monitor.part(0.35, 0.5)), pair.control[0].grid, []
             stages = ((pair.coarse, "elastic", monitor.part(0.5, 0.6)), (pair.fine, self.update, monitor.part(0.6, 0.95)))
             for count, (level, update, part) in zip(self.iterations, stages):
                 if count:
                     descent = replace(ELASTIC, smoothness=self.smoothness) if update == "elastic" else Descent()
                     field, grid = between(field, grid, level[0].grid), level[0].grid
-                    field, log = refine(*level, field, count, descent, part, _preview(part, initial, grid))
+                    field, log = refine(*level, field, count, descent, part, shown(part, initial, grid))
                     history += log
             deformation = to_displacement(field, grid)
             if self.diffeomorphic:
@@ -142,25 +152,5 @@ class ConvexDiscrete(Method):
         return feature_pair(*images, initial.to(device), spacings, (self.radius, self.dilation), labels, self.label_weight, monitor)
 
     def _search(self, pair, initial, monitor):
-        """Forward field, backward field or None, both in cells of the control grid, and this grid."""
-        fixed, moving = pair.control
-        half = 0.5 if self.inverse_consistency else 1.0
-        forward_part, backward_part = monitor.part(0.0, half), monitor.part(half, 1.0)
-        volume = CostVolume(fixed, moving, pair.reach, memory=self.memory * 1e9)
-        forward = coupled_convex(volume, monitor=forward_part, preview=_preview(forward_part, initial, fixed.grid))
-        if not self.inverse_consistency:
-            return forward, None, fixed.grid
-        del volume
-        backward = coupled_convex(CostVolume(moving, fixed, pair.reach, memory=self.memory * 1e9), monitor=backward_part)
-        return *make_inverse_consistent(forward, backward), fixed.grid
-
-
-def _preview(monitor, initial, grid):
-    """Passes a field on as a transform: every one where somebody looks, else every tenth, for a run that is cancelled."""
-    count = itertools.count()
-
-    def show(field):
-        if next(count) % 10 == 0 or monitor.wants_preview:
-            monitor.preview(initial @ to_displacement(field, grid))
-
-    return show
+        preview = shown(monitor, initial, pair.control[0].grid)
+        return search_both_ways(*pair.control, pair.reach, self.memory * 1e9, self.inverse_consistency, monitor, preview)

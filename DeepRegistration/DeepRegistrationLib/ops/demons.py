@@ -113,9 +113,15 @@ def smooth(u, sigma, spare=None):
         return gaussian(u, sigma, smallest=TAIL), spare
     sigma = np.broadcast_to(np.asarray(sigma, float), (u.ndim - 2,))
     data, other = (u.clone(), torch.empty_like(u)) if spare is None else (u, spare)
-    for component, along in zip(range(u.ndim - 2), (native.filter_x, native.filter_y, native.filter_z)):
-        if sigma[component] < 0.1 or u.shape[-1 - component] == 1:
+    for component in range(u.ndim - 2):
+        n = u.shape[-1 - component]
+        if sigma[component] < 0.1 or n == 1:
             continue
-        along(volumes(data), gaussian_kernel(float(sigma[component]), TAIL).astype(np.float32), True, volumes(other))
+        kernel = gaussian_kernel(float(sigma[component]), TAIL).astype(np.float32)
+        if component == 0:
+            native.filter_lines(data.numpy().reshape(-1, n), kernel, other.numpy().reshape(-1, n))
+        else:
+            shape = (-1, n, int(np.prod(u.shape[u.ndim - component:])))
+            native.filter_rows(data.numpy().reshape(shape), kernel, other.numpy().reshape(shape))
         data, other = other, data
     return data, other

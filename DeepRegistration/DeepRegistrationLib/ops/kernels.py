@@ -31,18 +31,6 @@ def _read(volume, x0, x1, fx, y0, y1, fy, z0, z1, fz):
     return a + fz * (c - a)
 
 
-@_parallel
-def linear(data, index, out):
-    """data (C, z, y, x), index (N, 3) voxels -> out (C, N), clamped at the border."""
-    channels, depth, height, width = data.shape
-    for n in numba.prange(index.shape[0]):
-        x0, x1, fx = _floor(index[n, 0], width - 1)
-        y0, y1, fy = _floor(index[n, 1], height - 1)
-        z0, z1, fz = _floor(index[n, 2], depth - 1)
-        for c in range(channels):
-            out[c, n] = _read(data[c], x0, x1, fx, y0, y1, fy, z0, z1, fz)
-
-
 @_inline
 def _fade(position, last):
     """1 inside [0, last], falling to 0 one voxel outside."""
@@ -50,12 +38,12 @@ def _fade(position, last):
 
 
 @_parallel
-def linear_zeros(data, index, out):
-    """As ``linear``, falling to 0 within one voxel outside the lattice."""
+def linear(data, index, zeros, out):
+    """data (C, z, y, x), index (N, 3) voxels -> out (C, N), clamped at the border or (``zeros``) falling to 0 within a voxel."""
     channels, depth, height, width = data.shape
     for n in numba.prange(index.shape[0]):
         x, y, z = index[n, 0], index[n, 1], index[n, 2]
-        fade = _fade(x, width - 1) * _fade(y, height - 1) * _fade(z, depth - 1)
+        fade = _fade(x, width - 1) * _fade(y, height - 1) * _fade(z, depth - 1) if zeros else f4(1)
         x0, x1, fx = _floor(x, width - 1)
         y0, y1, fy = _floor(y, height - 1)
         z0, z1, fz = _floor(z, depth - 1)
@@ -153,60 +141,46 @@ def compose(u, v, out):
 
 
 @_parallel
-def filter_x(data, kernel, clamp, out):
-    """Symmetric kernel (2 r + 1) along x of (N, z, y, x); outside the lattice the border value or 0."""
-    n, depth, height, width = data.shape
+def filter_lines(data, kernel, out):
+    """Symmetric kernel (2 r + 1) along the last axis of (N, n); the border value is repeated outside."""
+    lines, n = data.shape
     r = kernel.shape[0] // 2
-    for nz in numba.prange(n * depth):
-        c, z = nz // depth, nz % depth
-        padded = np.zeros(width + 2 * r, np.float32)
-        for y in range(height):
-            for x in range(width):
-                padded[x + r] = data[c, z, y, x]
-            if clamp:
-                for k in range(r):
-                    padded[k] = padded[r]
-                    padded[width + r + k] = padded[width + r - 1]
-            for x in range(width):
-                out[c, z, y, x] = kernel[r] * padded[x + r]
-            for k in range(r):
-                for x in range(width):
-                    out[c, z, y, x] += kernel[k] * (padded[x + k] + padded[x + 2 * r - k])
+    for line in numba.prange(lines):
+        padded = np.empty(n + 2 * r, np.float32)
+        for x in range(n):
+            padded[x + r] = data[line, x]
+        for k in range(r):
+            padded[k] = data[line, 0]
+            padded[n + r + k] = data[line, n - 1]
+        for x in range(n):
+            out[line, x] = kernel[r] * padded[x + r]
+        for k in range(r):
+            for x in range(n):
+                out[line, x] += kernel[k] * (padded[x + k] + padded[x + 2 * r - k])
 
 
 @_parallel
-def filter_y(data, kernel, clamp, out):
-    """As ``filter_x`` along y."""
-    n, depth, height, width = data.shape
+def filter_rows(data, kernel, out):
+    """The same along the middle axis of (N, n, inner)."""
+    outer, n, inner = data.shape
     r = kernel.shape[0] // 2
-    for nz in numba.prange(n * depth):
-        c, z = nz // depth, nz % depth
-        for y in range(height):
-            for x in range(width):
-                out[c, z, y, x] = kernel[r] * data[c, z, y, x]
-            for k in range(1, r + 1):
-                for row in (y - k, y + k):
-                    if clamp:
-                        row = min(max(row, 0), height - 1)
-                    if 0 <= row < height:
-                        for x in range(width):
-                            out[c, z, y, x] += kernel[r + k] * data[c, z, row, x]
+    for row in numba.prange(outer * n):
+        o, i = row // n, row % n
+        for x in range(inner):
+            out[o, i, x] = kernel[r] * data[o, i, x]
+        for k in range(1, r + 1):
+            low, high = max(i - k, 0), min(i + k, n - 1)
+            for x in range(inner):
+                out[o, i, x] += kernel[r + k] * (data[o, low, x] + data[o, high, x])
 
 
-@_parallel
-def filter_z(data, kernel, clamp, out):
-    """As ``filter_x`` along z."""
-    n, depth, height, width = data.shape
-    r = kernel.shape[0] // 2
-    for nz in numba.prange(n * depth):
-        c, z = nz // depth, nz % depth
-        for y in range(height):
-            for x in range(width):
-                out[c, z, y, x] = kernel[r] * data[c, z, y, x]
-            for k in range(1, r + 1):
-                for plane in (z - k, z + k):
-                    if clamp:
-                        plane = min(max(plane, 0), depth - 1)
-                    if 0 <= plane < depth:
-                        for x in range(width):
-                            out[c, z, y, x] += kernel[r + k] * data[c, plane, y, x]
+def compile_all():
+    """Compile every kernel for the types in use; the result is kept on disk, so that later processes start at once."""
+    volume, field = np.zeros((1, 2, 2, 2), np.float32), np.zeros((3, 2, 2, 2), np.float32)
+    none, spacing, width = np.zeros((0, 0, 0), np.uint8), np.ones(3, np.float32), np.full(3, 1 / 3, np.float32)
+    linear(volume, np.zeros((1, 3), np.float32), True, np.zeros((1, 1), np.float32))
+    pull(volume, none, np.eye(4, dtype=np.float32)[:3].copy(), field, volume, none, volume.copy())
+    demons(volume, volume.copy(), spacing, f4(1), f4(1), field)
+    compose(field, field.copy(), np.empty_like(field))
+    filter_lines(np.zeros((2, 2), np.float32), width, np.zeros((2, 2), np.float32))
+    filter_rows(np.zeros((2, 2, 2), np.float32), width, np.zeros((2, 2, 2), np.float32))

@@ -129,8 +129,7 @@ def _native_linear(native, data, index, padding):
     flat = index.reshape(-1, index.shape[-1])
     flat = flat if flat.shape[1] == 3 else F.pad(flat, (0, 1))
     out = torch.empty(data.shape[1], flat.shape[0])
-    loop = native.linear if padding == "border" else native.linear_zeros
-    loop(volumes(data), flat.detach().contiguous().numpy(), out.numpy())
+    native.linear(volumes(data), flat.detach().contiguous().numpy(), padding == "zeros", out.numpy())
     return out.reshape(1, data.shape[1], *index.shape[1:-1])
 
 
