@@ -80,7 +80,7 @@ def bench_script() -> Path:
 
 def experiments() -> list[str]:
     """Ids of the experiments in the folder."""
-    return sorted(path.stem.replace("_", "-") for path in EXPERIMENTS.glob("[a-z]*.py"))
+    return sorted(path.stem.replace("_", "-") for path in EXPERIMENTS.glob("[a-z]*.py") if path.stem != "common")
 
 
 def command_line(command: str, rest: list[str]) -> list[str]:

@@ -102,6 +102,8 @@ def test_experiments_are_the_files_of_their_folder(run, monkeypatch, tmp_path):
         run.command_line("experiment", ["a"])
     assert "experiment" not in run.usage()
     (tmp_path / "convex_discrete.py").touch()
+    (tmp_path / "common.py").touch()
+    assert run.experiments() == ["convex-discrete"], "what experiments share is none"
     assert "experiment ID" in run.usage() and "convex-discrete" in run.usage()
     assert run.command_line("experiment", ["convex-discrete", "--full"]) == [str(tmp_path / "convex_discrete.py"), "--full"]
     with pytest.raises(run.Failure, match="give one of convex-discrete"):

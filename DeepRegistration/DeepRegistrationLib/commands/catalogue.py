@@ -20,7 +20,8 @@ def add(commands) -> None:
     parser = commands.add_parser("show", help="everything about one method", description="Print everything about one method.")
     parser.add_argument("id", metavar="ID", help="a method of 'list'")
     parser.set_defaults(run=run_show)
-    parser = commands.add_parser("cite", help="the references of a method as BibTeX", description="Print the references of a method and of the terms that its parameters name.")
+    parser = commands.add_parser("cite", help="the references of a method as BibTeX",
+                                 description="Print the references of a method and of the terms that its parameters name.")
     parser.add_argument("id", metavar="ID[:PRESET]", help="a method of 'list', with a preset where the run had one")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter that the run had; may be repeated")
     parser.set_defaults(run=run_cite)

@@ -23,6 +23,14 @@ def normalised(image: Image, limits: tuple[float, float] | None = None) -> Image
     return replace(image, data=((image.data.float() - low) / (high - low)).clamp_(0, 1))
 
 
+def normalised_pair(fixed: Image, moving: Image, shared: bool = False) -> tuple[Image, Image]:
+    """Both images as float32 with their robust ranges scaled to [0, 1]; with ``shared`` one range serves both."""
+    limits = limits_of(fixed), limits_of(moving)
+    if shared:
+        limits = ((min(limits[0][0], limits[1][0]), max(limits[0][1], limits[1][1])),) * 2
+    return normalised(fixed, limits[0]), normalised(moving, limits[1])
+
+
 def limits_of(image: Image) -> tuple[float, float]:
     """Robust range of the values inside the mask that differ from the lowest value (background), or the full range."""
     values = image.data if image.mask is None else image.data[image.mask.expand_as(image.data)]

@@ -53,7 +53,7 @@ class CompositiveSettings:
     finest: float = 0.0
     shared_range: bool = False
     symmetric: bool = False
-    tolerance: float = 1e-4
+    tolerance: float = 1e-3
     largest: int = 24_000_000
 
 

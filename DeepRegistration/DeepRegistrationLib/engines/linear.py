@@ -24,7 +24,7 @@ from ..transforms.base import Identity, linear_part
 from ..transforms.linear import Affine, parameter_count
 from .linear_levels import FEWEST_SAMPLES, SMALLEST_OVERLAP, Level, build_levels
 from .search import minimise
-from .starts import STARTS, candidates
+from .starts import STARTS, candidates, worth
 
 SIMILARITIES = ("mi", "ncc", "mse", "lncc")
 LADDER = {"none": (), "translation": ("translation",), "rigid": ("rigid",), "similarity": ("rigid", "similarity"),
@@ -215,8 +215,3 @@ def _best_start(level, starts, settings, monitor, history):
         raise InputError("no start of the search brings the two images together; check the masks and the headers, or give an initial transform")
     best = max(found, key=lambda entry: entry[0])
     return best[2], best[1]
-
-
-def worth(cost: float, overlap: float) -> float:
-    """What a start is ranked by: the similarity shared by the whole fixed image, so that a tiny overlap cannot win."""
-    return (1 - cost) * overlap

@@ -41,8 +41,9 @@ class Evaluation:
 class Level:
     """One resolution: sample ``offsets`` (N, dim) mm from ``centre`` (dim,), their fixed ``values`` (C, N) and the ``measure``
     made of them; the ``moving`` image and its values stacked with its mask where there is one, ``stack`` (1, C or C + 1, *S);
-    ``plane`` is the normal of a one-slice pair or None; under a share ``lowest`` of samples inside the moving image the cost
-    is infinite; a search ends at steps of ``tolerance`` mm."""
+    ``counted`` (N,) is 0 for samples outside the fixed mask, None where all are inside; ``plane`` is the normal of a one-slice
+    pair or None; under a share ``lowest`` of samples inside the moving image the cost is infinite; a search ends at steps of
+    ``tolerance`` mm."""
 
     spacing: float
     offsets: torch.Tensor
@@ -51,6 +52,7 @@ class Level:
     measure: object
     moving: Image
     stack: torch.Tensor
+    counted: torch.Tensor | None
     plane: np.ndarray | None
     tolerance: float
     lowest: float = SMALLEST_OVERLAP
@@ -66,9 +68,10 @@ class Level:
 
     def thinned(self, count: int) -> "Level":
         """About ``count`` of the samples, compared by mutual information with few bins: quick to score many maps."""
-        step = max(1, len(self.offsets) // count)
-        values = self.values[:, ::step]
-        return replace(self, offsets=self.offsets[::step], values=values, measure=sampled.Information(values, 16))
+        keep = torch.arange(len(self.offsets)) if self.counted is None else self.counted.nonzero()[:, 0]
+        keep = keep[::max(1, len(keep) // count)]
+        values = self.values[:, keep]
+        return replace(self, offsets=self.offsets[keep], values=values, measure=sampled.Information(values, 16), counted=None)
 
     def index_matrix(self, matrix) -> np.ndarray:
         """World map ``matrix`` -> (dim, dim + 1) from an offset to the index in the moving image."""
@@ -80,7 +83,7 @@ class Level:
         """Cost of the world map ``matrix`` (dim + 1, dim + 1), without its derivative."""
         with torch.no_grad():
             values, weight = self._values(self._index(self.index_matrix(matrix)))
-            overlap = float(weight.mean())
+            overlap = self._overlap(weight)
             if overlap < self.lowest:
                 return Evaluation(float("inf"), None, overlap)
             return Evaluation(float(self.measure(values, weight)), None, overlap)
@@ -90,7 +93,7 @@ class Level:
         index = self._index(index_matrix).requires_grad_(True)
         with torch.enable_grad():
             values, weight = self._values(index)
-            overlap = float(weight.detach().mean())
+            overlap = self._overlap(weight.detach())
             if overlap < self.lowest:
                 return Evaluation(float("inf"), None, overlap)
             cost = self.measure(values, weight)
@@ -113,7 +116,7 @@ class Level:
         with torch.no_grad():
             (values, here), (others, there) = (self._values(self._index(self.index_matrix(m))) for m in (one, other))
             weight = torch.minimum(here, there)
-            if float(weight.mean()) < self.lowest:
+            if self._overlap(weight) < self.lowest:
                 return self.cost(one).cost - self.cost(other).cost
             return float(self.measure(values, weight) - self.measure(others, weight))
 
@@ -127,19 +130,24 @@ class Level:
         m = torch.as_tensor(index_matrix, dtype=self.offsets.dtype, device=self.offsets.device)
         return self.offsets @ m[:, :-1].T + m[:, -1]
 
+    def _overlap(self, weight):
+        return float(weight.mean() if self.counted is None else weight.sum() / self.counted.sum())
+
     def _values(self, index):
         """index (N, dim) -> moving values (C, N) and weights (N,): 1 inside, falling to 0 over the outermost voxel."""
         read = sample(self.stack, index[None])[0]
         size = torch.tensor(self.grid.size, dtype=index.dtype, device=index.device)
         inside = (torch.minimum(index, size - 1 - index) + 1).clamp(0, 1).prod(-1)
+        inside = inside if self.counted is None else inside * self.counted
         return (read, inside) if self.moving.mask is None else (read[:-1], inside * read[-1])
 
 
 def build_levels(fixed: Image, moving: Image, settings, runtime: Runtime) -> list[Level]:
-    """The levels of a run, coarse to fine."""
+    """The levels of a run, coarse to fine; computed on the CPU where the device has no float64."""
     device = runtime.torch_device()
+    device = torch.device("cpu") if device.type == "mps" else device
     plane = _common_plane(fixed.grid, moving.grid)
-    spacings = level_spacings(fixed.grid, moving.grid, settings)
+    spacings = level_spacings(_region(fixed), _region(moving), settings)
     fixed_levels, moving_levels = (_pyramid(_prepared(image, device), spacings) for image in (fixed, moving))
     centre = centre_of_mass(fixed_levels[0])
     points = None if settings.similarity == "lncc" else _sample_points(fixed, settings.samples, runtime.generator())
@@ -148,16 +156,18 @@ def build_levels(fixed: Image, moving: Image, settings, runtime: Runtime) -> lis
 
 
 def _level(spacing, tolerance, fixed, moving, centre, points, settings, plane):
+    counted = None
     if points is None:
         offsets = fixed.grid.points().reshape(-1, fixed.dim) - centre
         values = fixed.data[0].flatten(1)
+        counted = None if fixed.mask is None else fixed.mask.flatten().to(values)
     else:
         offsets = points[:max(fixed.grid.voxels, FEWEST_SAMPLES)] - centre
         index = torch.as_tensor(fixed.grid.world_to_index(offsets + centre), dtype=torch.float32, device=fixed.device)
         values = sample(fixed.data, index[None])[0]
     stack = moving.data if moving.mask is None else torch.cat([moving.data, moving.mask.to(moving.data)], 1)
     offsets = torch.as_tensor(offsets, dtype=torch.float32, device=fixed.device)
-    return Level(spacing, offsets, centre, values, _measure(values, fixed, settings, spacing), moving, stack, plane, tolerance)
+    return Level(spacing, offsets, centre, values, _measure(values, fixed, settings, spacing), moving, stack, counted, plane, tolerance)
 
 
 def _measure(values, fixed, settings, spacing):
@@ -189,11 +199,11 @@ def _mean_spacing(grid):
 def _prepared(image, device):
     """The image as float32 with values from 0 to 1: its robust range, within the mask."""
     values = image.data if image.mask is None else image.data[image.mask.expand_as(image.data)]
-    low, high = robust_range(values.reshape(-1).double(), 5e-4)
+    low, high = robust_range(values.reshape(-1).float(), 5e-4)
     if high <= low:
         low, high = float(values.min()), float(values.max())
-    data = image.data.to(device=device, dtype=torch.float32)
-    prepared = replace(image.to(device), data=((data - low) / (high - low)).clamp_(0, 1))
+    data = image.data.to(device=device, dtype=torch.float32).sub(low).div_(high - low).clamp_(0, 1)
+    prepared = replace(image.to(device), data=data)
     return prepared if image.mask is None else _filled(prepared)
 
 
@@ -216,20 +226,25 @@ def _pyramid(image, spacings):
     return made[::-1]
 
 
+def _region(image) -> Grid:
+    """The grid of the image, cropped to the bounding box of its mask where there is one."""
+    if image.mask is None:
+        return image.grid
+    where = image.mask[0, 0].nonzero().cpu().numpy()[:, ::-1]
+    return image.grid.crop(where.min(0), where.max(0) + 1)
+
+
 def _sample_points(fixed, count, generator):
     """(N, dim) mm: positions spread over the fixed mask or field of view, not on voxel centres."""
-    grid, lower, share = fixed.grid, np.zeros(fixed.dim), 1.0
-    upper = np.array(grid.size, float)
-    if fixed.mask is not None:
-        where = fixed.mask[0, 0].nonzero().cpu().numpy()[:, ::-1]
-        lower, upper = where.min(0).astype(float), where.max(0) + 1.0
-        share = len(where) / np.prod(upper - lower)
+    region = _region(fixed)
+    size = np.array(region.size)
+    share = 1.0 if fixed.mask is None else int(fixed.mask.sum()) / region.voxels
     unit = spread_points(int(np.ceil(count / share)), fixed.dim, torch.rand(fixed.dim, generator=generator, dtype=torch.float64).numpy())
-    index = np.where(np.array(grid.size) == 1, 0.0, lower + unit * (upper - lower) - 0.5)
-    if fixed.mask is not None:
-        nearest = np.clip(np.floor(index + 0.5).astype(int), 0, np.array(grid.size) - 1)
-        index = index[fixed.mask[0, 0].cpu().numpy()[tuple(nearest.T[::-1])]]
-    return grid.index_to_world(index)
+    points = region.index_to_world(np.where(size == 1, 0.0, unit * size - 0.5))
+    if fixed.mask is None:
+        return points
+    nearest = np.floor(fixed.grid.world_to_index(points) + 0.5).astype(int).clip(0, np.array(fixed.grid.size) - 1)
+    return points[fixed.mask[0, 0].cpu().numpy()[tuple(nearest.T[::-1])]]
 
 
 def _common_plane(fixed, moving):

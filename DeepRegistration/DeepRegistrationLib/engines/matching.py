@@ -71,6 +71,7 @@ def _fit(total, local):
     variance, covariance = (n[3] / n[0] - mean_f.square()).clamp_min(0), n[4] / n[0] - mean_f * mean_w
     whole_f, whole_w = total[1] / total[0], total[2] / total[0]
     whole = (total[4] / total[0] - whole_f * whole_w) / (total[3] / total[0] - whole_f.square()).clamp_min(1e-6)
+    whole = torch.where(total[0] > 1, whole, torch.ones_like(whole))  # a channel in which nothing can be compared stays as it is
     slope = (covariance + RIDGE**2 * whole) / (variance + RIDGE**2)
     return slope, mean_w - slope * mean_f
 

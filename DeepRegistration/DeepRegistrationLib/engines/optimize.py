@@ -12,14 +12,18 @@ is folded into the header of the moving image.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from ..errors import InputError
+from ..errors import ConvergenceError, InputError
+from ..geometry import Grid
 from ..image import Image
+from ..ops import fields
 from ..ops.sample import resample
+from ..ops.spline import cubic_coefficients
 from ..points import Points
 from ..runtime import Monitor
 from ..terms import Alignment, Term
@@ -27,6 +31,7 @@ from ..transforms import Affine, BSpline, Displacement, Transform, Velocity
 from ..transforms.base import require_finite
 
 MODELS = ("displacement", "velocity", "bspline")
+LOGARITHM_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,7 @@ def descend(pair, linear: Affine, objective: Term, settings: DescentSettings, mo
     ``pair`` as ``problem.Pair`` (labels and points are handed to the terms). ``start`` is a deformation to begin from.
     Raises InputError for settings that do not fit together, ConvergenceError where the parameters diverge, Cancelled.
     """
-    if settings.model not in MODELS:
-        raise InputError(f"model '{settings.model}' is not known here; expected one of {', '.join(MODELS)}")
-    if settings.symmetric and settings.model != "velocity":
-        raise InputError(f"the symmetric form needs the model 'velocity' (or 'greedy'); '{settings.model}' has no exact inverse")
-    if len(settings.spacings) != len(settings.iterations):
-        raise InputError(f"{len(settings.spacings)} levels and {len(settings.iterations)} iteration counts were given; give one count per level")
+    _check(settings, pair)
     fixed, moving = pair.fixed.to(device, torch.float32), _folded(pair.moving.to(device, torch.float32), linear)
     work = np.array([n / s**fixed.dim for n, s in zip(settings.iterations, settings.spacings)], float)
     ends = np.concatenate([[0], np.cumsum(work) / max(work.sum(), 1e-12)])
@@ -66,6 +66,20 @@ def descend(pair, linear: Affine, objective: Term, settings: DescentSettings, mo
         part = monitor.part(ends[k], ends[k + 1], f"level {k + 1}/{len(settings.spacings)}")
         transform = _descend_level(level, guides, transform, linear, objective, settings, iterations, part, history)
     return transform, history
+
+
+def _check(settings, pair):
+    if settings.model not in MODELS:
+        raise InputError(f"model '{settings.model}' is not known here; expected one of {', '.join(MODELS)}")
+    if settings.symmetric and settings.model != "velocity":
+        raise InputError(f"the symmetric form needs the model 'velocity' (or 'greedy'); '{settings.model}' has no exact inverse")
+    if len(settings.spacings) != len(settings.iterations):
+        raise InputError(f"{len(settings.spacings)} levels and {len(settings.iterations)} iteration counts were given; "
+                         "give one count per level")
+    if not sum(settings.iterations) > 0:
+        raise InputError(f"iterations {settings.iterations} ask for no step at all; give at least one level a positive count")
+    if pair.fixed.data.shape[0] != 1:
+        raise InputError(f"a batch of {pair.fixed.data.shape[0]} images was given; this optimiser registers one pair at a time")
 
 
 def _folded(image: Image, linear: Affine) -> Image:
@@ -80,51 +94,72 @@ def _guides(pair, linear, spacing, device):
         guides["fixed_labels"] = pair.fixed_labels.to(device).smoothed_to(spacing)
         guides["moving_labels"] = _folded(pair.moving_labels.to(device), linear).smoothed_to(spacing)
     if pair.fixed_points is not None:
-        guides["fixed_points"] = pair.fixed_points
-        back = linear.inverse()
-        guides["moving_points"] = Points(back(pair.moving_points.positions), weights=pair.moving_points.weights)
+        guides["fixed_points"] = _on(device, pair.fixed_points)
+        guides["moving_points"] = _on(device, pair.moving_points.moved(linear.inverse()))
     return guides
+
+
+def _on(device, points):
+    """Positions and weights in the precision and on the device of the optimisation; nothing else is used."""
+    weights = None if points.weights is None else points.weights.to(device, torch.float32)
+    return Points(points.positions.to(device, torch.float32), weights=weights)
 
 
 def _parameters(model, previous, grid, control, device):
     """(p, maker): the level's parameters in voxels, taken over from the previous transform, and p -> Transform."""
     scale = torch.as_tensor(grid.matrix.copy(), dtype=torch.float32, device=device)
-    inverse = torch.linalg.inv(scale)
+    step, shape = _control(grid, control) if model == "bspline" else (None, grid.shape)
+    p = torch.zeros(1, grid.dim, *shape, device=device)
+    if previous is not None:
+        p = torch.einsum("ij,bj...->bi...", torch.linalg.inv(scale), _taken_over(model, previous, grid, step, shape, device).detach())
 
-    def voxels(field):
-        return torch.einsum("ij,bj...->bi...", inverse, field)
+    def make(q):
+        millimetres = torch.einsum("ij,bj...->bi...", scale, q)
+        if model == "bspline":
+            return BSpline(millimetres, grid, step)
+        return Velocity(millimetres, grid) if model == "velocity" else Displacement(millimetres, grid)
 
-    def millimetres(p):
-        return torch.einsum("ij,bj...->bi...", scale, p)
-
-    if model == "bspline":
-        step = np.where(np.array(grid.size) > 1, np.minimum(control, np.maximum(np.array(grid.size) - 1, 1)), 1.0)
-        shape = BSpline.control_shape(grid, step)
-        p = torch.zeros(1, grid.dim, *shape, device=device)
-        if previous is not None:
-            p = voxels(_fitted(previous, grid, step, shape, device))
-        return p, lambda q: BSpline(millimetres(q), grid, step)
-    make = {"displacement": Displacement, "velocity": Velocity}[model]
-    if previous is None:
-        p = torch.zeros(1, grid.dim, *grid.shape, device=device)
-    elif isinstance(previous, Velocity):
-        p = voxels(resample(previous.velocity.detach(), previous.grid, grid))
-    else:
-        p = voxels(previous.field(grid, device=device).detach())
-    return p, lambda q: make(millimetres(q), grid)
+    return p, make
 
 
-def _fitted(previous, grid, step, shape, device):
-    """Displacements of ``previous`` at the control points: the coarser spline read at the finer knots."""
-    from ..geometry import Grid
+def _taken_over(model, previous, grid, step, shape, device):
+    """(1, dim, *shape) mm: the parameters on ``grid`` that describe ``previous`` best."""
+    if model == "velocity" and isinstance(previous, Velocity):
+        return resample(previous.velocity, previous.grid, grid)
+    field = previous.field(grid, device=device)
+    if model == "velocity":
+        return _logarithm(field, grid)
+    return _fitted(field, grid, step, shape) if model == "bspline" else field
 
+
+def _logarithm(u, grid):
+    """Velocity whose flow is close to id + u: v <- v + (exp(-v) o (id + u) - id) as long as what is left shrinks.
+
+    The first order of Bossa, Hernandez and Olmos, MICCAI 2007; the displacement itself would be the velocity of another map.
+    """
+    v, left = u, fields.compose(fields.exp(-u, grid), u, grid)
+    for _ in range(LOGARITHM_STEPS):
+        trial = v + left
+        remaining = fields.compose(fields.exp(-trial, grid), u, grid)
+        if not float(remaining.square().mean()) < float(left.square().mean()):
+            break
+        v, left = trial, remaining
+    return v
+
+
+def _control(grid, control):
+    """(step in voxels per axis (x, y, z), shape (z, y, x)) of the control points; a short axis has at least two."""
+    size = np.array(grid.size)
+    step = np.where(size > 1, np.minimum(control, np.maximum(size - 1, 1)), 1.0)
+    return step, BSpline.control_shape(grid, step)
+
+
+def _fitted(field, grid, step, shape):
+    """Control points whose spline passes through ``field`` (mm on ``grid``) at the knots, which start one step outside."""
     affine = grid.affine.copy()
-    offset = np.where(np.array(grid.size) > 1, step, 0.0)
-    affine[:-1, -1] = grid.index_to_world(-offset)
+    affine[:-1, -1] = grid.index_to_world(-np.where(np.array(grid.size) > 1, step, 0.0))
     affine[:-1, :-1] = grid.matrix * step
-    knots = Grid(shape, affine)
-    dense = previous.field(grid, device=device)
-    return resample(dense, grid, knots).detach()
+    return cubic_coefficients(resample(field, grid, Grid(shape, affine)))
 
 
 def _descend_level(level, guides, previous, linear, objective, settings, iterations, monitor, history):
@@ -141,6 +176,9 @@ def _descend_level(level, guides, previous, linear, objective, settings, iterati
             cost = (cost + objective(alignment.reverse).sum()) / 2
         cost.backward()
         value = float(cost.detach())
+        if not math.isfinite(value):
+            raise ConvergenceError(f"the cost became {value} at spacing {fixed.grid.spacing.min():.3g} mm; "
+                                   "use a smaller step or more smoothing")
         if value < best_cost:
             best, best_cost = p.detach().clone(), value
         adam.step()

@@ -71,10 +71,12 @@ def _shift(vector):
 def _turned(level, middle, settings, monitor):
     """The ``kept`` best of ``rotations`` turns about the fixed centre of mass, none close to a better one."""
     dim = len(level.centre)
-    turns = rotations(settings.rotations if dim == 3 else min(settings.rotations, 72), dim)
+    turns = rotations(settings.rotations, 3) if dim == 3 and level.plane is None else rotations(min(settings.rotations, 72), 2)
+    if dim == 3 and level.plane is not None:
+        turns = _about_normal(turns, level.plane)
     thin = level.thinned(4000)
     found = [thin.cost(_about(level.centre, middle, turns[k])) for k in monitor.steps(len(turns), "rotations")]
-    scores = np.array([(1 - e.cost) * e.overlap for e in found])
+    scores = np.array([worth(e.cost, e.overlap) for e in found])
     apart, kept = np.deg2rad(20), []
     for k in np.argsort(-scores, kind="stable"):
         if len(kept) == settings.kept or not np.isfinite(scores[k]):
@@ -82,6 +84,17 @@ def _turned(level, middle, settings, monitor):
         if all(angle_between(turns[k], turns[j]) > apart for j in kept):
             kept.append(k)
     return {f"turn {i + 1}": _about(level.centre, middle, turns[k]) for i, k in enumerate(kept)}
+
+
+def _about_normal(turns, normal):
+    """Turns (K, 2, 2) of a plane -> (K, 3, 3) about its unit ``normal``."""
+    frame = np.linalg.svd(normal[None])[2][[1, 2]].T
+    return frame @ turns @ frame.T + np.outer(normal, normal)
+
+
+def worth(cost: float, overlap: float) -> float:
+    """What a start is ranked by: the similarity shared by the whole fixed image, so that a tiny overlap cannot win."""
+    return (1 - cost) * overlap if np.isfinite(cost) else -np.inf
 
 
 def _about(centre, middle, turn):

@@ -12,8 +12,9 @@ and its deformation is what the first level begins with. Nothing that is given i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ..engines.channels import normalised_pair
 from ..engines.compositive import CompositiveSettings, content_box, finest_spacing, register
 from ..engines.linear import LinearSettings, align_linear
 from ..engines.optimize import MODELS, DescentSettings, descend
@@ -31,7 +32,8 @@ VERCAUTEREN = """@article{Vercauteren2009,
   journal = {NeuroImage}, volume = {45}, number = {1}, pages = {S61--S72}, year = {2009}}"""
 
 HEINRICH = """@article{Heinrich2012,
-  author = {Heinrich, Mattias P. and Jenkinson, Mark and Bhushan, Manav and Matin, Tahreema and Gleeson, Fergus V. and Brady, Michael and Schnabel, Julia A.},
+  author = {Heinrich, Mattias P. and Jenkinson, Mark and Bhushan, Manav and Matin, Tahreema
+            and Gleeson, Fergus V. and Brady, Michael and Schnabel, Julia A.},
   title = {{MIND}: Modality Independent Neighbourhood Descriptor for Multi-modal Deformable Registration},
   journal = {Medical Image Analysis}, volume = {16}, number = {7}, pages = {1423--1435}, year = {2012}}"""
 
@@ -54,38 +56,51 @@ CACHIER = """@article{Cachier2003,
     symmetric=True,
     presets={
         "default": Preset("images of one contrast, with or without shading; T1 brains"),
-        "fast": Preset("the same in about half of the time, a little less exact", {"iterations": (60, 30, 3)}),
-        "accurate": Preset("the same with several times the steps", {"iterations": (200, 150, 60), "tolerance": 1e-5}),
+        "fast": Preset("the same in about a third of the time, a little less exact", {"iterations": (60, 30, 2)}),
+        "accurate": Preset("symmetric, with several times the steps: swapping the images swaps the result",
+                           {"symmetric": True, "iterations": (200, 100, 30), "tolerance": 1e-4}),
         "same-units": Preset("both images on one intensity scale: the plain squared difference, a little faster", {"similarity": "mse"}),
-        "symmetric": Preset("both images move to a mean space; swapping them swaps the result", {"symmetric": True}),
-        "brain-multimodal": Preset("brains of different contrast, for example T1 and T2 or PD", {"similarity": "mind", "iterations": (60, 40, 0), "elastic": 1.0}),
-        "lung-ct": Preset("inspiration and expiration CT; give lung masks if there are any", {"factors": (8, 4, 2), "iterations": (100, 60, 30), "shared_range": True}),
-        "abdomen-ct": Preset("CT of different patients or days", {"similarity": "mind", "factors": (8, 4, 2), "iterations": (60, 60, 20), "elastic": 1.0, "shared_range": True}),
-        "2d": Preset("single slices, photographs and histology", {"factors": (16, 8, 4, 2, 1), "iterations": (100, 100, 100, 60, 30)}),
+        "brain-multimodal": Preset("brains of different contrast, for example T1 and T2 or PD",
+                                   {"similarity": "mind", "iterations": (60, 40, 0), "elastic": 1.0}),
+        "lung-ct": Preset("inspiration and expiration CT; give lung masks if there are any",
+                          {"factors": (8, 4, 2), "iterations": (100, 60, 30), "shared_range": True}),
+        "abdomen-ct": Preset("CT of different patients or days",
+                             {"similarity": "mind", "factors": (8, 4, 2), "iterations": (60, 60, 20), "elastic": 1.0, "shared_range": True}),
+        "2d": Preset("single slices, photographs and histology",
+                     {"factors": (16, 8, 4, 2, 1), "iterations": (100, 100, 100, 60, 30)}),
     },
 ))
 @dataclass(frozen=True)
 class InstanceOptimisation(Method):
-    start: str = parameter("affine", "Linear start", "What comes first when no starting transform is given.", choices=("affine", "rigid", "none"), advanced=False)
+    start: str = parameter("affine", "Linear start", "What comes first when no starting transform is given.",
+                           choices=("affine", "rigid", "none"), advanced=False)
     model: str = parameter("greedy", "Model", "How the deformation is described and optimised.", choices=("greedy", *MODELS))
     similarity: str = parameter("lncc", "Similarity", "What makes the images alike.", choices=tuple(SIMILARITIES), advanced=False)
-    factors: tuple[float, ...] = parameter((4.0, 2.0, 1.0), "Levels", "Spacing of each level in units of the finest, coarse to fine.", minimum=1.0, maximum=64.0)
+    factors: tuple[float, ...] = parameter((4.0, 2.0, 1.0), "Levels", "Spacing of each level in units of the finest, coarse to fine.",
+                                          minimum=1.0, maximum=64.0)
     iterations: tuple[int, ...] = parameter((100, 60, 10), "Iterations", "Steps on each level.", minimum=0, maximum=10000, advanced=False)
     finest: float = parameter(0.0, "Finest spacing", "0 takes the voxel size, coarser where memory asks for it.", unit="mm", minimum=0.0)
-    fluid: float = parameter(0.7, "Update smoothing", "Gaussian sigma of each step (greedy), in voxels of the level.", unit="voxels", minimum=0.0, maximum=10.0)
-    elastic: float = parameter(0.6, "Field smoothing", "Gaussian sigma of the whole field after each step (greedy): larger is stiffer.", unit="voxels", minimum=0.0, maximum=10.0, advanced=False)
-    limit: float = parameter(1.0, "Step limit", "Twice the longest step (greedy), in voxels of the level.", unit="voxels", minimum=0.05, maximum=4.0)
-    window: float = parameter(12.0, "Window", "Sigma of the local intensity fit of 'lncc'.", unit="mm", minimum=0.5, maximum=100.0)
+    fluid: float = parameter(0.7, "Update smoothing", "Gaussian sigma of each step (greedy), in voxels of the level.",
+                             unit="voxels", minimum=0.0, maximum=10.0)
+    elastic: float = parameter(0.6, "Field smoothing", "Gaussian sigma of the whole field after each step (greedy): larger is stiffer.",
+                               unit="voxels", minimum=0.0, maximum=10.0, advanced=False)
+    limit: float = parameter(1.0, "Step limit", "Twice the longest step (greedy), in voxels of the level.",
+                             unit="voxels", minimum=0.05, maximum=4.0)
+    window: float = parameter(12.0, "Window", "Sigma of the local intensity fit of 'lncc' (greedy).", unit="mm", minimum=0.5, maximum=100.0)
     shared_range: bool = parameter(False, "Common units", "Both images are in the same units (CT); otherwise each is scaled by its own range.")
     symmetric: bool = parameter(False, "Symmetric", "Treat both images alike (greedy and velocity).")
     regulariser: str = parameter("diffusion", "Regulariser", "What is kept small (all models but greedy).", choices=tuple(REGULARITIES))
     weight: float = parameter(0.5, "Regulariser weight", "Its weight against the similarity (all models but greedy).", minimum=0.0)
     step: float = parameter(0.1, "Step length", "Of Adam (all models but greedy), in voxels of the level.", unit="voxels", minimum=1e-4, maximum=2.0)
-    control: float = parameter(4.0, "Control distance", "Between control points (bspline), in voxels of the level.", unit="voxels", minimum=1.0, maximum=64.0)
-    guide_weight: float = parameter(1.0, "Guide weight", "Weight of given labels (1 - Dice) and landmarks (mm^2) (all models but greedy).", minimum=0.0)
-    tolerance: float = parameter(1e-4, "Tolerance", "A level ends when ten steps gain less than this share of its first cost.", minimum=0.0, maximum=1.0)
+    control: float = parameter(4.0, "Control distance", "Between control points (bspline), in voxels of the level.",
+                               unit="voxels", minimum=1.0, maximum=64.0)
+    guide_weight: float = parameter(1.0, "Guide weight", "Weight of given labels (1 - Dice) and landmarks (mm^2) (all models but greedy).",
+                                    minimum=0.0)
+    tolerance: float = parameter(1e-3, "Tolerance", "A level ends when ten steps gain less than this share of its first cost.",
+                                 minimum=0.0, maximum=1.0)
 
     def solve(self, problem, runtime):
+        self._check_settings(problem)
         monitor = runtime.monitor
         linear, start = self._linear_start(problem, runtime, monitor.part(0.0, 0.2, "linear start"))
         part = monitor.part(0.2 if problem.initial is None and self.start != "none" else 0.0, 1.0, "deformation")
@@ -93,6 +108,19 @@ class InstanceOptimisation(Method):
         deformation, history, inverse = solver(problem, linear, start, runtime, part)
         back = None if inverse is None else inverse.to("cpu") @ linear.inverse()
         return Result(problem, linear @ deformation.to("cpu"), back, scalars={"cost": history[-1]["cost"]} if history else {}, history=history)
+
+    def _check_settings(self, problem):
+        """What does not fit together is said before the linear start takes its time."""
+        if len(self.factors) != len(self.iterations):
+            raise InputError(f"{len(self.factors)} levels and {len(self.iterations)} iteration counts were given; give one count per level")
+        if not sum(self.iterations) > 0:
+            raise InputError(f"iterations {self.iterations} ask for no step at all; give at least one level a positive count, "
+                             "or use the method 'affine'")
+        if list(self.factors) != sorted(self.factors, reverse=True):
+            raise InputError(f"the levels {self.factors} were given; order them from coarse to fine")
+        if self.model == "greedy" and (problem.fixed_labels is not None or problem.fixed_points is not None):
+            raise InputError("labels or landmarks were given as guides, and the model 'greedy' uses images only; "
+                             "choose model=velocity, displacement or bspline")
 
     def _linear_start(self, problem, runtime, monitor):
         """(linear map, whole starting map or None where it is linear)."""
@@ -105,8 +133,6 @@ class InstanceOptimisation(Method):
         return align_linear(problem, LinearSettings(freedom=self.start), runtime, monitor), None
 
     def _greedy(self, problem, linear, start, runtime, monitor):
-        if problem.fixed_labels is not None or problem.fixed_points is not None:
-            raise InputError("labels or landmarks were given as guides, and the model 'greedy' uses images only; choose model=velocity, displacement or bspline")
         device = runtime.torch_device()
         return register(problem.fixed.to(device), problem.moving.to(device), linear, self._compositive(), monitor, start)
 
@@ -126,5 +152,7 @@ class InstanceOptimisation(Method):
         if problem.fixed_points is not None:
             objective = objective + self.guide_weight * LandmarkDistance()
         begin = None if start is None else Displacement((linear.inverse() @ start).field(problem.fixed.grid), problem.fixed.grid)
+        fixed, moving = normalised_pair(problem.fixed, problem.moving, self.shared_range)
+        problem = replace(problem, fixed=fixed, moving=moving)
         transform, history = descend(problem, linear, objective, settings, monitor, runtime.torch_device(), begin)
         return transform, history, transform.inverse() if self.symmetric else None

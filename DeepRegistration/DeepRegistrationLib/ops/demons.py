@@ -45,7 +45,7 @@ def pull(moving, moving_mask, matrix: np.ndarray, u, fixed, fixed_mask, out=None
     """
     native = kernels_for(moving, u, fixed)
     if native is not None:
-        out = torch.empty_like(fixed) if out is None else out
+        out = torch.empty(fixed.shape) if out is None else out
         native.pull(volumes(moving), _mask_array(moving_mask), _full_matrix(matrix), volumes(u), volumes(fixed), _mask_array(fixed_mask), volumes(out))
         return out
     grid = Grid(tuple(fixed.shape[2:]), np.eye(fixed.ndim - 1))
@@ -96,7 +96,7 @@ def compose(u, v, out=None):
     """Displacement of (id + u) o (id + v) in voxels: v + u o (id + v), u being clamped at the border."""
     native = kernels_for(u, v)
     if native is not None:
-        out = torch.empty_like(v) if out is None else out
+        out = torch.empty(v.shape) if out is None else out
         native.compose(volumes(u), volumes(v), volumes(out))
         return out
     grid = Grid(tuple(u.shape[2:]), np.eye(u.ndim - 1))

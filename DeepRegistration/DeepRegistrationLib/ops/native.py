@@ -17,7 +17,7 @@ def _load():
         return None
     try:
         from . import kernels
-    except ImportError:
+    except (ImportError, RuntimeError):  # numba raises the latter where no folder for its cache can be written
         return None
     return kernels
 
