@@ -39,7 +39,7 @@ def large_deformation(seed: int):
 
 def error(transform, truth, body, grid) -> float:
     """Mean distance in mm between two maps inside the body."""
-    points = world_points(grid, torch.float64)[body[0, 0]][None]
+    points = world_points(grid, torch.float64)[body[:, 0]][None]
     return float(torch.linalg.vector_norm(transform(points) - truth(points), dim=-1).mean())
 
 

@@ -119,6 +119,8 @@ def _check(settings, fixed):
         raise InputError(f"the symmetric form compares {', '.join(CHANNELS)}; similarity '{settings.similarity}' was asked for")
     if len(settings.factors) != len(settings.iterations):
         raise InputError(f"{len(settings.factors)} levels and {len(settings.iterations)} iteration counts were given; give one count per level")
+    if sum(settings.iterations) == 0:
+        raise InputError("no iterations were asked for on any level; give at least one level a positive count")
     if fixed.data.shape[0] != 1:
         raise InputError(f"a batch of {fixed.data.shape[0]} images was given; the compositive model registers one pair at a time")
 
@@ -199,13 +201,20 @@ def _carried(state, old, grid, settings, linear, start, dim, device):
 def _run_level(level, state, iterations, settings, monitor, history, linear):
     slope = SIMILARITIES[settings.similarity]() if settings.similarity in SLOPES else None
     costs: list[float] = []
+    pending: list = []
     for k in monitor.steps(iterations):
         if settings.similarity == "lncc" and k % REFRESH == 0:
             _match(level, state, settings)
         state, cost = _step_symmetric(level, state, settings) if settings.symmetric else _step(level, state, settings, slope)
-        costs.append(cost)
-        history.append({"spacing": float(level.grid.spacing.min()), "cost": cost})
-        monitor.log(cost=cost)
+        pending.append(cost)
+        if len(pending) < REFRESH and k + 1 < iterations:
+            continue
+        # Costs are read once in a few steps: reading one makes a GPU wait.
+        for value in (float(c) for c in pending):
+            history.append({"spacing": float(level.grid.spacing.min()), "cost": value})
+            monitor.log(cost=value)
+            costs.append(value)
+        pending.clear()
         if monitor.wants_preview:
             monitor.preview(linear @ Displacement(demons.to_world(_joined(state), level.grid), level.grid))
         if len(costs) > 15 and min(costs[:-10]) - min(costs[-10:]) < settings.tolerance * costs[0]:
@@ -271,7 +280,7 @@ def _scaled_slope(term, level, warped, settings):
     v = -(slope[:, :, None] * index_gradient(warped)).sum(1) / scale.square()
     v, _ = demons.smooth(v, max(settings.fluid, 1.0))
     longest = (v * scale).square().sum(1).max().sqrt().clamp_min(1e-30)
-    return v * (0.5 * _limit(level, settings) / longest), float(cost)
+    return v * (0.5 * _limit(level, settings) / longest), cost
 
 
 def _step_symmetric(level, state, settings):

@@ -29,8 +29,8 @@ from ..runtime import Silent
 from ..transforms import Displacement, Velocity
 from .feature_lattice import Features
 
-SLAB_CELLS = 50_000
-"""Cells worked on at a time on a CPU, so that their dozen channels stay in its cache."""
+SLAB_CELLS = 200_000
+"""Cells worked on at a time on a CPU: few enough to bound the memory, enough to keep the threads busy."""
 
 UPDATES = ("fluid", "elastic")
 

@@ -7,6 +7,7 @@ information has where two lattices coincide.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -137,8 +138,8 @@ class Level:
         """index (N, dim) -> moving values (C, N) and weights (N,): 1 inside, falling to 0 over the outermost voxel."""
         read = sample(self.stack, index[None])[0]
         size = torch.tensor(self.grid.size, dtype=index.dtype, device=index.device)
-        inside = (torch.minimum(index, size - 1 - index) + 1).clamp(0, 1).prod(-1)
-        inside = inside if self.counted is None else inside * self.counted
+        along = (torch.minimum(index, size - 1 - index) + 1).clamp(0, 1).unbind(-1)
+        inside = math.prod(along if self.counted is None else (*along, self.counted))
         return (read, inside) if self.moving.mask is None else (read[:-1], inside * read[-1])
 
 

@@ -65,7 +65,8 @@ CACHIER = """@article{Cachier2003,
         "lung-ct": Preset("inspiration and expiration CT; give lung masks if there are any",
                           {"factors": (8, 4, 2), "iterations": (100, 60, 30), "shared_range": True}),
         "abdomen-ct": Preset("CT of different patients or days",
-                             {"similarity": "mind", "factors": (8, 4, 2), "iterations": (60, 60, 20), "elastic": 1.0, "shared_range": True}),
+                             {"similarity": "mind", "factors": (8, 4, 2), "iterations": (60, 60, 20), "elastic": 1.0,
+                              "shared_range": True}),
         "2d": Preset("single slices, photographs and histology",
                      {"factors": (16, 8, 4, 2, 1), "iterations": (100, 100, 100, 60, 30)}),
     },
@@ -87,11 +88,13 @@ class InstanceOptimisation(Method):
     limit: float = parameter(1.0, "Step limit", "Twice the longest step (greedy), in voxels of the level.",
                              unit="voxels", minimum=0.05, maximum=4.0)
     window: float = parameter(12.0, "Window", "Sigma of the local intensity fit of 'lncc' (greedy).", unit="mm", minimum=0.5, maximum=100.0)
-    shared_range: bool = parameter(False, "Common units", "Both images are in the same units (CT); otherwise each is scaled by its own range.")
+    shared_range: bool = parameter(False, "Common units",
+                                   "Both images are in the same units (CT); otherwise each is scaled by its own range.")
     symmetric: bool = parameter(False, "Symmetric", "Treat both images alike (greedy and velocity).")
     regulariser: str = parameter("diffusion", "Regulariser", "What is kept small (all models but greedy).", choices=tuple(REGULARITIES))
     weight: float = parameter(0.5, "Regulariser weight", "Its weight against the similarity (all models but greedy).", minimum=0.0)
-    step: float = parameter(0.1, "Step length", "Of Adam (all models but greedy), in voxels of the level.", unit="voxels", minimum=1e-4, maximum=2.0)
+    step: float = parameter(0.1, "Step length", "Of Adam (all models but greedy), in voxels of the level.",
+                            unit="voxels", minimum=1e-4, maximum=2.0)
     control: float = parameter(4.0, "Control distance", "Between control points (bspline), in voxels of the level.",
                                unit="voxels", minimum=1.0, maximum=64.0)
     guide_weight: float = parameter(1.0, "Guide weight", "Weight of given labels (1 - Dice) and landmarks (mm^2) (all models but greedy).",
@@ -107,7 +110,7 @@ class InstanceOptimisation(Method):
         solver = self._greedy if self.model == "greedy" else self._descent
         deformation, history, inverse = solver(problem, linear, start, runtime, part)
         back = None if inverse is None else inverse.to("cpu") @ linear.inverse()
-        return Result(problem, linear @ deformation.to("cpu"), back, scalars={"cost": history[-1]["cost"]} if history else {}, history=history)
+        return Result(problem, linear @ deformation.to("cpu"), back, scalars={"cost": history[-1]["cost"]}, history=history)
 
     def _check_settings(self, problem):
         """What does not fit together is said before the linear start takes its time."""
@@ -146,13 +149,22 @@ class InstanceOptimisation(Method):
         used = [(finest * f, n) for f, n in zip(self.factors, self.iterations) if n > 0]
         settings = DescentSettings(self.model, tuple(s for s, _ in used), tuple(n for _, n in used), self.step, self.control,
                                    self.symmetric, self.tolerance)
-        objective = SIMILARITIES[self.similarity]() + self.weight * REGULARITIES[self.regulariser]()
+        fixed, moving = normalised_pair(problem.fixed, problem.moving, self.shared_range)
+        objective = self._similarity(fixed) + self.weight * REGULARITIES[self.regulariser]()
         if problem.fixed_labels is not None:
             objective = objective + self.guide_weight * SoftDice()
         if problem.fixed_points is not None:
             objective = objective + self.guide_weight * LandmarkDistance()
         begin = None if start is None else Displacement((linear.inverse() @ start).field(problem.fixed.grid), problem.fixed.grid)
-        fixed, moving = normalised_pair(problem.fixed, problem.moving, self.shared_range)
         problem = replace(problem, fixed=fixed, moving=moving)
         transform, history = descend(problem, linear, objective, settings, monitor, runtime.torch_device(), begin)
         return transform, history, transform.inverse() if self.symmetric else None
+
+    def _similarity(self, fixed):
+        """The chosen term; the squared difference in units of twice the fixed variance, so that the weight of the regulariser
+        means the same for 'mse' as for 'ncc', whatever the intensities are."""
+        term = SIMILARITIES[self.similarity]()
+        if self.similarity != "mse":
+            return 1.0 * term
+        values = fixed.data if fixed.mask is None else fixed.data[fixed.mask.expand_as(fixed.data)]
+        return (0.5 / max(float(values.var()), 1e-6)) * term

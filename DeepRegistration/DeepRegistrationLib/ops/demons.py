@@ -73,7 +73,7 @@ def _full_matrix(matrix):
 
 
 def update(fixed, warped, spacing, limit: float, floor: float, out=None):
-    """(v (1, dim, *S) voxels, mean squared difference): the demons step above.
+    """(v (1, dim, *S) voxels, mean squared difference as a number or a tensor of one): the demons step above.
 
     fixed, warped (1, C, *S); spacing (dim,) mm; limit k mm; floor (intensity per mm) squared, below which a gradient is noise.
     """
@@ -89,7 +89,7 @@ def update(fixed, warped, spacing, limit: float, floor: float, out=None):
     g = nd.index_gradient((fixed + warped) / 2) / scale
     below = (g.square().sum((1, 2)) + d.square().sum(1) / limit**2 + floor)[:, None]
     v = (d[:, :, None] * g).sum(1) / below / scale[:, 0]
-    return v, float(d.square().mean())
+    return v, d.square().mean()
 
 
 def compose(u, v, out=None):

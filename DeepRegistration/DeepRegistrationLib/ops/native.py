@@ -29,7 +29,10 @@ def kernels_for(*tensors: torch.Tensor):
             return None
     module = _load()
     if module is not None:
-        module.numba.set_num_threads(max(1, min(torch.get_num_threads(), module.numba.config.NUMBA_NUM_THREADS)))
+        threads = torch.get_num_threads()
+        module.numba.set_num_threads(max(1, min(threads, module.numba.config.NUMBA_NUM_THREADS)))
+        if torch.get_num_threads() != threads:  # numba's first launch sets the OpenMP pool that torch shares to all cores
+            torch.set_num_threads(threads)
     return module
 
 
