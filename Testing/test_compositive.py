@@ -98,7 +98,7 @@ def test_a_moving_image_under_a_linear_map(dim):
 @DIMS
 @pytest.mark.parametrize("kind", ["anisotropic", "oblique", "flipped"])
 def test_grids_of_their_own(dim, kind):
-    """Coarse slices, oblique and flipped axes, other spacings: the same truth within the same share."""
+    """Coarse slices are recovered by half; oblique and flipped moving axes cost at most a tenth against plain ones."""
     base = pair_of(dim).fixed.grid
     truth = truths.random_diffeomorphism(3, base, 0.3, 0.3)
     spacing = {"anisotropic": np.array([1.5, 2.0, 4.0])[:dim] if dim == 3 else np.array([1.0, 4.0])}.get(kind, np.full(dim, 2.0))
@@ -114,7 +114,12 @@ def test_grids_of_their_own(dim, kind):
     phantom = truths.Phantom(3, base.pad(4))
     transform, _, _ = solved(phantom.image(fixed_grid, truth), phantom.image(moving_grid), replace(SHORT, iterations=(60, 40)))
     points = inner_points(base)
-    assert distance(transform, truth, points) < 0.5 * distance(lambda x: x, truth, points)
+    if kind == "anisotropic":
+        bound = 0.5 * distance(lambda x: x, truth, points)
+    else:
+        plain, _, _ = solved(phantom.image(fixed_grid, truth), phantom.image(base.pad(9)), replace(SHORT, iterations=(60, 40)))
+        bound = 1.1 * distance(plain, truth, points)
+    assert distance(transform, truth, points) < bound
     assert float(transform.jacobian_determinant(fixed_grid).min()) > 0
 
 
@@ -181,7 +186,6 @@ def test_masked_junk_has_no_influence(dim, similarity, side):
     assert float(near) < (1e-5 if side == "fixed" else 0.2), "linear interpolation reads one voxel across the border of the moving mask"
 
 
-@pytest.mark.xfail(strict=True, reason="the symmetric form pulls the fixed image without telling the step where its mask is false")
 def test_masked_junk_has_no_influence_in_the_symmetric_form():
     known = pair_of(2, angle=0.2, rate=0.2)
     settings = CompositiveSettings("mse", (1.0,), (6,), symmetric=True)
@@ -216,7 +220,6 @@ def test_the_content_box_ends_with_the_image(dim):
         assert box.same_as(grid)
 
 
-@pytest.mark.xfail(strict=True, reason="only the first channel is looked at")
 def test_the_content_box_holds_every_channel():
     grid = Grid.from_parts((40, 60))
     data = torch.zeros(1, 2, 40, 60)
@@ -255,8 +258,7 @@ def test_the_limit_of_voxels_coarsens():
     assert history[-1]["spacing"] > 3.0
 
 
-@pytest.mark.parametrize("thickness", [2.0, pytest.param(5.0, marks=pytest.mark.xfail(
-    strict=True, reason="the noise floor is taken from the thickness of the only slice"))])
+@pytest.mark.parametrize("thickness", [2.0, 5.0])
 @pytest.mark.parametrize("similarity", ["mse", "lncc"])
 def test_one_slice_volumes_give_the_flat_answer(similarity, thickness):
     flat = pair_of(2, angle=0.2, rate=0.2)

@@ -159,7 +159,7 @@ def test_update(both, kind, channels):
     spacing = np.array([0.7, 1.3, 2.9])[: len(shape)]
     (v, cost), (plain, plain_cost) = both(lambda: demons.update(fixed, warped, spacing, 1.4, 0.02))
     torch.testing.assert_close(v, plain, rtol=1e-4, atol=1e-5)
-    assert cost == pytest.approx(plain_cost, rel=1e-5)
+    assert cost == pytest.approx(float(plain_cost), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", SHAPES)

@@ -12,15 +12,28 @@ import torch
 
 from ..image import Image
 from ..ops.features import mind_ssc
+from ..ops.filters import gaussian
 from ..ops.stats import robust_range
 
+FILL_SIGMA = 4.0
 CHANNELS = ("mse", "lncc", "mind")
 
 
 def normalised(image: Image, limits: tuple[float, float] | None = None) -> Image:
-    """The image as float32 with its robust range (or ``limits``) scaled to [0, 1], clamped."""
+    """The image as float32 with its robust range (or ``limits``) scaled to [0, 1], clamped; masked voxels are filled."""
     low, high = limits or limits_of(image)
-    return replace(image, data=((image.data.float() - low) / (high - low)).clamp_(0, 1))
+    return _filled(replace(image, data=((image.data.float() - low) / (high - low)).clamp_(0, 1)))
+
+
+def _filled(image: Image) -> Image:
+    """What the mask leaves out is replaced by a blur of what it keeps, so that it reaches neither gradients nor coarser levels."""
+    if image.mask is None:
+        return image
+    weight = image.mask.to(image.data.dtype)
+    near = gaussian(weight, FILL_SIGMA)
+    blurred = gaussian(image.data * weight, FILL_SIGMA) / near.clamp_min(1e-6)
+    mean = (image.data * weight).sum() / (weight.sum() * image.data.shape[1])
+    return replace(image, data=torch.where(image.mask, image.data, torch.where(near > 1e-4, blurred, mean)))
 
 
 def normalised_pair(fixed: Image, moving: Image, shared: bool = False) -> tuple[Image, Image]:

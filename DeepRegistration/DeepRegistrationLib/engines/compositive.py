@@ -149,14 +149,14 @@ def content_box(fixed: Image, moving: Image, linear: Affine) -> Grid:
 
 def _content(image):
     """Index bounds (lower, upper) in (x, y, z) of the voxels that differ from the background by over 2 % of the range."""
-    data = image.data[0, 0]
-    tolerance = 0.02 * float(data.max() - data.min())
-    where = (data - background(data)).abs() > tolerance
+    where = torch.zeros(image.grid.shape, dtype=torch.bool, device=image.device)
+    for data in image.data[0]:
+        where |= (data - background(data)).abs() > 0.02 * float(data.max() - data.min())
     lower, upper = [], []
-    for axis in range(data.ndim - 1, -1, -1):
+    for axis in range(where.ndim - 1, -1, -1):
         line = where.movedim(axis, 0).flatten(1).any(1).nonzero()
         lower.append(int(line[0]) if len(line) else 0)
-        upper.append(int(line[-1]) + 1 if len(line) else data.shape[axis])
+        upper.append(int(line[-1]) + 1 if len(line) else where.shape[axis])
     return np.array(lower), np.array(upper)
 
 
@@ -234,8 +234,14 @@ def _pulled(level, state):
     if len(state) == 1:
         out = level.buffer(0, level.fixed.data)
         return level.fixed.data, demons.pull(level.moving.data, level.moving.mask, level.matrix, state[0], level.target, level.fixed.mask, out)
-    fixed = demons.pull(level.fixed.data, level.fixed.mask, np.eye(level.grid.dim + 1), state[1], level.fixed.data, None)
-    return fixed, demons.pull(level.moving.data, level.moving.mask, level.matrix, state[0], _mapped(level, fixed), None)
+    identity = np.eye(level.grid.dim + 1)
+    fixed = demons.pull(level.fixed.data, None, identity, state[1], level.fixed.data, None)
+    mapped = _mapped(level, fixed)
+    warped = demons.pull(level.moving.data, level.moving.mask, level.matrix, state[0], mapped, None)
+    if level.fixed.mask is not None:
+        counts = level.fixed.mask.to(fixed.dtype)
+        warped = torch.where(demons.pull(counts, None, identity, state[1], torch.zeros_like(counts), None) > 0.5, warped, mapped)
+    return fixed, warped
 
 
 def _mapped(level, fixed):
@@ -269,7 +275,8 @@ def _limit(level, settings):
 
 def _floor(level):
     """(``NOISE`` of the range per voxel) squared: a gradient below it is taken for noise."""
-    return (NOISE / float(level.grid.spacing.max())) ** 2
+    wide = np.array(level.grid.size) > 1
+    return (NOISE / float(level.grid.spacing[wide].max())) ** 2
 
 
 def _scaled_slope(term, level, warped, settings):
