@@ -77,12 +77,13 @@ def test_three_steps_of_every_objective_lower_it(model, similarity, regulariser)
 def test_moving_both_headers_conjugates_the_map(model, dim):
     known = pair_of(dim, 0.2, 0.2)
     settings = settings_for(model, iterations=(6, 3), step=0.05)
-    transform, _ = solved(known, MSE() + 0.1 * Diffusion(), settings)
+    transform, history = solved(known, MSE() + 0.1 * Diffusion(), settings)
     points = inner_points(known.fixed.grid)
     h = Affine(torch.as_tensor(truths.random_motion(11, dim)))
     other = replace(known, fixed=replace(known.fixed, grid=known.fixed.grid.moved(h.numpy())),
                     moving=replace(known.moving, grid=known.moving.grid.moved(h.numpy())))
-    moved, _ = solved(other, MSE() + 0.1 * Diffusion(), settings)
+    moved, same = solved(other, MSE() + 0.1 * Diffusion(), settings)
+    assert same[0]["cost"] == pytest.approx(history[0]["cost"], rel=1e-3)
     assert float((moved(h(points)) - h(transform(points))).norm(dim=-1).mean()) < 0.05
 
 
@@ -104,7 +105,7 @@ def test_a_start_is_continued(model, dim):
     known = pair_of(dim)
     start, history = solved(known, settings=settings_for("displacement", iterations=(40, 30)))
     again, continued = solved(known, settings=settings_for(model, (2.0,), (6,), step=0.01), start=start)
-    assert continued[0]["cost"] < history[0]["cost"] / 3
+    assert continued[0]["cost"] < history[0]["cost"] / 2
     assert min(h["cost"] for h in continued) <= continued[0]["cost"]
     points = inner_points(known.fixed.grid)
     assert distance(again, start, points) < 0.35 * distance(lambda x: x, start, points)
@@ -131,8 +132,9 @@ def test_the_logarithm_of_a_flow(dim):
     swirl = truths.random_swirl(2, grid, 0.5, 0.25)
     u = swirl.field(grid)
     v = _logarithm(u, grid)
-    left, naive = (float((fields.exp(w, grid) - u).square().sum(1).sqrt().max()) for w in (v, u))
-    assert left < 0.1 * naive and left < 0.1
+    inner = (slice(None), *[slice(4, n - 4) for n in grid.shape])
+    left, naive, true = (float((fields.exp(w, grid) - u).square().sum(1).sqrt()[inner].max()) for w in (v, u, swirl.velocity(grid)))
+    assert left < 0.5 * naive and left < 2 * true, "within twice what interpolation leaves of the true velocity"
     assert float((v - swirl.velocity(grid)).abs().mean()) < 0.1 * float(swirl.velocity(grid).abs().mean())
     assert torch.equal(_logarithm(torch.zeros_like(u), grid), torch.zeros_like(u))
 

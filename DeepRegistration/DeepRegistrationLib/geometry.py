@@ -146,12 +146,15 @@ class Grid:
         return ((index >= -0.5 - 1e-9) & (index <= np.array(self.size) - 0.5 + 1e-9)).all(-1)
 
     def resample(self, spacing) -> "Grid":
-        """The same field of view at about another spacing (scalar or (dim,), mm); a one-voxel axis keeps its size."""
+        """The same field of view at about another spacing (scalar or (dim,), mm); a one-voxel axis keeps its size.
+
+        Halves are rounded down with a tolerance, so that rounding errors of a rotated header do not change the size.
+        """
         spacing = np.broadcast_to(_numbers(spacing, "a spacing", (), (1,), (self.dim,)), (self.dim,))
         if not (np.isfinite(spacing).all() and spacing.min() > 0):
             raise InputError(f"a spacing of {spacing.tolist()} mm was asked for; it must be positive")
         size = np.array(self.size)
-        new = np.where(size == 1, 1, np.maximum(1, np.round(self.extent / spacing))).astype(int)
+        new = np.where(size == 1, 1, np.maximum(1, np.ceil(self.extent / spacing - 0.5 - 1e-6))).astype(int)
         return self._with_size(new)
 
     def _with_size(self, new) -> "Grid":
