@@ -128,14 +128,12 @@ def test_parameters_are_taken_over_between_lattices(model, dim):
 
 @DIMS
 def test_the_logarithm_of_a_flow(dim):
+    """As close to the map as the true velocity, read on the lattice; the displacement taken for a velocity is far from it."""
     grid = Grid.from_parts((20, 22, 24)[-dim:])
-    swirl = truths.random_swirl(2, grid, 0.5, 0.25)
+    swirl = truths.random_swirl(2, grid, 1.0, 0.15)
     u = swirl.field(grid)
-    v = _logarithm(u, grid)
-    inner = (slice(None), *[slice(4, n - 4) for n in grid.shape])
-    left, naive, true = (float((fields.exp(w, grid) - u).square().sum(1).sqrt()[inner].max()) for w in (v, u, swirl.velocity(grid)))
-    assert left < 0.5 * naive and left < 2 * true, "within twice what interpolation leaves of the true velocity"
-    assert float((v - swirl.velocity(grid)).abs().mean()) < 0.1 * float(swirl.velocity(grid).abs().mean())
+    found, true, naive = (float((fields.exp(v, grid) - u).square().sum(1).sqrt().max()) for v in (_logarithm(u, grid), swirl.velocity(grid).float(), u))
+    assert found < 1.2 * true and found < 0.35 * naive
     assert torch.equal(_logarithm(torch.zeros_like(u), grid), torch.zeros_like(u))
 
 

@@ -32,6 +32,7 @@ from ..transforms.base import require_finite
 
 MODELS = ("displacement", "velocity", "bspline")
 LOGARITHM_STEPS = 8
+FAINT = 1e-5
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,9 @@ def _descend_level(level, guides, previous, linear, objective, settings, iterati
     fixed, moving = level
     p, make = _parameters(settings.model, previous, fixed.grid, settings.control, fixed.device)
     p = p.detach().clone().requires_grad_(True)
-    adam = torch.optim.Adam([p], lr=settings.step)
+    # Costs are means, so their slope at one voxel shrinks with the size of the image until Adam takes it for nothing; times the
+    # number of voxels it does not, and slopes under FAINT are rounding noise for any image.
+    adam = torch.optim.Adam([p], lr=settings.step, eps=FAINT)
     best, best_cost, costs = p.detach().clone(), float("inf"), []
     for _ in monitor.steps(iterations):
         adam.zero_grad(set_to_none=True)
@@ -174,7 +177,7 @@ def _descend_level(level, guides, previous, linear, objective, settings, iterati
         cost = objective(alignment).sum()
         if settings.symmetric:
             cost = (cost + objective(alignment.reverse).sum()) / 2
-        cost.backward()
+        (cost * fixed.grid.voxels).backward()
         value = float(cost.detach())
         if not math.isfinite(value):
             raise ConvergenceError(f"the cost became {value} at spacing {fixed.grid.spacing.min():.3g} mm; "
