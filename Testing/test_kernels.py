@@ -14,7 +14,8 @@ from DeepRegistrationLib.ops import demons, native
 from DeepRegistrationLib.ops.sample import index_points, sample
 from DeepRegistrationLib.transforms import Affine
 
-SHAPES = {"2D": (13, 17), "3D": (9, 11, 14), "one slice": (1, 12, 15), "one row": (7, 1, 9), "two slices": (2, 9, 8), "one voxel": (1, 1, 1)}
+SHAPES = {"2D": (13, 17), "3D": (9, 11, 14), "one slice": (1, 12, 15),
+          "one row": (7, 1, 9), "two slices": (2, 9, 8), "one voxel": (1, 1, 1)}
 CLOSE = {"rtol": 0, "atol": 2e-5}
 
 
@@ -230,7 +231,8 @@ class Refuses(importlib.abc.MetaPathFinder):
         return None
 
 
-@pytest.mark.parametrize("error", [ImportError("numba needs another numpy"), RuntimeError("cannot cache: no locator")], ids=["no numba", "no cache folder"])
+@pytest.mark.parametrize("error", [ImportError("numba needs another numpy"), RuntimeError("cannot cache: no locator")],
+                         ids=["no numba", "no cache folder"])
 def test_without_usable_kernels_torch_does_the_work(monkeypatch, error):
     import DeepRegistrationLib.ops as ops
 

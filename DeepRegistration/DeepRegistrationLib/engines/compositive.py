@@ -118,7 +118,8 @@ def _check(settings, fixed):
     if settings.symmetric and settings.similarity in SLOPES:
         raise InputError(f"the symmetric form compares {', '.join(CHANNELS)}; similarity '{settings.similarity}' was asked for")
     if len(settings.factors) != len(settings.iterations):
-        raise InputError(f"{len(settings.factors)} levels and {len(settings.iterations)} iteration counts were given; give one count per level")
+        raise InputError(f"{len(settings.factors)} levels and {len(settings.iterations)} iteration counts were given; "
+                         "give one count per level")
     if sum(settings.iterations) == 0:
         raise InputError("no iterations were asked for on any level; give at least one level a positive count")
     if fixed.data.shape[0] != 1:
@@ -233,7 +234,8 @@ def _pulled(level, state):
     """(fixed, warped) as the next step sees them, the fixed one before its intensity map."""
     if len(state) == 1:
         out = level.buffer(0, level.fixed.data)
-        return level.fixed.data, demons.pull(level.moving.data, level.moving.mask, level.matrix, state[0], level.target, level.fixed.mask, out)
+        moving = level.moving
+        return level.fixed.data, demons.pull(moving.data, moving.mask, level.matrix, state[0], level.target, level.fixed.mask, out)
     identity = np.eye(level.grid.dim + 1)
     fixed = demons.pull(level.fixed.data, None, identity, state[1], level.fixed.data, None)
     mapped = _mapped(level, fixed)

@@ -41,7 +41,8 @@ class IntensityMap:
         return torch.where((fixed - background).abs() > FOREGROUND, mapped, fixed)
 
 
-def local_map(fixed: torch.Tensor, warped: torch.Tensor, mapped: torch.Tensor, grid: Grid, window: float, background: float = 0.0) -> IntensityMap:
+def local_map(fixed: torch.Tensor, warped: torch.Tensor, mapped: torch.Tensor, grid: Grid, window: float,
+              background: float = 0.0) -> IntensityMap:
     """The map from fixed (1, C, *S), the warped image and the fixed image under the last map (or itself at first).
 
     Intensities have the range 1; ``window`` is the sigma in mm. Voxels where ``warped`` equals ``mapped`` are those that

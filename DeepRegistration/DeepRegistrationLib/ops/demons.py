@@ -46,7 +46,8 @@ def pull(moving, moving_mask, matrix: np.ndarray, u, fixed, fixed_mask, out=None
     native = kernels_for(moving, u, fixed)
     if native is not None:
         out = torch.empty(fixed.shape) if out is None else out
-        native.pull(volumes(moving), _mask_array(moving_mask), _full_matrix(matrix), volumes(u), volumes(fixed), _mask_array(fixed_mask), volumes(out))
+        masks = _mask_array(moving_mask), _mask_array(fixed_mask)
+        native.pull(volumes(moving), masks[0], _full_matrix(matrix), volumes(u), volumes(fixed), masks[1], volumes(out))
         return out
     grid = Grid(tuple(fixed.shape[2:]), np.eye(fixed.ndim - 1))
     index = apply_matrix(matrix, index_points(grid, dtype=u.dtype, device=u.device) + u.movedim(1, -1))
