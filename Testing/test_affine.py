@@ -313,7 +313,9 @@ def test_a_one_slice_volume_gives_the_2d_answer_and_keeps_its_plane():
 
 
 def test_a_one_slice_pair_is_turned_in_its_plane_only():
-    case = linear_pair(15, 2, "rigid", truth=Affine(torch.as_tensor([[-0.5, -0.866025, 0.0], [0.866025, -0.5, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)))
+    half, side = -0.5, np.sqrt(0.75)
+    turn = torch.as_tensor([[half, -side, 0.0], [side, half, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    case = linear_pair(15, 2, "rigid", truth=Affine(turn))
 
     def lifted(image):
         affine = np.diag([0.0, 0.0, 0.0, 1.0])
@@ -396,8 +398,9 @@ def test_progress_and_cancel_at_every_step():
 
 def test_align_linear_for_other_methods():
     case = linear_pair(25, 3, "rigid")
-    monitor = Silent()
+    monitor, threads = Silent(), torch.get_num_threads()
     transform = align_linear(case.pair, LinearSettings(freedom="rigid"), Runtime("cpu"), monitor.part(0.0, 0.2, "affine"))
+    assert torch.get_num_threads() == threads
     assert isinstance(transform, Affine) and transform.matrix.dtype == torch.float64 and case.error(transform) < 0.1
 
 
@@ -440,7 +443,8 @@ def test_the_lattice_measure_is_its_term():
     cost = sampled.Lattice(fixed, grid, LNCC(2.0))(moving, torch.ones(168))
     (slope,) = torch.autograd.grad(cost, moving)
     moving = moving.detach()
-    wanted, gradient = LNCC(2.0).gradient(fixed.reshape(1, 1, 12, 14), moving.reshape(1, 1, 12, 14), torch.ones(1, 1, 12, 14, dtype=torch.bool), grid)
+    images, mask = (v.reshape(1, 1, 12, 14) for v in (fixed, moving)), torch.ones(1, 1, 12, 14, dtype=torch.bool)
+    wanted, gradient = LNCC(2.0).gradient(*images, mask, grid)
     assert float(cost.detach()) == pytest.approx(float(wanted)) and torch.allclose(slope.flatten(), gradient.flatten())
 
 

@@ -53,7 +53,7 @@ def known_map(seed: int, kind: str, centre, shift=7.0, angle=0.25, stretch=0.08)
 
 def linear_pair(seed: int, dim: int, kind: str = "rigid", contrast: str = "same", flipped: bool = False, noise: float = 0.02,
                 truth: Affine | None = None) -> LinearPair:
-    """A phantom of about 80 mm on two lattices of about 2 mm (3 mm in 3D); the moving one is turned, offset and has a smaller field of view."""
+    """A phantom of about 80 mm on two lattices of about 2 mm (3 mm in 3D); the moving one is turned, offset and smaller."""
     rng = np.random.default_rng(seed)
     coarser = 1.0 if dim == 2 else 1.5
     fixed_spacing, moving_spacing = coarser * np.array([2.0, 1.7, 2.4])[:dim], coarser * np.array([1.6, 2.3, 2.0])[:dim]

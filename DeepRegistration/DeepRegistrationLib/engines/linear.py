@@ -13,6 +13,7 @@ References: Viola and Wells, IJCV 1997; Mattes et al., IEEE TMI 2003; Klein et a
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -30,6 +31,7 @@ SIMILARITIES = ("mi", "ncc", "mse", "lncc")
 LADDER = {"none": (), "translation": ("translation",), "rigid": ("rigid",), "similarity": ("rigid", "similarity"),
           "affine": ("rigid", "similarity", "affine")}
 FREEDOMS = tuple(LADDER)
+MOST_FOR_ONE_THREAD = 50000
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class LinearSolution:
     history: list = field(default_factory=list)
 
 
-def align_linear(pair, settings: LinearSettings = LinearSettings(), runtime: Runtime | None = None, monitor: Monitor | None = None) -> Affine:
+def align_linear(pair, settings: LinearSettings = LinearSettings(), runtime: Runtime | None = None,
+                 monitor: Monitor | None = None) -> Affine:
     """The linear map fixed mm -> moving mm of ``pair`` (``fixed``, ``moving`` Images, ``initial`` linear Transform or None).
 
     ``monitor`` takes the place of the runtime's, for a method that gives a share of its own progress. Raises as
@@ -81,7 +84,8 @@ def align_linear(pair, settings: LinearSettings = LinearSettings(), runtime: Run
     return solve_linear(pair, settings, runtime, monitor).transform
 
 
-def solve_linear(pair, settings: LinearSettings = LinearSettings(), runtime: Runtime | None = None, monitor: Monitor | None = None) -> LinearSolution:
+def solve_linear(pair, settings: LinearSettings = LinearSettings(), runtime: Runtime | None = None,
+                 monitor: Monitor | None = None) -> LinearSolution:
     """As ``align_linear``, with costs and history.
 
     Raises InputError where the fields of view do not overlap at the asked start, for batches and for a deformable initial
@@ -92,15 +96,31 @@ def solve_linear(pair, settings: LinearSettings = LinearSettings(), runtime: Run
     initial = _initial_matrix(pair)
     levels = build_levels(pair.fixed, pair.moving, settings, runtime)
     history: list = []
-    starts = candidates(levels[0], initial, settings, pair, monitor.part(0.0, 0.1, "starts"))
-    base, name = _best_start(levels[0], starts, settings, monitor.part(0.1, 0.3, "start"), history)
-    start = initial if initial is not None else np.eye(pair.fixed.dim + 1)
-    for i, level in enumerate(levels):
-        part = monitor.part(0.3 + 0.7 * i / len(levels), 0.3 + 0.7 * (i + 1) / len(levels))
-        for kind in LADDER[settings.freedom] if i == 0 else LADDER[settings.freedom][-1:]:
-            base, _ = refine(level, base, kind, settings.iterations, part, history)
-        monitor.preview(Affine(torch.as_tensor(base)))
-    return _finished(levels[-1], start if settings.freedom != "none" else base, base, name, history)
+    with _one_thread(len(levels[-1].offsets)):
+        starts = candidates(levels[0], initial, settings, pair, monitor.part(0.0, 0.1, "starts"))
+        base, name = _best_start(levels[0], starts, settings, monitor.part(0.1, 0.3, "start"), history)
+        start = initial if initial is not None else np.eye(pair.fixed.dim + 1)
+        for i, level in enumerate(levels):
+            part = monitor.part(0.3 + 0.7 * i / len(levels), 0.3 + 0.7 * (i + 1) / len(levels))
+            stages = LADDER[settings.freedom] if i == 0 else LADDER[settings.freedom][-1:]
+            for k, kind in enumerate(stages):
+                share = part.part(k / len(stages), (k + 1) / len(stages))
+                base, _ = refine(level, base, kind, settings.iterations, share, history)
+            monitor.preview(Affine(torch.as_tensor(base)))
+        return _finished(levels[-1], start if settings.freedom != "none" else base, base, name, history)
+
+
+@contextmanager
+def _one_thread(samples):
+    """One torch thread while few samples are compared: to wake a pool for operations of 20 microseconds costs more than
+    it saves, and many times more on a busy machine."""
+    threads = torch.get_num_threads()
+    if samples <= MOST_FOR_ONE_THREAD:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _finished(level, start, base, name, history):
@@ -136,7 +156,8 @@ def _initial_matrix(pair):
 def refine(level: Level, base: np.ndarray, kind: str, iterations: int, monitor: Monitor, history: list, name: str = ""):
     """The map ``base @ delta`` of lowest cost, ``delta`` of ``kind``: returns (matrix (dim + 1, dim + 1), cost)."""
     directions, centre = _directions(kind, level), torch.as_tensor(level.centre)
-    generators = torch.autograd.functional.jacobian(lambda q: _delta(kind, directions @ q, centre), directions.new_zeros(directions.shape[1]))
+    still = directions.new_zeros(directions.shape[1])
+    generators = torch.autograd.functional.jacobian(lambda q: _delta(kind, directions @ q, centre), still)
     generators = np.moveaxis(generators.numpy(), -1, 0)
     overlap = level.cost(base).overlap
     guarded = replace(level, lowest=max(SMALLEST_OVERLAP, 0.4 * overlap))
@@ -212,6 +233,7 @@ def _best_start(level, starts, settings, monitor, history):
         if np.isfinite(cost):
             found.append((worth(cost, overlap), name, refined))
     if not found:
-        raise InputError("no start of the search brings the two images together; check the masks and the headers, or give an initial transform")
+        raise InputError("no start of the search brings the two images together; check the masks and the headers, "
+                         "or give an initial transform")
     best = max(found, key=lambda entry: entry[0])
     return best[2], best[1]

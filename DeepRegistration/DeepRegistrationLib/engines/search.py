@@ -11,7 +11,8 @@ import numpy as np
 from ..runtime import Monitor
 
 
-def minimise(evaluate, start, move, metric, *, longest: float, tolerance: float, iterations: int, monitor: Monitor, text: str, observe=None):
+def minimise(evaluate, start, move, metric, *, longest: float, tolerance: float, iterations: int, monitor: Monitor, text: str,
+             observe=None):
     """The best point that BFGS finds from ``start``, a point of a vector space or of a group.
 
     evaluate(point) -> (cost, gradient (P,)), the gradient with respect to the step of ``move(point, step (P,)) -> point`` at

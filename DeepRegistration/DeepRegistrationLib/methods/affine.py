@@ -63,8 +63,10 @@ class AffineRegistration(Method):
     freedom: str = parameter("affine", "Degrees of freedom", "The last stage; 'none' keeps the start.", choices=FREEDOMS, advanced=False)
     similarity: str = parameter("mi", "Similarity", "Mutual information, correlation, squared difference or local correlation.",
                                 choices=SIMILARITIES, advanced=False)
-    coarsest: float = parameter(0.0, "Coarsest spacing", "Where the search begins; 0 takes 32 voxels along the longest edge.", unit="mm", minimum=0.0)
-    finest: float = parameter(0.0, "Finest spacing", "Where the search ends; 0 takes the voxel size of the coarser image.", unit="mm", minimum=0.0)
+    coarsest: float = parameter(0.0, "Coarsest spacing", "Where the search begins; 0 takes 32 voxels along the longest edge.",
+                                unit="mm", minimum=0.0)
+    finest: float = parameter(0.0, "Finest spacing", "Where the search ends; 0 takes the voxel size of the coarser image.",
+                              unit="mm", minimum=0.0)
     samples: int = parameter(20000, "Samples", "Points at which the images are compared on the finest level.", minimum=500, maximum=2000000)
     iterations: int = parameter(40, "Iterations", "At most so many steps per stage and level.", minimum=1, maximum=1000)
     bins: int = parameter(32, "Histogram bins", "Grey levels of the joint histogram of mutual information.", minimum=8, maximum=256)
