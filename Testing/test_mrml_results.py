@@ -15,7 +15,8 @@ from DeepRegistrationLib.problem import Pair  # noqa: E402
 from DeepRegistrationLib.result import Result  # noqa: E402
 from DeepRegistrationLib.transforms import Affine, Displacement, Velocity  # noqa: E402
 from DeepRegistrationUI import mrml, outputs  # noqa: E402
-from DeepRegistrationUI.planes import Plane, flatten, lift  # noqa: E402
+from DeepRegistrationLib.planes import Plane  # noqa: E402
+from DeepRegistrationLib.transforms.planar import flatten, lift  # noqa: E402
 
 # ------------------------------------------------------------------------------------------------------------ results
 
@@ -258,7 +259,7 @@ def test_the_bridge_imports_without_slicer_vtk_and_torch():
 
     code = ("import sys; sys.modules['slicer'] = None; sys.modules['vtk'] = None; sys.modules['torch'] = None; "
             "import DeepRegistrationUI.mrml, DeepRegistrationUI.outputs")
-    environment = {**os.environ, "PYTHONPATH": str(Path(mrml.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(mrml.__file__).parents[2])}
     assert subprocess.run([sys.executable, "-c", code], check=False, env=environment).returncode == 0
 
 

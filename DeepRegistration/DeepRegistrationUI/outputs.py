@@ -1,111 +1,130 @@
-"""What a registration leaves in the scene: transforms, warped volume, log-Jacobian map, in one folder, with their origins noted.
+"""Requests from the nodes of a scene, and results in it: what is sent to the worker, and what scripts put into the scene at once.
 
-T = A o phi with A linear: the node of A is put under the node of phi (affine inner, deformation outer), so that moving data
-under the node of A are shown on the fixed image. See mrml for the conventions.
+See mrml for the conventions, ``delivery`` for what a result looks like in the scene.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
+from DeepRegistrationLib import exchange, planes
 from DeepRegistrationLib.errors import InputError
+from DeepRegistrationLib.planes import Plane
 
 from . import mrml
-from .planes import Plane, flatten, lift
+from .delivery import DIVERGING, ROLES, _diverging, deliver, deliver_steps, gather, show_diverging, show_folds
 
-DIVERGING = "DeepRegistration diverging"
+__all__ = ["DIVERGING", "ROLES", "_diverging", "add_result", "apply_to", "deliver", "deliver_steps", "evaluate_request", "gather", "live_nodes",
+           "pair_from_nodes", "planes_of", "request_from_nodes", "show_diverging", "show_folds", "show_preview", "split"]
+START_EDGE = 64
+"""Nodes along the longest edge of the lattice on which a starting transform without one of its own (B-spline, thin plate) is read."""
+
+
+def request_from_nodes(fixed, moving, *, fixed_mask=None, moving_mask=None, fixed_mask_segment="", moving_mask_segment="", initial=None,
+                       fixed_labels=None, moving_labels=None, fixed_points=None, moving_points=None) -> dict:
+    """The 'register' request of two volume nodes for a worker, without torch; method, device and outputs are added by the caller.
+
+    fixed_mask, moving_mask: segmentation or label map nodes; fixed_mask_segment, moving_mask_segment: ID or IDs of the segments that count,
+    all where empty. fixed_labels, moving_labels: segmentation or label map nodes. fixed_points, moving_points: markups nodes. initial: a
+    transform node (fixed -> moving is its from-parent transform), parts of a transform, or the name of a start. Arrays are views of the
+    scene's memory. InputError for nodes that cannot be registered; images with NaN are left to the worker.
+    """
+    _check_volumes(fixed, moving)
+    request = {"command": "register", "fixed": mrml.volume_of(fixed), "moving": mrml.volume_of(moving)}
+    planes_of(fixed, moving)
+    sides = ((fixed, "fixed", fixed_mask, fixed_mask_segment, fixed_labels, fixed_points),
+             (moving, "moving", moving_mask, moving_mask_segment, moving_labels, moving_points))
+    for volume, side, mask, segments, labels, points in sides:
+        if mask is not None:
+            chosen = tuple(s for s in ([segments] if isinstance(segments, str) else segments) if s)
+            request[f"{side}_mask"] = mrml.labelmap_of(mask, volume, chosen)
+        if labels is not None:
+            request[f"{side}_labels"] = mrml.labelmap_of(labels, volume)
+        if points is not None:
+            request[f"{side}_points"] = mrml.points_of(points)
+    if initial is not None and initial != "":
+        request["initial"] = _initial(initial, request["fixed"].grid)
+    return request
+
+
+def _initial(initial, grid):
+    """A start's name or parts as they are, the parts of a transform node."""
+    if not hasattr(initial, "GetTransformFromWorld"):
+        return initial
+    return mrml.parts_of(initial, grid.resample(np.maximum(grid.extent / START_EDGE, grid.spacing)))
+
+
+def _check_volumes(fixed, moving) -> None:
+    """InputError, in the words of the scene, for two nodes that are not two grey volumes."""
+    for node, side in ((fixed, "fixed"), (moving, "moving")):
+        if node is None or not node.IsA("vtkMRMLScalarVolumeNode"):
+            raise InputError(f"no {side} volume was given; choose one")
+        if node.GetScene() is None:
+            raise InputError(f"'{node.GetName()}' is not in the scene any more; choose another {side} volume")
+    if fixed is moving:
+        raise InputError(f"'{fixed.GetName()}' is both the fixed and the moving volume; choose two different volumes")
+    for node in (fixed, moving):
+        mrml.grid_of(node)
+        values = mrml.array_of(node)
+        if values.ndim == 4 and values.shape[3] in (3, 4) and values.dtype == np.uint8:
+            raise InputError(f"'{node.GetName()}' is a color image of {values.shape[3]} channels; convert it to gray first (Vector to Scalar Volume)")
+
+
+def evaluate_request(roles: dict, *, fixed_labels=None, moving_labels=None, fixed_points=None, moving_points=None) -> dict:
+    """The 'evaluate' request of a registration in the scene, role -> node with 'fixed', 'moving', 'linear' and, where there is one,
+    'inverse'; the transform is the one that its nodes are now. InputError as ``request_from_nodes``."""
+    request = request_from_nodes(roles["fixed"], roles["moving"], fixed_labels=fixed_labels, moving_labels=moving_labels,
+                                 fixed_points=fixed_points, moving_points=moving_points)
+    request |= {"command": "evaluate", "parts": mrml.parts_of(roles["linear"], request["fixed"].grid)}
+    if roles.get("inverse") is not None:
+        request["inverse"] = mrml.parts_of(roles["inverse"], request["moving"].grid)
+    return request
 
 
 def pair_from_nodes(fixed, moving, *, fixed_mask=None, moving_mask=None, initial=None, fixed_labels=None, moving_labels=None,
                     fixed_points=None, moving_points=None):
-    """The request Pair of two volume nodes; masks and labels are segmentation or label map nodes, points are markups nodes,
-    ``initial`` is a transform node. Two one-slice volumes become a 2D request in the planes of ``planes_of``."""
-    from DeepRegistrationLib.problem import Pair
+    """The request Pair of two volume nodes, see ``request_from_nodes``; needs torch. ``initial`` is a transform node. Two one-slice volumes
+    become a 2D request in the planes of ``planes_of``."""
+    from dataclasses import replace
 
-    planes = planes_of(fixed, moving)
-    start = None if initial is None else mrml.transform_from_node(initial, mrml.grid_of(fixed))
-    images = [mrml.image_from_volume(node, plane) for node, plane in zip((fixed, moving), planes)]
-    if start is not None and planes[0] is not None:
-        start = flatten(start, *planes, images[0].grid)
-    images = [image if mask is None else image.with_mask(_labels(mask, node, plane))
-              for image, mask, node, plane in zip(images, (fixed_mask, moving_mask), (fixed, moving), planes)]
-    labels = [None if n is None else _labels(n, node, plane)
-              for n, node, plane in zip((fixed_labels, moving_labels), (fixed, moving), planes)]
-    points = [None if n is None else mrml.points_from_markups(n, plane) for n, plane in zip((fixed_points, moving_points), planes)]
-    return Pair(*images, start, *labels, *points)
+    from DeepRegistrationLib.commands.jobs_pair import pair_of
+    from DeepRegistrationLib.transforms.parts import from_parts
+
+    request = request_from_nodes(fixed, moving, fixed_mask=fixed_mask, moving_mask=moving_mask, initial=initial, fixed_labels=fixed_labels,
+                                 moving_labels=moving_labels, fixed_points=fixed_points, moving_points=moving_points)
+    pair, frames = pair_of(request)
+    return pair if initial is None else replace(pair, initial=frames.flattened(from_parts(request["initial"])))
 
 
 def planes_of(fixed, moving) -> tuple[Plane | None, Plane | None]:
-    """The planes of two volume nodes, (None, None) for true volumes. The moving frame is the fixed one turned as little as
-    possible, so the headers' relation is kept. InputError for a slice against a volume."""
-    fixed_plane = mrml.plane_of(fixed)
-    moving_plane = mrml.plane_of(moving, fixed_plane)
-    if (fixed_plane is None) != (moving_plane is None):
-        one, other = (fixed, moving) if fixed_plane else (moving, fixed)
-        raise InputError(f"'{one.GetName()}' is a single slice and '{other.GetName()}' is a volume; choose two slices or two volumes")
-    return fixed_plane, moving_plane
-
-
-def _labels(node, reference, plane):
-    if node.IsA("vtkMRMLSegmentationNode"):
-        return mrml.labels_from_segmentation(node, reference, plane)
-    return mrml.labels_from_volume(node, plane)
+    """The planes of two volume nodes, see ``DeepRegistrationLib.planes.planes_of``."""
+    return planes.planes_of(mrml.grid_of(fixed), mrml.grid_of(moving), (f"'{fixed.GetName()}'", f"'{moving.GetName()}'"))
 
 
 def split(transform, grid):
-    """(A, phi) with ``transform`` = A o phi: the leading linear factors, and the rest as one Displacement (None where there is
-    none), on its own lattice where it has one and read on ``grid`` otherwise."""
-    from DeepRegistrationLib.transforms import Affine, Composite, Displacement, Identity
-    from DeepRegistrationLib.transforms.base import linear_part
+    """(A, phi) with ``transform`` = A o phi, see ``transforms.parts.split``; needs torch."""
+    from DeepRegistrationLib.transforms import parts
 
-    rest = [item for item in (transform.items if isinstance(transform, Composite) else (transform,)) if not isinstance(item, Identity)]
-    while rest and isinstance(rest[0], Affine):
-        rest.pop(0)
-    if not rest:
-        return linear_part(transform), None
-    dense = getattr(rest[0], "dense", rest[0])
-    if len(rest) > 1 or not isinstance(dense, Displacement):
-        dense = Displacement(Composite.of(*rest).field(grid), grid)
-    return linear_part(transform), dense
+    return parts.split(transform, grid)
 
 
 def add_result(result, fixed, moving, name: str = "Registration", *, inverse: bool = False, warped: bool = True,
                log_jacobian: bool = True) -> dict:
-    """Put a Result of the volume nodes ``fixed`` and ``moving`` into their scene; returns role -> node.
+    """Put a Result of the volume nodes ``fixed`` and ``moving`` into their scene at once; returns role -> node as ``deliver``."""
+    from DeepRegistrationLib.commands.jobs_pair import Frames
+    from DeepRegistrationLib.transforms.parts import to_parts
 
-    'linear' and 'deformation' (where there is one; the first under the second), 'inverse' with its grid made explicit,
-    'warped' and 'log_jacobian' on the fixed grid. All lie in one folder of the subject hierarchy.
-    """
-    scene, planes = fixed.GetScene(), planes_of(fixed, moving)
-    nodes = _add_transforms(scene, _in_space(result.transform, *planes), mrml.grid_of(fixed), name, fixed, moving)
+    frames = Frames(mrml.grid_of(fixed), mrml.grid_of(moving), *planes_of(fixed, moving))
+    affine, dense = split(result.transform, result.problem.fixed.grid)
+    whole = affine if dense is None else affine @ dense
+    entries: dict = {"transform": to_parts(frames.lifted(whole))}
     if inverse:
-        backward = _in_space(result.inverse, *planes[::-1])
-        nodes["inverse"] = mrml.node_from_transform(scene, backward, f"{name} inverse", fixed=moving, moving=fixed)
+        entries["inverse"] = to_parts(frames.lifted(result.inverse, backward=True))
     if warped:
-        nodes["warped"] = mrml.volume_from_image(scene, result.warped, f"{name} warped", planes[0])
-        if moving.GetDisplayNode() and nodes["warped"].GetDisplayNode():
-            nodes["warped"].GetDisplayNode().CopyContent(moving.GetDisplayNode())
+        entries["warped"] = frames.volume(result.warped.data, "warped")
     if log_jacobian:
-        image = replace(result.problem.fixed, data=result.log_jacobian, mask=None)
-        nodes["log_jacobian"] = mrml.volume_from_image(scene, image, f"{name} log-Jacobian", planes[0])
-        show_diverging(nodes["log_jacobian"], result.log_jacobian)
-    gather(scene, name, nodes.values())
-    return nodes
-
-
-def _in_space(transform, fixed: Plane | None, moving: Plane | None):
-    return transform if fixed is None else lift(transform, fixed, moving)
-
-
-def _add_transforms(scene, transform, grid, name, fixed, moving) -> dict:
-    affine, dense = split(transform, grid)
-    nodes = {"linear": mrml.node_from_transform(scene, affine, f"{name} linear", fixed, moving)}
-    if dense is not None:
-        nodes["deformation"] = mrml.node_from_transform(scene, dense, f"{name} deformation", fixed, moving)
-        nodes["linear"].SetAndObserveTransformNodeID(nodes["deformation"].GetID())
-    return nodes
+        entries["log_jacobian"] = frames.volume(result.log_jacobian, "log-Jacobian")
+    return exchange.finish(deliver(entries, fixed, moving, name))
 
 
 def apply_to(node, nodes: dict) -> None:
@@ -138,6 +157,12 @@ def live_nodes(fixed, moving, name: str = "Live", spacing: float = 4.0) -> dict:
     return nodes
 
 
+def _in_space(transform, fixed: Plane | None, moving: Plane | None):
+    from DeepRegistrationLib.transforms.planar import lift
+
+    return transform if fixed is None else lift(transform, fixed, moving)
+
+
 def show_preview(nodes: dict, transform, planes: tuple = (None, None)) -> None:
     """Write the current ``transform`` of a run into ``live_nodes``: the matrix where it changed, and the lattice in place."""
     from DeepRegistrationLib.transforms import Identity
@@ -148,21 +173,6 @@ def show_preview(nodes: dict, transform, planes: tuple = (None, None)) -> None:
     mrml.update_grid(nodes["deformation"], Identity(3) if dense is None else dense)
 
 
-def gather(scene, name: str, nodes) -> int:
-    """Put ``nodes`` into the new subject-hierarchy folder ``name``; returns the folder's item."""
-    import slicer
-
-    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
-    folder = hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), name)
-    for node in nodes:
-        item = hierarchy.GetItemByDataNode(node)
-        if item:
-            hierarchy.SetItemParent(item, folder)
-        else:
-            hierarchy.CreateItem(folder, node)
-    return folder
-
-
 def _place_beside(node, other) -> None:
     """Put ``node`` into the subject-hierarchy folder of ``other``."""
     import slicer
@@ -170,28 +180,3 @@ def _place_beside(node, other) -> None:
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(node.GetScene())
     folder = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(other)) or hierarchy.GetSceneItemID()
     hierarchy.CreateItem(folder, node)
-
-
-def show_diverging(node, values) -> None:
-    """Display a map blue - white - red, symmetric about 0, to the 99th percentile of its magnitude."""
-    display = node.GetDisplayNode()
-    if display is None:
-        return
-    sample = values.detach().flatten()
-    sample = sample[:: max(1, len(sample) // 100_000)].abs().cpu().numpy()
-    limit = max(float(np.percentile(sample, 99)), 0.1)
-    display.SetAndObserveColorNodeID(_diverging(node.GetScene(), limit).GetID())
-    display.SetAutoWindowLevel(0)
-    display.SetWindowLevelMinMax(-limit, limit)
-
-
-def _diverging(scene, limit: float):
-    """A procedural colour node of this extension, made once a scene for a range of -1 to 1 (Slicer scales it to the window)."""
-    found = scene.GetFirstNodeByName(DIVERGING)
-    if found is not None:
-        return found
-    node = scene.AddNewNodeByClass("vtkMRMLProceduralColorNode", DIVERGING)
-    colors = node.GetColorTransferFunction()
-    for position, color in ((-1.0, (0.02, 0.19, 0.70)), (0.0, (1.0, 1.0, 1.0)), (1.0, (0.70, 0.02, 0.05))):
-        colors.AddRGBPoint(position, *color)
-    return node

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import typing
 from pathlib import Path
 
 from ..errors import InputError
@@ -15,7 +17,8 @@ BEGIN, END = "<!-- methods: begin (python run.py list --markdown --into README.m
 def add(commands) -> None:
     parser = commands.add_parser("list", help="the methods", description="List the methods with their presets.")
     parser.add_argument("--markdown", action="store_true", help="as the table of the README")
-    parser.add_argument("--into", type=Path, metavar="FILE", help="write the Markdown table between the markers of FILE")
+    parser.add_argument("--json", action="store_true", help="everything about all of them as JSON, as the panel in 3D Slicer reads it")
+    parser.add_argument("--into", type=Path, metavar="FILE", help="write the Markdown table between the markers of FILE, or the JSON as FILE")
     parser.set_defaults(run=run_list)
     parser = commands.add_parser("show", help="everything about one method", description="Print everything about one method.")
     parser.add_argument("id", metavar="ID", help="a method of 'list'")
@@ -31,7 +34,14 @@ def run_list(arguments) -> None:
     from ..method import registry
 
     known = registry()
-    if arguments.into:
+    if arguments.json and arguments.markdown:
+        raise InputError("both --json and --markdown were given; choose one")
+    if arguments.json and arguments.into:
+        with staged(arguments.into.resolve().parent) as folder:
+            (folder / arguments.into.name).write_text(catalogue_text(), "utf-8")
+    elif arguments.json:
+        say(catalogue_text().rstrip())
+    elif arguments.into:
         replace_table(arguments.into, markdown(known))
     elif arguments.markdown:
         say(markdown(known))
@@ -68,6 +78,51 @@ def work(entry: str) -> str:
     """What an entry has in common with another one of the same work under another key: its title in plain lower case, or else all of it."""
     title = re.search(r"\btitle\s*=\s*\{(.*?)\}\s*(?:,|\}|$)", entry, re.DOTALL)
     return re.sub(r"[^a-z0-9]+", " ", (title[1] if title else entry).replace("{", "").replace("}", "").lower()).strip()
+
+
+def catalogue() -> dict:
+    """All methods as JSON types, for programs that have no torch: {"version", "methods": [{"id", "title", "summary", "task", "problem",
+    "dims", "symmetric", "licence", "weights", "assumptions", "failure_modes", "references", "presets" {name: {"help", "values"}},
+    "parameters" [{"name", "type", "default", "label", "help", "unit", "minimum", "maximum", "choices", "advanced"}]}]}.
+
+    type: 'int', 'float', 'bool', 'str', or 'list of' one of these.
+    """
+    from .. import __version__
+    from ..method import registry
+
+    return {"version": __version__, "methods": [entry(cls) for cls in registry().values()]}
+
+
+def catalogue_text() -> str:
+    """The catalogue as the text of its file."""
+    return json.dumps(catalogue(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def entry(cls) -> dict:
+    """One method of the catalogue."""
+    from ..parameters import describe
+
+    card, out = cls.card, {"id": cls.id}
+    for name in ("title", "summary", "task"):
+        out[name] = getattr(card, name)
+    out |= {"problem": card.problem.__name__, "dims": list(card.dims), "symmetric": card.symmetric, "licence": card.licence}
+    for name in ("weights", "assumptions", "failure_modes", "references"):
+        out[name] = [each if isinstance(each, (str, dict)) else str(each) for each in getattr(card, name)]
+    out["presets"] = {name: {"help": preset.help, "values": jsonable(preset.values)} for name, preset in card.presets.items()}
+    out["parameters"] = [jsonable({**vars(p), "type": type_name(p.type)}) for p in describe(cls)]
+    return out
+
+
+def type_name(kind) -> str:
+    inner = typing.get_args(kind)
+    return f"list of {inner[0].__name__}" if inner else kind.__name__
+
+
+def jsonable(value):
+    """Tuples as lists, in dicts too."""
+    if isinstance(value, dict):
+        return {key: jsonable(each) for key, each in value.items()}
+    return [jsonable(each) for each in value] if isinstance(value, (tuple, list)) else value
 
 
 def lookup(name: str):

@@ -12,7 +12,8 @@ the images swaps the result (Avants et al., MedIA 2008).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,14 +28,15 @@ from ..ops.sample import resample
 from ..runtime import Monitor
 from ..terms import SIMILARITIES
 from ..transforms import Affine, Displacement, Transform
-from .channels import CHANNELS, channels, limits_of, normalised
+from .channels import CHANNELS, channels, normalised_pair
+from .guides import Guides, LandmarkGuide
 from .matching import IntensityMap, local_map
 from .starts import background
 
 SLOPES = ("ncc", "mi", "ngf")
 MARGIN = 8
 REFRESH = 5
-NOISE = 0.03
+NOISE = 0.01
 RUNOUT = 16
 
 
@@ -44,9 +46,9 @@ class CompositiveSettings:
     k in voxels; window mm of the local statistics; finest mm, 0 for the voxel size; tolerance ends a level early."""
 
     similarity: str = "lncc"
-    factors: tuple[float, ...] = (4.0, 2.0, 1.0)
-    iterations: tuple[int, ...] = (100, 60, 10)
-    fluid: float = 0.7
+    factors: tuple[float, ...] = (8.0, 4.0, 2.0, 1.0)
+    iterations: tuple[int, ...] = (100, 100, 60, 10)
+    fluid: float = 0.8
     elastic: float = 0.6
     limit: float = 1.0
     window: float = 12.0
@@ -67,15 +69,20 @@ class Level:
     background: float = 0.0
     map: IntensityMap | None = None
     target: torch.Tensor | None = None
-    buffers: list = field(default_factory=list)
+    labels: "Level | None" = None
+    landmarks: LandmarkGuide | None = None
+    weight: float = 1.0
 
-    def buffer(self, k: int, like: torch.Tensor) -> torch.Tensor:
-        """The k-th work tensor of the level, made when first asked for."""
-        while len(self.buffers) <= k:
-            self.buffers.append(None)
-        if self.buffers[k] is None:
-            self.buffers[k] = torch.empty_like(like)
-        return self.buffers[k]
+    @cached_property
+    def warped(self) -> torch.Tensor:
+        """Memory of the warped channels."""
+        return torch.empty_like(self.fixed.data)
+
+    @cached_property
+    def work(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Memory of two fields with a weight, (1, dim + 1, *S)."""
+        shape = (1, self.grid.dim + 1, *self.grid.shape)
+        return tuple(torch.empty(shape, dtype=torch.float32, device=self.fixed.device) for _ in range(2))
 
     @property
     def grid(self) -> Grid:
@@ -83,27 +90,30 @@ class Level:
 
 
 def register(fixed: Image, moving: Image, linear: Affine, settings: CompositiveSettings, monitor: Monitor,
-             start: Transform | None = None) -> tuple[Displacement, list[dict], Transform | None]:
+             start: Transform | None = None, guides: Guides | None = None) -> tuple[Displacement, list[dict], Transform | None]:
     """The displacement u (mm, on a lattice over the content) with moving = linear(x + u(x)), and one dict per step.
 
-    ``start`` is a map fixed -> moving to begin from in place of ``linear``. The third value is the inverse of the
-    displacement where the symmetric form gives it. Raises InputError for an unknown similarity, Cancelled.
+    ``start`` is a map fixed -> moving to begin from in place of ``linear``; ``guides`` steer besides the images. The third
+    value is the inverse of the displacement where the symmetric form gives it. InputError for an unknown similarity, Cancelled.
     """
-    _check(settings, fixed)
+    guides = guides or Guides()
+    _check(settings, fixed, guides)
     box = content_box(fixed, moving, linear)
     step = finest_spacing(box, settings)
-    limits = (limits_of(fixed), limits_of(moving))
-    if settings.shared_range:
-        low, high = min(a for a, _ in limits), max(b for _, b in limits)
-        limits = ((low, high), (low, high))
-    pyramid = _pyramid(normalised(fixed, limits[0]), normalised(moving, limits[1]), [step * f for f in settings.factors])
+    spacings = [step * f for f in settings.factors]
+    pyramid = _pyramid(*normalised_pair(fixed, moving, settings.shared_range), spacings)
+    labels = [None] * len(spacings) if guides.labels is None else _pyramid(*guides.labels, spacings)
     work = np.array([n * (f ** -fixed.dim + 0.02) for n, f in zip(settings.iterations, settings.factors)], float)
     ends = np.concatenate([[0], np.cumsum(work) / work.sum()])
     state, grid, history = None, None, []
     for k, (pair, iterations) in enumerate(zip(pyramid, settings.iterations)):
         if iterations == 0:
             continue
-        level = _level(*pair, box, linear, settings)
+        level = _level(*pair, box, linear, settings.similarity)
+        if labels[k] is not None:
+            level.labels, level.weight = _level(*labels[k], box, linear, "mse"), guides.weight
+        if guides.points is not None:
+            level.landmarks = LandmarkGuide.on(guides, linear, level.grid, level.fixed.device)
         state = _carried(state, grid, level.grid, settings, linear, start, fixed.dim, fixed.device)
         grid = level.grid
         part = monitor.part(ends[k], ends[k + 1], f"level {k + 1}/{len(pyramid)}")
@@ -111,10 +121,13 @@ def register(fixed: Image, moving: Image, linear: Affine, settings: CompositiveS
     return _finished(state, grid, fixed.grid, history)
 
 
-def _check(settings, fixed):
+def _check(settings, fixed, guides):
     known = CHANNELS + SLOPES
     if settings.similarity not in known:
         raise InputError(f"similarity '{settings.similarity}' is not known to the compositive model; expected one of {', '.join(known)}")
+    if settings.similarity in SLOPES and (guides.labels is not None or guides.points is not None):
+        raise InputError(f"labels or landmarks steer the similarities {', '.join(CHANNELS)} of the model 'greedy'; "
+                         f"similarity '{settings.similarity}' was asked for")
     if settings.symmetric and settings.similarity in SLOPES:
         raise InputError(f"the symmetric form compares {', '.join(CHANNELS)}; similarity '{settings.similarity}' was asked for")
     if len(settings.factors) != len(settings.iterations):
@@ -174,10 +187,9 @@ def _pyramid(fixed, moving, spacings):
     return made[::-1]
 
 
-def _level(fixed, moving, box, linear, settings):
+def _level(fixed, moving, box, linear, kind):
     """Channels of one level; the working lattice is the part of the smoothed fixed grid that covers the box."""
-    kind = settings.similarity if settings.similarity in CHANNELS else "mse"
-    fixed, moving = (channels(image, kind) for image in (fixed, moving))
+    fixed, moving = (channels(image, kind if kind in CHANNELS else "mse") for image in (fixed, moving))
     index = fixed.grid.world_to_index(box.corners())
     lower = np.clip(np.floor(index.min(0) + 0.5 + 1e-6), 0, np.array(fixed.grid.size) - 1).astype(int)
     upper = np.clip(np.ceil(index.max(0) + 0.5 - 1e-6), lower + 1, fixed.grid.size).astype(int)
@@ -218,7 +230,7 @@ def _run_level(level, state, iterations, settings, monitor, history, linear):
         pending.clear()
         if monitor.wants_preview:
             monitor.preview(linear @ Displacement(demons.to_world(_joined(state), level.grid), level.grid))
-        if len(costs) > 15 and min(costs[:-10]) - min(costs[-10:]) < settings.tolerance * costs[0]:
+        if level.labels is None and level.landmarks is None and len(costs) > 15 and min(costs[:-10]) - min(costs[-10:]) < settings.tolerance * costs[0]:
             break
     return state
 
@@ -233,9 +245,8 @@ def _match(level, state, settings):
 def _pulled(level, state):
     """(fixed, warped) as the next step sees them, the fixed one before its intensity map."""
     if len(state) == 1:
-        out = level.buffer(0, level.fixed.data)
-        moving = level.moving
-        return level.fixed.data, demons.pull(moving.data, moving.mask, level.matrix, state[0], level.target, level.fixed.mask, out)
+        moving, mask = level.moving, level.fixed.mask
+        return level.fixed.data, demons.pull(moving.data, moving.mask, level.matrix, state[0], level.target, mask, level.warped)
     identity = np.eye(level.grid.dim + 1)
     fixed = demons.pull(level.fixed.data, None, identity, state[1], level.fixed.data, None)
     mapped = _mapped(level, fixed)
@@ -253,26 +264,33 @@ def _mapped(level, fixed):
 def _step(level, state, settings, slope):
     u = state[0]
     _, warped = _pulled(level, state)
-    v, spare = level.buffer(1, u), level.buffer(2, u)
     if slope is None:
-        v, cost = demons.update(level.target, warped, level.grid.spacing, _limit(level, settings), _floor(level), v)
+        v, cost, free = _update(level, state, level.target, warped, settings)
     else:
         v, cost = _scaled_slope(slope, level, warped, settings)
-    v, spare = demons.smooth(v, settings.fluid, spare)
-    u, level.buffers[1], level.buffers[2] = _advanced(u, v, spare, settings)
-    return [u], cost
+        v, free = demons.smooth(v, settings.fluid)[0], None
+    composed = demons.compose(u, v, free)
+    smoothed, _ = demons.smooth(composed, settings.elastic, u)
+    return [smoothed if smoothed.data_ptr() == u.data_ptr() else u.copy_(smoothed)], cost
 
 
-def _advanced(u, v, spare, settings):
-    """(the smoothed composition of u and v, two tensors free for reuse)."""
-    composed = demons.compose(u, v, spare)
-    smoothed, other = demons.smooth(composed, settings.elastic, u)
-    return smoothed, v, other
+def _update(level, state, fixed, warped, settings):
+    """(the demons step of images and guides, voxels; cost; a free tensor of the step's shape or None)."""
+    spacing, limit = level.grid.spacing, _limit(level, settings)
+    sums, cost = demons.forces(fixed, warped, spacing, limit, level.work[0])
+    if level.labels is not None:
+        label_sums, label_cost = demons.forces(*_pulled(level.labels, state), spacing, limit)
+        sums.add_(label_sums, alpha=level.weight)
+        cost = cost + level.weight * label_cost
+    sums, free = demons.smooth(sums, settings.fluid, level.work[1])
+    if level.landmarks is not None:
+        level.landmarks.add(sums, state, 0.5 * limit / spacing)
+    return demons.quotient(sums, _floor(level)), cost, None if free is None else free[:, : level.grid.dim]
 
 
 def _limit(level, settings):
     wide = np.array(level.grid.size) > 1
-    return settings.limit * float(level.grid.spacing[wide].mean())
+    return settings.limit * float(level.grid.spacing[wide].min())
 
 
 def _floor(level):
@@ -294,8 +312,8 @@ def _scaled_slope(term, level, warped, settings):
 
 def _step_symmetric(level, state, settings):
     fixed, warped = _pulled(level, state)
-    v, cost = demons.update(_mapped(level, fixed), warped, level.grid.spacing, _limit(level, settings), _floor(level))
-    v = demons.smooth(v, settings.fluid)[0] / 2
+    v, cost, _ = _update(level, state, _mapped(level, fixed), warped, settings)
+    v = v / 2
     return [demons.smooth(demons.compose(u, step), settings.elastic)[0] for u, step in zip(state, (v, -v))], cost
 
 

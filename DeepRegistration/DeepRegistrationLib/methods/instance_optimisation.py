@@ -8,14 +8,22 @@ The map minimises S(fixed, moving o phi) + R(phi). Four models of phi:
 
 A starting transform (from a file, a network or another method) takes the place of the linear start; its linear part is kept
 and its deformation is what the first level begins with. Nothing that is given is changed.
+
+The similarity 'auto' looks at the pair after the linear start: where the gradients of both images agree in sign, if need be
+after a coarse deformation (``engines/contrast.py``), it is 'lncc', else 'mind' with at least ``STIFF`` voxels of smoothing and without levels of less than
+``FEWEST`` voxels an axis, on which the descriptor, seven voxels wide, sees nothing local; the result says which.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ..engines.channels import normalised_pair
 from ..engines.compositive import CompositiveSettings, content_box, finest_spacing, register
+from ..engines.contrast import one_contrast
+from ..engines.guides import Guides, code_images
 from ..engines.linear import LinearSettings, align_linear
 from ..engines.optimize import MODELS, DescentSettings, descend
 from ..errors import InputError
@@ -25,6 +33,9 @@ from ..result import Result
 from ..terms import REGULARITIES, SIMILARITIES, LandmarkDistance, SoftDice
 from ..transforms import Affine, Displacement
 from ..transforms.base import Identity, linear_part
+
+STIFF = (2.5, 1.5)
+FEWEST = 20
 
 VERCAUTEREN = """@article{Vercauteren2009,
   author = {Vercauteren, Tom and Pennec, Xavier and Perchant, Aymeric and Ayache, Nicholas},
@@ -48,24 +59,27 @@ CACHIER = """@article{Cachier2003,
     summary="The default: affine, then a smooth invertible deformation optimised for this pair over a pyramid of spacings.",
     task="deformable registration",
     references=(VERCAUTEREN, CACHIER, HEINRICH),
-    assumptions=("both images show the same anatomy, in the same contrast for 'mse', locally so for 'lncc', any for 'mind', 'mi' and 'ngf'",
+    assumptions=("both images show the same anatomy, in the same units for 'mse', in one contrast for 'lncc' and 'ncc', "
+                 "in any for 'auto', 'mind', 'mi' and 'ngf'",
                  "every structure of one image has a counterpart in the other; mask what has none",
                  "the linear start brings corresponding structures to within about their own size"),
     failure_modes=("sliding organs and missing tissue: the map is smooth everywhere", "thin structures that move by more than their width",
-                   "similarities 'mse' and 'lncc' between images of different contrast: use 'mind'"),
+                   "similarities 'mse', 'lncc' and 'ncc' between images of different contrast: use 'auto' or 'mind'"),
     symmetric=True,
     presets={
-        "default": Preset("images of one contrast, with or without shading; T1 brains"),
-        "fast": Preset("the same in about a third of the time, a little less exact", {"iterations": (60, 30, 2)}),
+        "default": Preset("any two volumes; brains of two people in one contrast best of all"),
+        "fast": Preset("the same in about two thirds of the time, a little less exact", {"iterations": (60, 60, 30, 2)}),
         "accurate": Preset("symmetric, with several times the steps: swapping the images swaps the result",
-                           {"symmetric": True, "iterations": (200, 100, 30), "tolerance": 1e-4}),
+                           {"symmetric": True, "iterations": (200, 200, 100, 30), "tolerance": 1e-4}),
+        "same-person": Preset("one person at two times: smooth displacements, small differences",
+                              {"fluid": 1.7, "elastic": 0.7, "iterations": (100, 100, 60, 20)}),
         "same-units": Preset("both images on one intensity scale: the plain squared difference, a little faster", {"similarity": "mse"}),
         "brain-multimodal": Preset("brains of different contrast, for example T1 and T2 or PD",
-                                   {"similarity": "mind", "iterations": (60, 40, 0), "elastic": 1.0}),
+                                   {"similarity": "mind", "iterations": (100, 100, 60, 10), "fluid": 2.5, "elastic": 1.5}),
         "lung-ct": Preset("inspiration and expiration CT; give lung masks if there are any",
-                          {"factors": (8, 4, 2), "iterations": (100, 60, 30), "shared_range": True}),
+                          {"similarity": "lncc", "iterations": (100, 100, 60, 20), "fluid": 1.7, "elastic": 0.7, "shared_range": True}),
         "abdomen-ct": Preset("CT of different patients or days",
-                             {"similarity": "mind", "factors": (8, 4, 2), "iterations": (60, 60, 20), "elastic": 1.0,
+                             {"similarity": "mind", "factors": (8, 4, 2), "iterations": (100, 100, 40), "fluid": 1.7, "elastic": 1.0,
                               "shared_range": True}),
         "2d": Preset("single slices, photographs and histology",
                      {"factors": (16, 8, 4, 2, 1), "iterations": (100, 100, 100, 60, 30)}),
@@ -76,12 +90,13 @@ class InstanceOptimisation(Method):
     start: str = parameter("affine", "Linear start", "What comes first when no starting transform is given.",
                            choices=("affine", "rigid", "none"), advanced=False)
     model: str = parameter("greedy", "Model", "How the deformation is described and optimised.", choices=("greedy", *MODELS))
-    similarity: str = parameter("lncc", "Similarity", "What makes the images alike.", choices=tuple(SIMILARITIES), advanced=False)
-    factors: tuple[float, ...] = parameter((4.0, 2.0, 1.0), "Levels", "Spacing of each level in units of the finest, coarse to fine.",
+    similarity: str = parameter("auto", "Similarity", "What makes the images alike; 'auto' chooses by their contrast.",
+                                choices=("auto", *SIMILARITIES), advanced=False)
+    factors: tuple[float, ...] = parameter((8.0, 4.0, 2.0, 1.0), "Levels", "Spacing of each level in units of the finest, coarse to fine.",
                                           minimum=1.0, maximum=64.0)
-    iterations: tuple[int, ...] = parameter((100, 60, 10), "Iterations", "Steps on each level.", minimum=0, maximum=10000, advanced=False)
+    iterations: tuple[int, ...] = parameter((100, 100, 60, 10), "Iterations", "Steps on each level.", minimum=0, maximum=10000, advanced=False)
     finest: float = parameter(0.0, "Finest spacing", "0 takes the voxel size, coarser where memory asks for it.", unit="mm", minimum=0.0)
-    fluid: float = parameter(0.7, "Update smoothing", "Gaussian sigma of each step (greedy), in voxels of the level.",
+    fluid: float = parameter(0.8, "Update smoothing", "Gaussian sigma of each step (greedy), in voxels of the level.",
                              unit="voxels", minimum=0.0, maximum=10.0)
     elastic: float = parameter(0.6, "Field smoothing", "Gaussian sigma of the whole field after each step (greedy): larger is stiffer.",
                                unit="voxels", minimum=0.0, maximum=10.0, advanced=False)
@@ -97,7 +112,7 @@ class InstanceOptimisation(Method):
                             unit="voxels", minimum=1e-4, maximum=2.0)
     control: float = parameter(4.0, "Control distance", "Between control points (bspline), in voxels of the level.",
                                unit="voxels", minimum=1.0, maximum=64.0)
-    guide_weight: float = parameter(1.0, "Guide weight", "Weight of given labels (1 - Dice) and landmarks (mm^2) (all models but greedy).",
+    guide_weight: float = parameter(1.0, "Guide weight", "Weight of given labels and landmarks against the images.",
                                     minimum=0.0)
     tolerance: float = parameter(1e-3, "Tolerance", "A level ends when ten steps gain less than this share of its first cost.",
                                  minimum=0.0, maximum=1.0)
@@ -106,11 +121,34 @@ class InstanceOptimisation(Method):
         self._check_settings(problem)
         monitor = runtime.monitor
         linear, start = self._linear_start(problem, runtime, monitor.part(0.0, 0.2, "linear start"))
-        part = monitor.part(0.2 if problem.initial is None and self.start != "none" else 0.0, 1.0, "deformation")
-        solver = self._greedy if self.model == "greedy" else self._descent
+        begin = 0.2 if problem.initial is None and self.start != "none" else 0.0
+        chosen, agreement = self._for_contrast(problem, linear, start, runtime, monitor.part(begin, begin + 0.05, "contrast"))
+        part = monitor.part(begin + (0.05 if self.similarity == "auto" else 0.0), 1.0, "deformation")
+        solver = chosen._greedy if self.model == "greedy" else chosen._descent
         deformation, history, inverse = solver(problem, linear, start, runtime, part)
         back = None if inverse is None else inverse.to("cpu") @ linear.inverse()
-        return Result(problem, linear @ deformation.to("cpu"), back, scalars={"cost": history[-1]["cost"]}, history=history)
+        scalars = {"cost": history[-1]["cost"]} | ({} if agreement is None else {"gradient_agreement": agreement})
+        return Result(problem, linear @ deformation.to("cpu"), back, scalars, history, {"chosen_similarity": chosen.similarity})
+
+    def _for_contrast(self, problem, linear, start, runtime, monitor):
+        """(the method with its similarity chosen, the agreement of gradients or None where nothing was to be chosen)."""
+        if self.similarity != "auto":
+            return self, None
+        device = runtime.torch_device()
+        same, agreement = one_contrast(problem.fixed.to(device), problem.moving.to(device), linear, start, monitor)
+        if same:
+            return replace(self, similarity="lncc"), agreement
+        factors, iterations = self._local_levels(problem.fixed.grid)
+        return replace(self, similarity="mind", factors=factors, iterations=iterations, fluid=max(self.fluid, STIFF[0]),
+                       elastic=max(self.elastic, STIFF[1])), agreement
+
+    def _local_levels(self, grid):
+        """(factors, iterations) of the levels with at least ``FEWEST`` voxels an axis, and of the last two in any case."""
+        wide = [k for k, n in enumerate(grid.size) if n > 1]
+        finest = max(float(grid.spacing[wide].min()), self.finest)
+        voxels = float(np.prod(grid.extent[wide])) ** (1 / len(wide)) / finest
+        kept = [(f, n) for k, (f, n) in enumerate(zip(self.factors, self.iterations)) if voxels / f >= FEWEST or k >= len(self.factors) - 2]
+        return tuple(zip(*kept))
 
     def _check_settings(self, problem):
         """What does not fit together is said before the linear start takes its time."""
@@ -121,9 +159,6 @@ class InstanceOptimisation(Method):
                              "or use the method 'affine'")
         if list(self.factors) != sorted(self.factors, reverse=True):
             raise InputError(f"the levels {self.factors} were given; order them from coarse to fine")
-        if self.model == "greedy" and (problem.fixed_labels is not None or problem.fixed_points is not None):
-            raise InputError("labels or landmarks were given as guides, and the model 'greedy' uses images only; "
-                             "choose model=velocity, displacement or bspline")
 
     def _linear_start(self, problem, runtime, monitor):
         """(linear map, whole starting map or None where it is linear)."""
@@ -137,7 +172,16 @@ class InstanceOptimisation(Method):
 
     def _greedy(self, problem, linear, start, runtime, monitor):
         device = runtime.torch_device()
-        return register(problem.fixed.to(device), problem.moving.to(device), linear, self._compositive(), monitor, start)
+        fixed, moving = problem.fixed.to(device), problem.moving.to(device)
+        return register(fixed, moving, linear, self._compositive(), monitor, start, self._guides(problem, device))
+
+    def _guides(self, problem, device):
+        labels = points = None
+        if problem.fixed_labels is not None:
+            labels = code_images(problem.fixed_labels.to(device), problem.moving_labels.to(device), (problem.fixed.grid, problem.moving.grid))
+        if problem.fixed_points is not None:
+            points = problem.fixed_points, problem.moving_points
+        return Guides(labels, points, self.guide_weight)
 
     def _compositive(self):
         return CompositiveSettings(self.similarity, self.factors, self.iterations, self.fluid, self.elastic, self.limit, self.window,

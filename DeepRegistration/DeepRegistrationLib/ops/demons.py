@@ -1,9 +1,13 @@
 """The four operations of a compositive registration loop, in voxels of one lattice.
 
-With d = fixed - warped and g = (grad fixed + grad warped) / 2 per mm, the update of symmetric demons is, per voxel,
-    v = d g / (|g|^2 + d^2 / k^2 + floor),
-a Gauss-Newton step for the squared difference whose length stays below k / 2 mm. Several channels are summed above and
-below the line. Vercauteren et al., NeuroImage 2009 (efficient second-order forces); Thirion, MedIA 1998.
+With d = fixed - warped and g = (grad fixed + grad warped) / 2 per mm, the update of symmetric demons, smoothed by a
+Gaussian G, is
+    v = G * (d g) / (G * (|g|^2 + d^2 / k^2) + floor),
+a Gauss-Newton step for the squared difference in a neighbourhood whose length stays below k / 2 mm (each factor of the upper
+sum is at most k / 2 times its partner below). Smoothing both sums and not their quotient lets edges speak for their flat
+surroundings, as normalised averaging does. Several channels are summed above and below the line. Vercauteren et al.,
+NeuroImage 2009 (efficient second-order forces); Thirion, MedIA 1998; Knutsson and Andersson, Signal Processing: Image
+Communication 2005 (normalised averaging); Lucas and Kanade, IJCAI 1981.
 
 ``out`` and ``spare`` are tensors that the compiled path writes into, so that a loop allocates nothing; torch ignores them.
 
@@ -73,24 +77,39 @@ def _full_matrix(matrix):
     return full[:3].astype(np.float32)
 
 
-def update(fixed, warped, spacing, limit: float, floor: float, out=None):
+def update(fixed, warped, spacing, limit: float, floor: float, sigma=0.0):
     """(v (1, dim, *S) voxels, mean squared difference as a number or a tensor of one): the demons step above.
 
-    fixed, warped (1, C, *S); spacing (dim,) mm; limit k mm; floor (intensity per mm) squared, below which a gradient is noise.
+    fixed, warped (1, C, *S); spacing (dim,) mm; limit k mm; floor (intensity per mm) squared, below which a gradient is
+    noise; sigma of G in voxels.
     """
+    sums, cost = forces(fixed, warped, spacing, limit)
+    return quotient(smooth(sums, sigma)[0], floor), cost
+
+
+def quotient(sums, floor: float):
+    """(1, dim, *S) the step: the channels of ``sums`` (1, dim + 1, *S) over the last one plus ``floor``; overwrites ``sums``."""
+    native = kernels_for(sums)
+    if native is not None and sums.is_contiguous():
+        native.quotient(volumes(sums), np.float32(floor))
+        return sums[:, :-1]
+    return sums[:, :-1] / (sums[:, -1:] + floor)
+
+
+def forces(fixed, warped, spacing, limit: float, out=None):
+    """((1, dim + 1, *S): d g in voxels and, last, |g|^2 + d^2 / k^2; the mean squared difference). Arguments as in ``update``."""
     native = kernels_for(fixed, warped)
     if native is not None:
-        v = torch.empty(1, fixed.ndim - 2, *fixed.shape[2:]) if out is None else out
+        out = torch.empty(1, fixed.ndim - 1, *fixed.shape[2:]) if out is None else out
         full = np.ones(3, np.float32)
         full[: len(spacing)] = spacing
-        total = native.demons(volumes(fixed), volumes(warped), full, np.float32(limit), np.float32(floor), volumes(v))
-        return v, total / fixed.numel()
+        total = native.forces(volumes(fixed), volumes(warped), full, np.float32(limit), volumes(out))
+        return out, total / fixed.numel()
     d = fixed - warped
     scale = torch.as_tensor(np.asarray(spacing, float).copy(), dtype=d.dtype, device=d.device).reshape(1, 1, -1, *[1] * (d.ndim - 2))
     g = nd.index_gradient((fixed + warped) / 2) / scale
-    below = (g.square().sum((1, 2)) + d.square().sum(1) / limit**2 + floor)[:, None]
-    v = (d[:, :, None] * g).sum(1) / below / scale[:, 0]
-    return v, d.square().mean()
+    below = (g.square().sum((1, 2)) + d.square().sum(1) / limit**2)[:, None]
+    return torch.cat([(d[:, :, None] * g).sum(1) / scale[:, 0], below], 1), d.square().mean()
 
 
 def compose(u, v, out=None):
@@ -106,6 +125,7 @@ def compose(u, v, out=None):
 
 def smooth(u, sigma, spare=None):
     """(smoothed u, a tensor free for reuse): Gaussian with the border value outside; sigma voxels, a scalar or (x, y, z).
+    u (1, any number of channels, *S).
 
     With a ``spare`` tensor of the same shape the compiled path works in ``u`` and ``spare`` and allocates nothing.
     """

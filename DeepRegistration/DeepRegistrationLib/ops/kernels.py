@@ -84,10 +84,10 @@ def pull(moving, mask, matrix, u, fixed, fixed_mask, out):
 
 
 @_parallel
-def demons(fixed, warped, spacing, limit, floor, v):
-    """Symmetric demons update in voxels; returns the sum of squared differences. See ``ops/demons.py`` for the equation."""
+def forces(fixed, warped, spacing, limit, out):
+    """d g in voxels and, in the last channel, |g|^2 + d^2 / k^2; returns the sum of squared differences. See ``ops/demons.py``."""
     channels, depth, height, width = fixed.shape
-    components = v.shape[0]
+    components = out.shape[0] - 1
     inverse_limit = f4(1) / (limit * limit)
     sx, sy, sz = f4(0.25) / spacing[0], f4(0.25) / spacing[1], f4(0.25) / spacing[2]
     total = 0.0
@@ -101,7 +101,7 @@ def demons(fixed, warped, spacing, limit, floor, v):
             for x in range(width):
                 x0, x1 = max(x - 1, 0), min(x + 1, width - 1)
                 kx = sx * f4(2) if x1 - x0 == 1 else sx
-                nx, ny, nz, gg, dd = f4(0), f4(0), f4(0), floor, f4(0)
+                nx, ny, nz, gg, dd = f4(0), f4(0), f4(0), f4(0), f4(0)
                 for c in range(channels):
                     f, w = fixed[c], warped[c]
                     d = f[z, y, x] - w[z, y, x]
@@ -113,14 +113,26 @@ def demons(fixed, warped, spacing, limit, floor, v):
                     nz += d * gz
                     gg += gx * gx + gy * gy + gz * gz
                     dd += d * d
-                scale = f4(1) / (gg + dd * inverse_limit)
-                v[0, z, y, x] = scale * nx / spacing[0]
-                v[1, z, y, x] = scale * ny / spacing[1]
+                out[0, z, y, x] = nx / spacing[0]
+                out[1, z, y, x] = ny / spacing[1]
                 if components == 3:
-                    v[2, z, y, x] = scale * nz / spacing[2]
+                    out[2, z, y, x] = nz / spacing[2]
+                out[components, z, y, x] = gg + dd * inverse_limit
                 row += dd
         total += row
     return total
+
+
+@_parallel
+def quotient(forces, floor):
+    """The channels of ``forces`` (dim + 1, z, y, x) over the last one plus ``floor``, in place."""
+    channels, depth, height, width = forces.shape
+    for z in numba.prange(depth):
+        for y in range(height):
+            for x in range(width):
+                scale = f4(1) / (forces[channels - 1, z, y, x] + floor)
+                for c in range(channels - 1):
+                    forces[c, z, y, x] *= scale
 
 
 @_parallel
@@ -180,7 +192,9 @@ def compile_all():
     none, spacing, width = np.zeros((0, 0, 0), np.uint8), np.ones(3, np.float32), np.full(3, 1 / 3, np.float32)
     linear(volume, np.zeros((1, 3), np.float32), True, np.zeros((1, 1), np.float32))
     pull(volume, none, np.eye(4, dtype=np.float32)[:3].copy(), field, volume, none, volume.copy())
-    demons(volume, volume.copy(), spacing, f4(1), f4(1), field)
+    both = np.zeros((4, 2, 2, 2), np.float32)
+    forces(volume, volume.copy(), spacing, f4(1), both)
+    quotient(both, f4(1))
     compose(field, field.copy(), np.empty_like(field))
     filter_lines(np.zeros((2, 2), np.float32), width, np.zeros((2, 2), np.float32))
     filter_rows(np.zeros((2, 2, 2), np.float32), width, np.zeros((2, 2, 2), np.float32))

@@ -2,7 +2,7 @@
 
 A point x of the scene is x = F (u, v, w): (u, v) mm in the plane, w mm along its normal, F a rotation and a shift. A 2D
 transform T from a fixed plane F to a moving plane M is lifted to x -> M (T(u, v), w): the motion along the normal is left
-as it is. With T = A o (id + d) that is the linear map M (A x 1) F^-1 after the displacement F (d, 0) of space.
+as it is (``transforms.planar``). With T = A o (id + d) that is the linear map M (A x 1) F^-1 after the displacement F (d, 0) of space.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from DeepRegistrationLib.errors import InputError
-from DeepRegistrationLib.geometry import Grid
+from .errors import InputError
+from .geometry import Grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,53 +79,12 @@ def _rotation_between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     return np.eye(3) + skew + skew @ skew / (1 + start @ end)
 
 
-def lift(transform, fixed: Plane, moving: Plane):
-    """A 2D ``transform`` (plane ``fixed`` -> plane ``moving``, mm) as a 3D one: M F^-1 after F (T x 1) F^-1, part by part.
-
-    A dense part becomes a one-slice lattice; a scene repeats its vectors along the normal, the library and files end there.
-    """
-    import torch
-
-    from DeepRegistrationLib.transforms import Affine, Composite
-
-    between = Affine(torch.from_numpy(moving.frame @ np.linalg.inv(fixed.frame)))
-    items = transform.items if isinstance(transform, Composite) else (transform,)
-    return Composite.of(between, *(_lift_item(item, fixed) for item in items))
-
-
-def _lift_item(item, plane: Plane):
-    """F (item x 1) F^-1 of one 2D part."""
-    import torch
-
-    from DeepRegistrationLib.transforms import Affine, Displacement, Identity
-
-    if isinstance(item, Identity):
-        return Identity(3)
-    if isinstance(item, Affine):
-        local = np.eye(4)
-        local[:2, :2], local[:2, 3] = item.numpy()[:2, :2], item.numpy()[:2, 2]
-        return Affine(torch.from_numpy(plane.frame @ local @ np.linalg.inv(plane.frame)))
-    dense = getattr(item, "dense", item)
-    if not isinstance(dense, Displacement):
-        raise InputError(f"a {type(item).__name__} has no lattice; sample it on a grid (Displacement) first")
-    dense = dense.with_zero_ring()
-    axes = torch.as_tensor(plane.frame[:3, :2].copy(), dtype=dense.displacement.dtype)
-    vectors = torch.einsum("ij,bj...->bi...", axes, dense.displacement.detach().cpu())
-    return Displacement(vectors[:, :, None], plane.solid(dense.grid))
-
-
-def flatten(transform, fixed: Plane, moving: Plane, grid: Grid):
-    """A 3D ``transform`` between two planes as a 2D one: what it does to points of the fixed plane, their feet in the moving
-    plane. A linear one stays linear; any other is read on the 2D ``grid``."""
-    import torch
-
-    from DeepRegistrationLib.transforms import Affine, Displacement, Identity
-
-    if isinstance(transform, (Affine, Identity)):
-        matrix = np.eye(4) if isinstance(transform, Identity) else transform.numpy()
-        local = np.linalg.inv(moving.frame) @ matrix @ fixed.frame
-        return Affine(torch.from_numpy(local[np.ix_([0, 1, 3], [0, 1, 3])]))
-    start = grid.points()
-    world = torch.from_numpy(fixed.to_world(start).reshape(1, -1, 3))
-    shift = moving.to_plane(transform(world)[0].numpy()).reshape(start.shape) - start
-    return Displacement(torch.from_numpy(np.moveaxis(shift, -1, 0)[None].astype(np.float32)), grid)
+def planes_of(fixed: Grid, moving: Grid, names: tuple[str, str] = ("the fixed image", "the moving image")) -> tuple[Plane | None, Plane | None]:
+    """The planes of two 3D grids, (None, None) for true volumes. The moving frame is the fixed one turned as little as possible, so
+    the headers' relation is kept. InputError, with ``names``, for a slice against a volume."""
+    fixed_plane = Plane.of(fixed) if 1 in fixed.size else None
+    moving_plane = Plane.of(moving, fixed_plane) if 1 in moving.size else None
+    if (fixed_plane is None) != (moving_plane is None):
+        one, other = names if fixed_plane else names[::-1]
+        raise InputError(f"{one} is a single slice and {other} is a volume; choose two slices or two volumes")
+    return fixed_plane, moving_plane

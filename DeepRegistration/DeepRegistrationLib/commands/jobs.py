@@ -1,0 +1,64 @@
+"""What the worker does for one request; a request and a result are dicts of plain values and of values of ``exchange``.
+
+register: ``fixed`` and ``moving`` Volumes; optionally ``fixed_mask``, ``moving_mask`` (LabelMaps, > 0 counts), ``fixed_labels``,
+    ``moving_labels`` (LabelMaps; structures of one name belong together), ``fixed_points``, ``moving_points`` (PointSets, row by row) as
+    guides; ``initial``: parts of a transform, or 'header', 'center', 'moments', 'global', 'affine', or None for the method's own start;
+    ``method`` 'id:preset', ``values`` (parameter -> value), ``device``, ``seed``, ``threads``; ``coarsen``: voxel size of the images for
+    the registration itself, in units of their own (1); ``preview`` {"interval_s", "lattice" or "spacing_mm"} or None; ``outputs`` of
+    'inverse', 'warped', 'log_jacobian', 'folds'.
+    -> ``transform`` [Matrix] or [Matrix, Lattice], ``inverse`` parts, ``warped`` and ``log_jacobian`` Volumes and ``folds`` LabelMap (1) on
+    the fixed grid, ``metrics`` rows, ``scalars``, ``history`` (a dict a logged step), ``provenance``, ``previews`` (count, share of time).
+warp: ``parts`` (points of the space of ``reference`` -> points of the space of the inputs), or ``result`` (folder of a finished register
+    job) with ``direction`` 'moving_to_fixed' or 'fixed_to_moving'; ``reference`` Grid (default with ``result``: that image's); ``inputs`` a
+    list of {"value": Volume, LabelMap or PointSet, "interpolation": 'linear', 'cubic' or 'nearest', "outside": 'zero', 'nan' or a number}.
+    -> ``outputs``: a value for each input, ``validity``: for each a LabelMap, 1 where the input's field of view is (None for points).
+evaluate: ``parts`` or ``result``; ``fixed`` and ``moving`` Volumes (default with ``result``: its own); labels and points as above;
+    ``inverse`` parts (default: the result's, or the transform is inverted). -> ``rows``.
+report: as evaluate, with ``path`` of the HTML file, ``title`` and ``figures``. -> ``path``.
+catalogue: -> ``catalogue``, see ``catalogue.catalogue``.
+
+Rows are {"name", "structure", "unit", "before", "value"}: ``before`` is the figure without the transform (None where that is no question),
+``value`` the one with it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import InputError
+
+OUTPUTS = ("inverse", "warped", "log_jacobian", "folds")
+
+
+def do(request: dict, monitor, folder: Path) -> dict:
+    """The result of a request. Raises InputError for one that is not understood, and what the job raises."""
+    from . import jobs_measure, jobs_register, jobs_warp
+
+    known = {"register": jobs_register.register, "warp": jobs_warp.warp, "evaluate": jobs_measure.evaluate, "report": jobs_measure.report,
+             "catalogue": _catalogue}
+    name = request.get("command")
+    if name not in known:
+        raise InputError(f"the command '{name}' was given; expected one of {', '.join(known)}")
+    return known[name](request, monitor, folder)
+
+
+def _catalogue(request: dict, monitor, folder: Path) -> dict:
+    from .catalogue import catalogue
+
+    return {"catalogue": catalogue()}
+
+
+def finished(folder) -> tuple[dict, dict]:
+    """(request, result) of the finished register job in ``folder``. InputError where it is gone or is another job."""
+    import json
+
+    from .. import exchange
+    from .serve import REQUEST, RESULT
+
+    try:
+        request, result = (exchange.unpack(Path(folder), json.loads((Path(folder) / name).read_text("utf-8"))) for name in (REQUEST, RESULT))
+    except OSError:
+        raise InputError(f"the result in {folder} is not there any more; run the registration again") from None
+    if request.get("command") != "register":
+        raise InputError(f"the job in {folder} is no registration but '{request.get('command')}'; choose the folder of a registration")
+    return request, result

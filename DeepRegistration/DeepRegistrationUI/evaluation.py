@@ -1,0 +1,95 @@
+"""Figures and the report of one registration, computed in the worker from the transform nodes as they are in the scene now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from DeepRegistrationLib.errors import InputError
+
+from . import outputs, records
+from .quality_tables import table_from_rows
+
+
+class Evaluation:
+    """One evaluation or report of the registration with the main node ``main``; ``on_end(self, event)`` is called once, with
+    'done' (and ``rows``), 'failed' or 'cancelled' and one sentence."""
+
+    def __init__(self, runner, main, on_end=None):
+        if not records.is_record(main):
+            raise InputError("a registration is needed; press Apply under Register first")
+        self.runner, self.main, self.on_end = runner, main, on_end
+        self.state, self.message, self.kind, self.job, self.rows, self.path = "new", "", "", None, [], None
+
+    @property
+    def running(self) -> bool:
+        return self.state == "running"
+
+    def evaluate(self, fixed_labels=None, moving_labels=None, fixed_points=None, moving_points=None) -> None:
+        """Ask for overlap, distances, folds and consistency. InputError where the nodes do not fit."""
+        for first, second, what in ((fixed_labels, moving_labels, "structures"), (fixed_points, moving_points, "landmarks")):
+            if (first is None) != (second is None):
+                raise InputError(f"only the {'moving' if first is None else 'fixed'} {what} are chosen; choose both, or none")
+        self._submit(outputs.evaluate_request(self._roles(), fixed_labels=fixed_labels, moving_labels=moving_labels, fixed_points=fixed_points,
+                                              moving_points=moving_points))
+
+    def report(self, path) -> None:
+        """Ask for one HTML file at ``path``."""
+        self.path = Path(path)
+        self._submit({**outputs.evaluate_request(self._roles()), "command": "report", "path": str(self.path),
+                      "figures": records.figures_of(self.main)})
+
+    def _roles(self) -> dict:
+        roles = records.roles_of(self.main)
+        for name in ("fixed", "moving", "linear"):
+            if name not in roles:
+                raise InputError(f"the {name} {'transform' if name == 'linear' else 'volume'} of this registration was deleted; choose another one")
+        return roles
+
+    def _submit(self, request: dict) -> None:
+        self.state = "running"
+        self.job = self.runner.submit(request, self._event)
+
+    def _event(self, job, event: dict) -> None:
+        if not self.running:
+            return
+        kind = event["event"]
+        if kind == "done":
+            self._done(event["result"])
+        elif kind == "failed":
+            self._end("failed", event["message"], event.get("kind", ""))
+        elif kind == "cancelled":
+            self._end("cancelled", "The evaluation was stopped.")
+
+    def _done(self, result: dict) -> None:
+        self.job.discard()
+        if self.path is not None:
+            self._end("done", f"Saved {self.path}.")
+            return
+        self.rows = list(result["rows"])
+        if self.main.GetScene() is not None and self.rows:
+            records.update(self.main, rows=self.rows)
+            known = records.roles_of(self.main).get("metrics")
+            table = table_from_rows(self.rows, f"{self.main.GetName()} metrics", self.main.GetScene(), known)
+            if known is None:
+                records.add_role(self.main, "metrics", table)
+                records.put_beside(self.main, [table])
+        self._end("done", f"{len(self.rows)} figures; the table is in the scene too.")
+
+    def tick(self) -> bool:
+        """Nothing to do between events."""
+        return self.running
+
+    def cancel(self) -> None:
+        if self.running:
+            self.job.cancel()
+
+    def abandon(self, sentence: str) -> None:
+        """End without touching the scene any more."""
+        if self.running:
+            self.job.cancel()
+            self._end("cancelled", sentence)
+
+    def _end(self, kind: str, sentence: str, cause: str = "") -> None:
+        self.state, self.message, self.kind = kind, sentence, cause
+        if self.on_end is not None:
+            self.on_end(self, {"event": kind, "message": sentence, "rows": self.rows})

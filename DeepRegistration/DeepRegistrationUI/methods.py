@@ -1,0 +1,71 @@
+"""The catalogue of methods as the panel sees it: tasks, presets, parameters and citations, read from a JSON file without torch.
+
+``python run.py list --json --into FILE`` writes the file from the cards and the fields of the methods.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from pathlib import Path
+
+from DeepRegistrationLib.errors import InputError
+
+FILE = Path(__file__).resolve().parents[1] / "Resources" / "DeepRegistrationMethods.json"
+
+
+class Methods:
+    """The methods of ``FILE``; ``spec`` is always 'id:preset'."""
+
+    def __init__(self, path: Path = FILE):
+        self.path = path
+
+    @cached_property
+    def entries(self) -> dict[str, dict]:
+        """Method id -> its entry."""
+        entries = json.loads(self.path.read_text("utf-8"))["methods"]
+        return {entry["id"]: entry for entry in entries}
+
+    def tasks(self) -> list[str]:
+        """Tasks in the order of their methods, the default method's first."""
+        first = [self.entries[name]["task"] for name in ("instance-optimisation",) if name in self.entries]
+        return list(dict.fromkeys(first + [entry["task"] for entry in self.entries.values()]))
+
+    def of_task(self, task: str) -> list[dict]:
+        return [entry for entry in self.entries.values() if entry["task"] == task]
+
+    def split(self, spec: str) -> tuple[dict, str]:
+        """(entry, preset name) of 'id:preset'. InputError where there is none such."""
+        identifier, _, preset = spec.partition(":")
+        entry = self.entries.get(identifier)
+        if entry is None:
+            raise InputError(f"the method '{identifier}' is not in this version; choose one of {', '.join(self.entries)}")
+        preset = preset or "default"
+        if preset not in entry["presets"]:
+            raise InputError(f"the method '{identifier}' has no preset '{preset}'; choose one of {', '.join(entry['presets'])}")
+        return entry, preset
+
+    def preset_values(self, spec: str) -> dict:
+        """All parameters of a preset: name -> value."""
+        entry, preset = self.split(spec)
+        return {p["name"]: p["default"] for p in entry["parameters"]} | entry["presets"][preset]["values"]
+
+    def citations(self, spec: str) -> list[str]:
+        """'Vercauteren et al. 2009, NeuroImage' for every reference of the method."""
+        return [short_citation(entry) for entry in self.split(spec)[0]["references"]]
+
+    def bibtex(self, spec: str) -> str:
+        return "\n\n".join(self.split(spec)[0]["references"])
+
+
+def short_citation(entry: str) -> str:
+    """First author, year and journal of a BibTeX entry."""
+    def field(name: str) -> str:
+        found = re.search(rf"\b{name}\s*=\s*\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", entry)
+        return " ".join(found[1].replace("{", "").replace("}", "").split()) if found else ""
+
+    authors = field("author").split(" and ")
+    name = authors[0].partition(",")[0] or "unknown"
+    where = field("journal") or field("booktitle")
+    return f"{name}{' et al.' if len(authors) > 1 else ''} {field('year')}{', ' + where if where else ''}"

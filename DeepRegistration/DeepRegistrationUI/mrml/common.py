@@ -1,0 +1,95 @@
+"""What reading and writing the scene share: the two sign flips, matrices and VTK's arrays of voxels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from DeepRegistrationLib.errors import InputError
+from DeepRegistrationLib.geometry import Grid
+
+FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""RAS <-> LPS; its own inverse."""
+
+
+def _numpy(matrix) -> np.ndarray:
+    """vtkMatrix4x4 -> (4, 4) float64."""
+    return np.array([matrix.GetElement(r, c) for r in range(4) for c in range(4)]).reshape(4, 4)
+
+
+def _vtk_matrix(array):
+    """(4, 4) -> vtkMatrix4x4."""
+    import vtk
+
+    matrix = vtk.vtkMatrix4x4()
+    matrix.DeepCopy(np.asarray(array, float).ravel())
+    return matrix
+
+
+def _to_world(node) -> np.ndarray:
+    """(4, 4) RAS: the linear parent transforms of ``node``; InputError where one of them is not linear."""
+    import vtk
+
+    parent, matrix = node.GetParentTransformNode(), vtk.vtkMatrix4x4()
+    if parent is None:
+        return np.eye(4)
+    if not parent.IsTransformToWorldLinear():
+        raise InputError(f"'{node.GetName()}' is under the non-linear transform '{parent.GetName()}'; harden the transform on it "
+                         "(Transforms module) or take it out of the transform, then register")
+    parent.GetMatrixTransformToWorld(matrix)
+    return _numpy(matrix)
+
+
+def grid_of(node) -> Grid:
+    """The 3D grid of a volume node in LPS, its linear parent transforms folded in. InputError where it holds no voxels."""
+    import vtk
+
+    data = node.GetImageData()
+    if data is None or min(data.GetDimensions()) < 1 or data.GetPointData().GetScalars() is None:
+        raise InputError(f"volume '{node.GetName()}' holds no voxels; load an image into it or choose another volume")
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    return Grid(data.GetDimensions()[::-1], FLIP @ _to_world(node) @ _numpy(matrix))
+
+
+def array_of(node) -> np.ndarray:
+    """The voxels (k, j, i) or (k, j, i, C) of a volume node: a view, not a copy."""
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    shape = grid_of(node).shape
+    values = vtk_to_numpy(node.GetImageData().GetPointData().GetScalars())
+    return values.reshape(shape if values.ndim == 1 else (*shape, values.shape[-1]))
+
+
+def _image_data(vectors: np.ndarray, spacing=(1, 1, 1), origin=(0, 0, 0)):
+    """(z, y, x, C) -> vtkImageData; the values are written once, straight into VTK's own memory."""
+    import vtk
+    from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
+
+    array = vtk.vtkDataArray.CreateDataArray(get_vtk_array_type(vectors.dtype))
+    array.SetNumberOfComponents(vectors.shape[-1])
+    array.SetNumberOfTuples(int(np.prod(vectors.shape[:-1])))
+    vtk_to_numpy(array).reshape(vectors.shape)[...] = vectors
+    data = vtk.vtkImageData()
+    data.SetDimensions(vectors.shape[2::-1])
+    data.SetSpacing(spacing)
+    data.SetOrigin(origin)
+    data.GetPointData().SetScalars(array)
+    return data
+
+
+def lattice_of(transform) -> Grid:
+    """The LPS grid of a vtkOrientedGridTransform."""
+    data, matrix = transform.GetDisplacementGrid(), np.eye(4)
+    direction = transform.GetGridDirectionMatrix()
+    turn = _numpy(direction)[:3, :3] if direction is not None else np.eye(3)
+    matrix[:3, :3] = turn * np.array(data.GetSpacing())
+    matrix[:3, 3] = data.GetOrigin()
+    return Grid(data.GetDimensions()[::-1], FLIP @ matrix)
+
+
+def _vectors(transform) -> np.ndarray:
+    """(z, y, x, 3) RAS mm: a view of the lattice of a vtkOrientedGridTransform."""
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    data = transform.GetDisplacementGrid()
+    return vtk_to_numpy(data.GetPointData().GetScalars()).reshape(*data.GetDimensions()[::-1], 3)

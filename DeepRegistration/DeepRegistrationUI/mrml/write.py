@@ -1,0 +1,221 @@
+"""Plain values of ``exchange`` as nodes of the scene: no torch. See the package for the conventions.
+
+Large values are copied into VTK's memory in parts of a few MiB (``image_steps``, ``grid_steps``: generators), before a node is made.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from DeepRegistrationLib.errors import InputError
+from DeepRegistrationLib.exchange import LabelMap, Lattice, Matrix, PointSet, Volume, finish
+
+from .common import FLIP, _numpy, _to_world, _vectors, _vtk_matrix
+
+STEP = 4 << 20
+"""Bytes that one step of a generator copies at most."""
+
+
+def image_steps(array: np.ndarray, factor=None, spacing=(1, 1, 1), origin=(0, 0, 0), margin=(0, 0, 0)):
+    """(z, y, x, C), times ``factor`` (C,), -> vtkImageData with ``margin`` (z, y, x) voxels of zeros around; a generator."""
+    import vtk
+    from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
+
+    margin = np.asarray(margin)
+    shape = (*(np.array(array.shape[:3]) + 2 * margin), array.shape[3])
+    made = vtk.vtkDataArray.CreateDataArray(get_vtk_array_type(array.dtype))
+    made.SetNumberOfComponents(shape[3])
+    made.SetNumberOfTuples(int(np.prod(shape[:3])))
+    values = vtk_to_numpy(made).reshape(shape)
+    yield
+    if margin.any():
+        for first in range(0, shape[0], rows := _rows(values)):
+            values[first : first + rows] = 0
+            yield
+    inner = values[tuple(slice(m, n - m) for m, n in zip(margin, shape))]
+    for first in range(0, len(array), rows := _rows(values)):
+        part = array[first : first + rows]
+        inner[first : first + rows] = part if factor is None else part * factor
+        yield
+    data = vtk.vtkImageData()
+    data.SetDimensions(values.shape[2::-1])
+    data.SetSpacing(spacing)
+    data.SetOrigin(origin)
+    data.GetPointData().SetScalars(made)
+    return data
+
+
+def _rows(values: np.ndarray) -> int:
+    """Slices that one step may copy."""
+    return max(1, STEP // max(1, values[:1].nbytes))
+
+
+def grid_steps(lattice: Lattice):
+    """A Lattice as vtkOrientedGridTransform: RAS vectors in their own precision, a ring of zeros, linear interpolation; a generator."""
+    import slicer
+
+    grid, margin = lattice.grid, np.zeros(3, int)
+    if not (yield from _border_steps(lattice.vectors)):
+        margin = np.array([1 if n > 1 else 0 for n in lattice.grid.shape])
+        grid = lattice.grid.pad(margin[::-1])
+    matrix, spacing, direction = FLIP @ grid.affine, grid.spacing, np.eye(4)
+    direction[:3, :3] = matrix[:3, :3] / spacing
+    flip = np.diag(FLIP)[:3].astype(lattice.vectors.dtype)
+    data = yield from image_steps(lattice.vectors, flip, spacing, matrix[:3, 3], margin)
+    transform = slicer.vtkOrientedGridTransform()
+    transform.SetDisplacementGridData(data)
+    transform.SetGridDirectionMatrix(_vtk_matrix(direction))
+    transform.SetInterpolationModeToLinear()
+    if lattice.inverted:
+        transform.Inverse()
+    return transform
+
+
+def _border_steps(vectors: np.ndarray):
+    """True where a field is 0 on all border nodes; a generator, since the last axis touches all of its memory."""
+    rows = _rows(vectors)
+    for first in range(0, len(vectors), rows):
+        part = vectors[first : first + rows]
+        faces = [part[:, k] for k in (0, -1) if vectors.shape[1] > 1] + [part[:, :, k] for k in (0, -1) if vectors.shape[2] > 1]
+        if any(np.any(face) for face in faces):
+            return False
+        yield
+    return not (len(vectors) > 1 and (np.any(vectors[0]) or np.any(vectors[-1])))
+
+
+def vtk_steps(parts):
+    """Parts of a transform (LPS) as one vtk transform (RAS) of the same map; a generator. A single Matrix gives a linear transform."""
+    import vtk
+
+    made = []
+    for part in parts:
+        if isinstance(part, Matrix):
+            made.append(vtk.vtkMatrixToLinearTransform())
+            made[-1].SetInput(_vtk_matrix(FLIP @ np.asarray(part.matrix) @ FLIP))
+        else:
+            made.append((yield from grid_steps(part)))
+    if len(made) == 1:
+        return made[0]
+    general = vtk.vtkGeneralTransform()
+    for each in made:
+        general.Concatenate(each)
+    return general
+
+
+def transform_node(scene, parts, name: str, fixed=None, moving=None):
+    """A new transform node whose from-parent transform is that of ``parts``; the volume nodes ``fixed`` and ``moving`` are noted as what was
+    registered."""
+    return node_of_vtk_transform(scene, finish(vtk_steps(parts)), name, fixed, moving)
+
+
+def node_of_vtk_transform(scene, made, name: str, fixed=None, moving=None):
+    """The same with a transform that ``vtk_steps`` made."""
+    node = scene.AddNewNodeByClass("vtkMRMLTransformNode", name)
+    if made.IsA("vtkLinearTransform"):
+        node.SetMatrixTransformFromParent(made.GetMatrix())
+    else:
+        node.SetAndObserveTransformFromParent(made)
+    for role, other in ((node.GetFixedNodeReferenceRole(), fixed), (node.GetMovingNodeReferenceRole(), moving)):
+        if other is not None:
+            node.SetNodeReferenceID(role, other.GetID())
+    return node
+
+
+def volume_node(scene, value: Volume | LabelMap, name: str | None = None):
+    """A new scalar, vector (several channels) or label map volume node of a Volume or LabelMap, with its display."""
+    return node_of_vtk_image(scene, finish(image_steps(voxels(value))), value, name)
+
+
+def voxels(value: Volume | LabelMap) -> np.ndarray:
+    """(z, y, x, C) as VTK stores them, a view where the type allows; types that VTK's volumes do not know become ones they know."""
+    array = value.array if value.array.ndim == 4 else value.array[None]
+    if array.dtype.kind == "b":
+        array = array.astype(np.uint8)
+    elif array.dtype == np.float16:
+        array = array.astype(np.float32)
+    elif array.dtype.itemsize == 8 and array.dtype.kind in "iu":
+        array = array.astype(np.int32)
+    return np.moveaxis(array, 0, -1)
+
+
+def node_of_vtk_image(scene, data, value: Volume | LabelMap, name: str | None = None, display: bool = True):
+    """The same with an image that ``image_steps`` made of ``voxels(value)``; ``display`` False leaves it without a display."""
+    channels = data.GetNumberOfScalarComponents()
+    kind = "LabelMapVolume" if isinstance(value, LabelMap) else "ScalarVolume" if channels == 1 else "VectorVolume"
+    node = scene.AddNewNodeByClass(f"vtkMRML{kind}Node", name or value.name)
+    node.SetIJKToRASMatrix(_vtk_matrix(FLIP @ value.grid.affine))
+    node.SetAndObserveImageData(data)
+    if display:
+        node.CreateDefaultDisplayNodes()
+    return node
+
+
+def segmentation_node(scene, value: LabelMap, name: str | None = None):
+    """A new segmentation node: one segment a label that occurs, named by ``value.names``."""
+    import slicer
+
+    array, names = np.asarray(value.array), dict(value.names)
+    node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name or value.name)
+    node.CreateDefaultDisplayNodes()
+    matrix = _vtk_matrix(FLIP @ value.grid.affine)
+    for label in (int(v) for v in np.unique(array) if v != 0):
+        image = slicer.vtkOrientedImageData()
+        image.ShallowCopy(finish(image_steps((array == label).astype(np.uint8)[..., None])))
+        image.SetGeometryFromImageToWorldMatrix(matrix)
+        node.AddSegmentFromBinaryLabelmapRepresentation(image, names.get(label, f"label {label}"))
+    converter, extent = slicer.vtkSegmentationConverter, [limit for n in value.grid.size for limit in (0, n - 1)]
+    geometry = converter.SerializeImageGeometry(matrix, extent)
+    node.GetSegmentation().SetConversionParameter(converter.GetReferenceImageGeometryParameterName(), geometry)
+    return node
+
+
+def points_node(scene, value: PointSet, name: str | None = None, kind: str = "Fiducial"):
+    """A new markups node (kind 'Fiducial' or 'Curve') with the points of a PointSet."""
+    import vtk
+    from vtk.util.numpy_support import numpy_to_vtk
+
+    world = vtk.vtkPoints()
+    world.SetData(numpy_to_vtk(np.ascontiguousarray(value.positions * np.diag(FLIP)[:3]), deep=True))
+    node = scene.AddNewNodeByClass(f"vtkMRMLMarkups{kind}Node", name or value.name)
+    node.CreateDefaultDisplayNodes()
+    node.SetControlPointPositionsWorld(world)
+    for n, label in enumerate(value.names):
+        node.SetNthControlPointLabel(n, label)
+    return node
+
+
+def update_matrix(node, matrix) -> bool:
+    """Set the LPS matrix (4, 4) of a linear transform node, only where it differs; True where it did (one TransformModifiedEvent)."""
+    import vtk
+
+    new, old = FLIP @ np.asarray(matrix, float) @ FLIP, vtk.vtkMatrix4x4()
+    node.GetMatrixTransformFromParent(old)
+    if np.array_equal(new, _numpy(old)):
+        return False
+    node.SetMatrixTransformFromParent(_vtk_matrix(new))
+    return True
+
+
+def update_vectors(node, vectors: np.ndarray) -> None:
+    """Write ``vectors`` (z, y, x, 3) LPS mm into the memory of a grid transform node, within its ring of zeros: one
+    TransformModifiedEvent, and the views follow.
+
+    Setting the array or the grid fires nothing; ``Modified`` on the vtkOrientedGridTransform does.
+    """
+    grid = node.GetTransformFromParentAs("vtkOrientedGridTransform")
+    whole = _vectors(grid)
+    margin = [1 if n > 2 else 0 for n in whole.shape[:3]]
+    body = whole[tuple(slice(m, n - m) for m, n in zip(margin, whole.shape))]
+    if body.shape != vectors.shape:
+        raise InputError(f"vectors of shape {vectors.shape} do not fit the lattice of '{node.GetName()}', {body.shape} without its ring")
+    np.multiply(vectors, np.diag(FLIP)[:3], out=body, casting="same_kind")
+    grid.Modified()
+
+
+def placement_node(node):
+    """A new linear node with the whole placement of ``node`` (its linear parents), None where it has no parent."""
+    if node.GetParentTransformNode() is None:
+        return None
+    placement = node.GetScene().AddNewNodeByClass("vtkMRMLTransformNode", f"{node.GetName()} placement")
+    placement.SetMatrixTransformToParent(_vtk_matrix(_to_world(node)))
+    return placement

@@ -1,0 +1,112 @@
+"""What all pages of the panel share: their user interface file, the parameter node, a status line, combo boxes with data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import qt
+import slicer
+
+RESOURCES = Path(__file__).resolve().parents[2] / "Resources"
+ICONS = {"error": "SP_MessageBoxCritical", "warning": "SP_MessageBoxWarning", "done": "SP_DialogApplyButton", "busy": "SP_BrowserReload"}
+
+
+class Page:
+    """One section of the panel. ``UI`` names its file; ``bind`` connects it with the parameter node."""
+
+    UI = ""
+    STATUS = ""
+    SELECTORS: dict[str, str] = {}
+    """Selector -> parameter for nodes of several classes, which the wrapper's connector would narrow to one."""
+
+    def __init__(self, panel, layout):
+        self.panel, self.logic = panel, panel.logic
+        self.widget = slicer.util.loadUI(str(RESOURCES / "UI" / self.UI))
+        layout.addWidget(self.widget)
+        self.ui = slicer.util.childWidgetVariables(self.widget)
+        self.widget.setMRMLScene(slicer.mrmlScene)
+        self.node, self.tag, self.filling = None, None, False
+        for selector, name in self.SELECTORS.items():
+            getattr(self.ui, selector).connect("currentNodeChanged(vtkMRMLNode*)", lambda node, name=name: self.put(name, node))
+        self.say("", "")
+
+    def bind(self, node) -> None:
+        """Connect the widgets with the parameter node ``node``; None disconnects them."""
+        if self.node is not None and self.tag is not None:
+            self.node.disconnectGui(self.tag)
+        self.node = node
+        self.tag = None if node is None else node.connectGui(self.ui)
+        if node is not None:
+            self.show_selectors()
+            self.refresh()
+
+    def show_selectors(self) -> None:
+        """Bring the selectors without a connector to the nodes of the parameter node."""
+        self.filling = True
+        try:
+            for selector, name in self.SELECTORS.items():
+                if getattr(self.ui, selector).currentNode() is not getattr(self.node, name):
+                    getattr(self.ui, selector).setCurrentNode(getattr(self.node, name))
+        finally:
+            self.filling = False
+
+    def refresh(self) -> None:
+        """Bring the widgets without a connector up to date; called after every change of the parameter node or of the scene."""
+
+    def opened(self) -> None:
+        """The section was unfolded."""
+
+    def left(self) -> None:
+        """Another module is shown."""
+
+    def tick(self) -> bool:
+        """A slice of the page's own work, every 30 ms while something runs; True where more is to come."""
+        return False
+
+    def scene_closed(self) -> None:
+        """The scene was closed and is empty now."""
+
+    def close(self) -> None:
+        """The scene is closing or the module goes away: forget every node."""
+
+    def say(self, kind: str, sentence: str) -> None:
+        """Show one sentence with the icon of its ``kind`` (error, warning, done, busy) in the page's status line."""
+        icon, text = getattr(self.ui, f"{self.STATUS}StatusIconLabel"), getattr(self.ui, f"{self.STATUS}StatusLabel")
+        text.text = sentence
+        if kind in ICONS:
+            size = self.widget.style().pixelMetric(qt.QStyle.PM_SmallIconSize)
+            icon.pixmap = self.widget.style().standardIcon(getattr(qt.QStyle, ICONS[kind])).pixmap(size, size)
+        icon.visible = bool(sentence) and kind in ICONS
+        getattr(self.ui, f"{self.STATUS}StatusWidget").visible = bool(sentence)
+
+    def fill(self, box, items, current) -> None:
+        """Put ``items`` = [(data, text), ...] into a combo box and choose ``current`` (the first where it is missing)."""
+        self.filling = True
+        try:
+            if [(box.itemData(k), box.itemText(k)) for k in range(box.count)] != items:
+                box.clear()
+                for data, text in items:
+                    box.addItem(text, data)
+            index = next((k for k, (data, _) in enumerate(items) if data == current), 0)
+            if box.currentIndex != index:
+                box.currentIndex = index
+        finally:
+            self.filling = False
+
+    def chosen(self, box):
+        """The data of the chosen item of a combo box, '' where there is none."""
+        data = box.itemData(box.currentIndex) if box.currentIndex >= 0 else None
+        return "" if data is None else data
+
+    def put(self, name: str, value) -> None:
+        """Set a text of the parameter node, where it differs."""
+        if self.node is not None and not self.filling and getattr(self.node, name) != value:
+            setattr(self.node, name, value)
+
+
+def segments_of(node) -> list[tuple[str, str]]:
+    """[(ID, name), ...] of a segmentation node; nothing for other nodes."""
+    if node is None or not node.IsA("vtkMRMLSegmentationNode"):
+        return []
+    segmentation = node.GetSegmentation()
+    return [(identifier, segmentation.GetSegment(identifier).GetName()) for identifier in segmentation.GetSegmentIDs()]

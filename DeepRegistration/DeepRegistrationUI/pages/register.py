@@ -1,0 +1,294 @@
+"""Register: inputs, method, outputs, Apply that turns into Cancel, progress, what was made, and what to do next."""
+
+from __future__ import annotations
+
+import json
+
+import slicer
+from slicer.i18n import tr as _
+
+from DeepRegistrationLib.errors import InputError
+
+from ..logic import Choices
+from ..records import is_record
+from ..state import DEFAULT_METHOD, Start
+from ..sentences import duration
+from .base import Page, segments_of
+from .parameters import ParameterForm, plain
+from .placing import Placing
+
+OFFERS = {"half_resolution": "halfResolutionButton", "cpu": "cpuButton"}
+OUTPUTS = ("inverse", "linearPart", "warped", "logJacobian", "folds", "metrics", "lossChart", "iterations")
+
+
+class RegisterPage(Page):
+    """See the file's first line. ``run`` is the registration that runs or ran last."""
+
+    UI = "DeepRegistrationRegister.ui"
+    STATUS = "register"
+    SELECTORS = {"fixedMaskSelector": "fixedMask", "movingMaskSelector": "movingMask", "fixedStructuresSelector": "fixedStructures",
+                 "movingStructuresSelector": "movingStructures"}
+
+    def __init__(self, panel, layout):
+        super().__init__(panel, layout)
+        self.run, self.stages, self.device_line = None, "", ""
+        self.form = ParameterForm(self.ui.parametersWidget, self.parameter_changed, lambda text: self.say("error", text))
+        self.placing = Placing(self.ui, lambda: self.panel.node_changed())
+        self.connect()
+        self.show_running(False)
+        self.ui.offersWidget.visible = self.ui.nextWidget.visible = False
+        self.show_devices()
+
+    def connect(self) -> None:
+        for name, chosen in (("taskBox", self.task_chosen), ("methodNameBox", self.method_chosen), ("presetBox", self.preset_chosen),
+                             ("deviceBox", self.device_chosen), ("fixedMaskSegmentBox", self.segments_chosen),
+                             ("movingMaskSegmentBox", self.segments_chosen)):
+            getattr(self.ui, name).connect("currentIndexChanged(int)", lambda index, chosen=chosen: None if self.filling else chosen())
+        for name, pressed in (("applyButton", self.apply_or_cancel), ("resetButton", self.reset), ("continueButton", self.continue_run),
+                              ("toQualityButton", self.to_quality), ("halfResolutionButton", lambda: self.again("half_resolution")),
+                              ("cpuButton", lambda: self.again("cpu"))):
+            getattr(self.ui, name).connect("clicked()", pressed)
+        self.ui.citationLabel.connect("linkActivated(QString)", self.copy_citation)
+
+    # -------------------------------------------------------------------------------------------------------- up to date
+
+    def bind(self, node):
+        self.placing.stop()
+        super().bind(node)
+
+    def refresh(self) -> None:
+        if self.node is None:
+            return
+        self.show_method()
+        for name in ("fixedMask", "movingMask"):
+            found = segments_of(getattr(self.node, name))
+            box = getattr(self.ui, f"{name}SegmentBox")
+            self.fill(box, [("", _("All segments")), *found] if found else [("", _("Everything but 0"))], getattr(self.node, f"{name}Segment"))
+            box.enabled = bool(found)
+        self.ui.startTransformSelector.enabled = self.node.start == Start.NODE
+        self.placing.show(self.node)
+        self.fill(self.ui.deviceBox, self.logic.devices(), self.node.device)
+        self.show_readiness()
+
+    def show_method(self) -> None:
+        """Task, method, preset, their texts and the advanced page for the parameter node's method."""
+        methods = self.logic.methods
+        try:
+            entry, preset = methods.split(self.node.method)
+        except InputError as error:  # a scene of another version
+            self.say("warning", str(error))
+            self.node.method, self.node.values = DEFAULT_METHOD, "{}"
+            entry, preset = methods.split(DEFAULT_METHOD)
+        spec = f"{entry['id']}:{preset}"
+        self.fill(self.ui.taskBox, [(task, task[:1].upper() + task[1:]) for task in methods.tasks()], entry["task"])
+        self.fill(self.ui.methodNameBox, [(e["id"], e["title"]) for e in methods.of_task(entry["task"])], entry["id"])
+        self.fill(self.ui.presetBox, [(name, name[:1].upper() + name[1:].replace("-", " ")) for name in entry["presets"]], preset)
+        self.ui.presetLabel.text = f"{entry['title']}: {entry['presets'][preset]['help']}."
+        self.ui.presetLabel.toolTip = about(entry)
+        self.ui.citationLabel.text = f"{'; '.join(methods.citations(spec))} (<a href=\"bibtex\">{_('copy BibTeX')}</a>)"
+        self.form.build(entry["parameters"])
+        values = methods.preset_values(spec)
+        self.form.show(values | json.loads(self.node.values or "{}"), values)
+        self.ui.resetButton.enabled = self.node.values not in ("", "{}")
+
+    def show_readiness(self) -> None:
+        """Apply is enabled when nothing is missing; the line below says what is."""
+        missing = "" if self.running else self.logic.missing(self.choices())
+        self.ui.applyButton.enabled = not missing
+        self.ui.applyButton.toolTip = missing or (_("Stop the registration") if self.running else _("Register the moving to the fixed volume"))
+        self.ui.missingLabel.text = missing
+        self.ui.missingLabel.visible = bool(missing)
+
+    @property
+    def running(self) -> bool:
+        return self.run is not None and self.run.running
+
+    def choices(self) -> Choices:
+        """The parameter node as a request in nodes."""
+        node = self.node
+        start = node.startTransform if node.start == Start.NODE else node.start.value
+        return Choices(
+            fixed=node.fixedVolume, moving=node.movingVolume, fixed_mask=node.fixedMask, moving_mask=node.movingMask,
+            fixed_mask_segment=node.fixedMaskSegment, moving_mask_segment=node.movingMaskSegment, start=start,
+            start_by_node=node.start == Start.NODE, fixed_points=node.fixedLandmarks, moving_points=node.movingLandmarks,
+            fixed_labels=node.fixedStructures, moving_labels=node.movingStructures, method=node.method, values=json.loads(node.values or "{}"),
+            device=node.device, seed=node.seed, threads=node.threads, live=node.live,
+            outputs=frozenset(name for name in OUTPUTS if getattr(node, name)), prefix=node.prefix)
+
+    # ------------------------------------------------------------------------------------------------ choices of the user
+
+    def task_chosen(self) -> None:
+        self.put_method(f"{self.logic.methods.of_task(self.chosen(self.ui.taskBox))[0]['id']}:default")
+
+    def method_chosen(self) -> None:
+        self.put_method(f"{self.chosen(self.ui.methodNameBox)}:default")
+
+    def preset_chosen(self) -> None:
+        self.put_method(f"{self.chosen(self.ui.methodNameBox)}:{self.chosen(self.ui.presetBox)}")
+
+    def put_method(self, spec: str) -> None:
+        """Another method or preset: its own values, none of the old ones."""
+        if self.node is not None and spec != self.node.method:
+            self.node.values, self.node.method = "{}", spec
+            self.refresh()
+
+    def parameter_changed(self, name: str, value) -> None:
+        """Keep what differs from the preset."""
+        values, preset = json.loads(self.node.values or "{}"), self.logic.methods.preset_values(self.node.method)
+        values.pop(name, None)
+        if plain(value) != plain(preset[name]):
+            values[name] = value
+        self.node.values = json.dumps(values)
+        self.say("", "")
+        self.show_method()
+
+    def reset(self) -> None:
+        self.node.values = "{}"
+        self.show_method()
+
+    def device_chosen(self) -> None:
+        self.put("device", self.chosen(self.ui.deviceBox))
+
+    def segments_chosen(self) -> None:
+        for name in ("fixedMaskSegment", "movingMaskSegment"):
+            self.put(name, self.chosen(getattr(self.ui, f"{name}Box")))
+
+    def copy_citation(self, link=None) -> None:
+        slicer.app.clipboard().setText(self.logic.methods.bibtex(self.node.method))
+        self.say("done", _("The references were copied as BibTeX."))
+
+    # --------------------------------------------------------------------------------------------------------------- run
+
+    def apply_or_cancel(self) -> None:
+        if self.running:
+            self.cancel()
+        else:
+            self.start(self.choices())
+
+    def start(self, choices: Choices) -> None:
+        """Start a run; everything that stands in the way is one sentence in the status line."""
+        self.placing.stop()
+        self.ui.offersWidget.visible = self.ui.nextWidget.visible = False
+        self.ui.logEdit.plainText = ""
+        self.say("", "")
+        try:
+            self.logic.ensure_torch()
+            self.show_devices()
+            self.run = self.logic.start(choices, self.on_event)
+        except InputError as error:
+            self.say("error", str(error))
+            return
+        self.show_running(True)
+        self.ui.stageLabel.text = _("Preparing")
+        self.panel.wake()
+
+    def cancel(self) -> None:
+        self.ui.stageLabel.text = _("Stopping")
+        self.run.cancel()
+        self.panel.wake()
+
+    def again(self, offer: str) -> None:
+        """Run once more as offered after a failure."""
+        choices = self.run.choices
+        if offer == "cpu":
+            self.put("device", "cpu")
+            self.start(choices.with_(device="cpu"))
+        else:
+            self.start(choices.with_(half_resolution=True))
+
+    def continue_run(self) -> None:
+        """The last result becomes the start of a run with the settings that are chosen now."""
+        main = self.node.result
+        if not is_record(main):
+            self.say("error", _("The last result is not in the scene any more; press Apply to register anew."))
+            return
+        self.start(self.choices().with_(start=main, start_by_node=True))
+
+    def to_quality(self) -> None:
+        self.panel.open("quality")
+
+    # ------------------------------------------------------------------------------------------------------------ events
+
+    def on_event(self, run, event: dict) -> None:
+        """Called by the logic from the panel's timer, on the main thread."""
+        kind = event["event"]
+        if kind == "progress":
+            self.show_progress(event)
+        elif kind == "log":
+            self.log(", ".join(f"{name} {value:.5g}" for name, value in event["figures"].items()))
+        elif kind == "hello":
+            self.show_devices()
+        elif kind in ("done", "failed", "cancelled"):
+            self.ended(run, event)
+
+    def show_progress(self, event: dict) -> None:
+        self.ui.progressBar.value = round(1000 * event["share"])
+        parts = [event["text"][:1].upper() + event["text"][1:]]
+        if event.get("steps"):
+            parts.append(_("iteration {step} of {steps}").format(step=event["step"], steps=event["steps"]))
+        if event.get("seconds_left") is not None:
+            parts.append(_("{time} left").format(time=duration(event["seconds_left"])))
+        self.ui.stageLabel.text = ", ".join(part for part in parts if part)
+        if event["text"] != self.stages:
+            self.stages = event["text"]
+            self.log(event["text"])
+
+    def ended(self, run, event: dict) -> None:
+        """Show the sentence of the end, with what can be done next."""
+        if run is not self.run:
+            return
+        self.show_running(False)
+        kind = {"done": "done", "failed": "error", "cancelled": "warning"}[event["event"]]
+        self.say(kind, event["message"])
+        self.log(event["message"])
+        for offer, name in OFFERS.items():
+            getattr(self.ui, name).visible = offer in event.get("offers", ())
+        self.ui.offersWidget.visible = bool(event.get("offers"))
+        self.ui.nextWidget.visible = event["event"] == "done"
+        if event["event"] == "done" and self.node is not None:
+            self.node.result = run.main
+        self.show_devices()
+        self.panel.later.start()
+
+    def log(self, line: str) -> None:
+        if line:
+            self.ui.logEdit.appendPlainText(line)
+
+    def show_running(self, running: bool) -> None:
+        """Apply or Cancel, with or without the progress."""
+        self.ui.applyButton.text = _("Cancel") if running else _("Apply")
+        self.ui.progressWidget.visible = running
+        self.ui.progressBar.value = 0
+        for name in ("inputsBox", "guidesBox", "methodBox", "advancedBox", "outputsBox"):
+            getattr(self.ui, name).enabled = not running
+        if self.node is not None:
+            self.show_readiness()
+
+    def show_devices(self) -> None:
+        """The device line, from the running worker where there is one and from the package's metadata otherwise."""
+        self.ui.deviceLabel.text = self.logic.device_line()
+        if self.node is not None:
+            self.fill(self.ui.deviceBox, self.logic.devices(), self.node.device)
+
+    def left(self) -> None:
+        self.placing.stop()
+
+    def tick(self) -> bool:
+        return self.running
+
+    def close(self) -> None:
+        self.placing.stop()
+        self.placing.removeObservers()
+        self.show_running(False)
+
+    def scene_closed(self) -> None:
+        self.ui.offersWidget.visible = self.ui.nextWidget.visible = False
+
+
+def about(entry: dict) -> str:
+    """Summary, assumptions and failure modes of a method for a tooltip."""
+    parts = [f"<p>{entry['summary']}</p>"]
+    for title, key in ((_("Assumes"), "assumptions"), (_("Fails with"), "failure_modes")):
+        if entry.get(key):
+            parts.append(f"<p>{title}:</p><ul>" + "".join(f"<li>{text}</li>" for text in entry[key]) + "</ul>")
+    return "".join(parts)

@@ -1,0 +1,36 @@
+"""Nodes under the transforms of a result, and out again: a node's own linear placement stays what it was."""
+
+from __future__ import annotations
+
+from . import outputs
+
+PLACEMENT = "DeepRegistration.placement"
+"""Attribute of the node that holds the placement which a node had before it was put under a result."""
+
+
+def parents_of(node) -> list[str]:
+    """IDs of the transform nodes above a node, the nearest first."""
+    found, parent = [], node.GetParentTransformNode()
+    while parent is not None:
+        found.append(parent.GetID())
+        parent = parent.GetParentTransformNode()
+    return found
+
+
+def put_under(node, transforms: dict):
+    """Put ``node`` under ``transforms['linear']`` (see ``outputs.apply_to``) unless it is there; returns its parent transform node."""
+    linear = transforms["linear"]
+    if linear.GetID() not in parents_of(node):
+        outputs.apply_to(node, transforms)
+        parent = node.GetParentTransformNode()
+        if parent is not linear:
+            parent.SetAttribute(PLACEMENT, node.GetID())
+    return node.GetParentTransformNode()
+
+
+def take_out(node, parent) -> None:
+    """Put ``node`` back under ``parent`` (None: under none), and remove the placement node that was made for it."""
+    between = node.GetParentTransformNode()
+    node.SetAndObserveTransformNodeID(None if parent is None else parent.GetID())
+    if between is not None and between is not parent and between.GetAttribute(PLACEMENT) == node.GetID():
+        node.GetScene().RemoveNode(between)

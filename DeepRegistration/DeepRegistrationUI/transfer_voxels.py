@@ -1,0 +1,208 @@
+"""What of the scene is made of voxels, as values for the worker, and the worker's answers as nodes again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from DeepRegistrationLib import exchange
+from DeepRegistrationLib.errors import InputError
+
+from . import mrml
+from .quality_images import write_volume
+
+BINARY, SURFACE = "Binary labelmap", "Closed surface"
+
+
+def kind_of(node) -> str:
+    """'volume', 'labels', 'segmentation' (of voxels) or 'shape' (points); InputError for what no registration can carry."""
+    if node is None or node.GetScene() is None:
+        raise InputError("a node that is to be carried is not in the scene any more; choose again")
+    if node.IsA("vtkMRMLLabelMapVolumeNode"):
+        return "labels"
+    if node.IsA("vtkMRMLScalarVolumeNode"):
+        return "volume"
+    if node.IsA("vtkMRMLSegmentationNode"):
+        source = node.GetSegmentation().GetSourceRepresentationName()
+        if node.GetSegmentation().GetNumberOfSegments() == 0:
+            raise InputError(f"segmentation '{node.GetName()}' has no segment; draw or import at least one")
+        if source not in (BINARY, SURFACE):
+            raise InputError(f"segmentation '{node.GetName()}' is stored as '{source}'; convert its source to a binary labelmap or a closed surface")
+        return "segmentation" if source == BINARY else "shape"
+    if not node.IsA("vtkMRMLTransformableNode") or node.IsA("vtkMRMLTransformNode") or node.IsA("vtkMRMLVolumeNode"):
+        raise InputError(f"'{node.GetName()}' is a {node.GetNodeTagName()}, which cannot be carried; choose a segmentation, label map, volume, "
+                         "markups or model")
+    return "shape"
+
+
+def task_of(node, outside_nan: bool = False):
+    """What the worker has to do for ``node``: a task with ``name``, ``inputs`` and ``add(scene, answers, name)``; None for points."""
+    kind = kind_of(node)
+    if kind == "shape":
+        return None
+    return {"volume": VolumeTask, "labels": LabelsTask, "segmentation": SegmentationTask}[kind].of(node, outside_nan)
+
+
+def inverted(parts) -> tuple:
+    """The parts of the inverse of a transform; dense ones are inverted by the worker."""
+    flipped = []
+    for part in reversed(parts):
+        if isinstance(part, exchange.Matrix):
+            flipped.append(exchange.Matrix(np.linalg.inv(part.matrix)))
+        else:
+            flipped.append(exchange.Lattice(part.vectors, part.grid, not part.inverted))
+    return tuple(flipped)
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeTask:
+    """Intensities, read linearly; whole numbers stay whole numbers unless there must be NaN outside."""
+
+    name: str
+    display: object
+    kind: np.dtype
+    inputs: list
+
+    @classmethod
+    def of(cls, node, outside_nan: bool) -> "VolumeTask":
+        values = mrml.array_of(node)
+        values = np.moveaxis(values, -1, 0) if values.ndim == 4 else values
+        kind = np.dtype(np.float32) if outside_nan and values.dtype.kind != "f" else values.dtype
+        volume = exchange.Volume(values, mrml.grid_of(node), node.GetName())
+        outside = "nan" if outside_nan else "zero"
+        return cls(node.GetName(), _kept_display(node), kind, [{"value": volume, "interpolation": "linear", "outside": outside}])
+
+    def add(self, scene, answers, name: str):
+        """A volume node with the display of the original."""
+        values, grid = np.asarray(answers[0].array), answers[0].grid
+        if self.kind.kind in "iu" and values.dtype.kind == "f":
+            values = np.rint(values)
+        values = values.astype(self.kind)
+        if values.ndim == 3:
+            node = write_volume(scene, values, grid, scene.GenerateUniqueName(name))
+        else:
+            node = scene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", scene.GenerateUniqueName(name))
+            node.SetAndObserveImageData(mrml._image_data(np.moveaxis(values, 0, -1)))
+            node.SetIJKToRASMatrix(mrml._vtk_matrix(mrml.FLIP @ grid.affine))
+            node.CreateDefaultDisplayNodes()
+        return _look_alike(node, self.display)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelsTask:
+    """A label map, read by nearest neighbour."""
+
+    name: str
+    display: object
+    kind: np.dtype
+    inputs: list
+
+    @classmethod
+    def of(cls, node, outside_nan: bool) -> "LabelsTask":
+        values = mrml.array_of(node)
+        if values.ndim != 3 or (values.dtype.kind == "f" and not np.array_equal(values, np.round(values))):
+            raise InputError(f"'{node.GetName()}' is no label map (it has channels or fractions); choose a label map or a segmentation")
+        whole = values if values.dtype.kind in "iu" else values.astype(np.int32)
+        labels = exchange.LabelMap(whole, mrml.grid_of(node), name=node.GetName())
+        return cls(node.GetName(), _kept_display(node), values.dtype, [{"value": labels}])
+
+    def add(self, scene, answers, name: str):
+        """A label map node with the colours of the original."""
+        node = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", scene.GenerateUniqueName(name))
+        node.SetAndObserveImageData(mrml._image_data(np.ascontiguousarray(answers[0].array).astype(self.kind)[..., None]))
+        node.SetIJKToRASMatrix(mrml._vtk_matrix(mrml.FLIP @ answers[0].grid.affine))
+        node.CreateDefaultDisplayNodes()
+        return _look_alike(node, self.display)
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentationTask:
+    """A segmentation of voxels: one label map for each layer, so that segments that overlap stay whole."""
+
+    name: str
+    display: object
+    segmentation: object
+    layers: list
+    inputs: list
+
+    @classmethod
+    def of(cls, node, outside_nan: bool) -> "SegmentationTask":
+        import slicer
+
+        segmentation = slicer.vtkSegmentation()
+        segmentation.DeepCopy(node.GetSegmentation())
+        layers, inputs = [], []
+        for n in range(segmentation.GetNumberOfLayers(BINARY)):
+            values, grid = layer_of(segmentation.GetLayerDataObject(n, BINARY), mrml._to_world(node))
+            if values.size:
+                layers.append(tuple(segmentation.GetSegmentIDsForLayer(n, BINARY)))
+                inputs.append({"value": exchange.LabelMap(values, grid, name=f"{node.GetName()} {n}")})
+        if not layers:
+            raise InputError(f"segmentation '{node.GetName()}' has no voxels; draw or import at least one segment")
+        return cls(node.GetName(), _kept_display(node), segmentation, layers, inputs)
+
+    def add(self, scene, answers, name: str):
+        """A segmentation node: the same segments with their names, colours and layers on the voxels of the answers."""
+        import slicer
+
+        node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", scene.GenerateUniqueName(name))
+        segmentation, grid = node.GetSegmentation(), answers[0].grid
+        matrix = mrml._vtk_matrix(mrml.FLIP @ grid.affine)
+        segmentation.DeepCopy(self.segmentation)
+        segmentation.SetSourceRepresentationName(BINARY)
+        for identifier in segmentation.GetSegmentIDs():
+            segmentation.GetSegment(identifier).RemoveRepresentation(SURFACE)
+        for identifiers, answer in zip(self.layers, answers):
+            image = slicer.vtkOrientedImageData()
+            image.ShallowCopy(mrml._image_data(np.ascontiguousarray(answer.array)[..., None]))
+            image.SetGeometryFromImageToWorldMatrix(matrix)
+            for identifier in identifiers:
+                segmentation.GetSegment(identifier).AddRepresentation(BINARY, image)
+        converter = slicer.vtkSegmentationConverter
+        geometry = converter.SerializeImageGeometry(matrix, [limit for n in grid.size for limit in (0, n - 1)])
+        segmentation.SetConversionParameter(converter.GetReferenceImageGeometryParameterName(), geometry)
+        node.CreateDefaultDisplayNodes()
+        return _look_alike(node, self.display)
+
+
+def layer_of(image, to_world: np.ndarray):
+    """(values (z, y, x) of whole numbers, Grid LPS) of a layer, a vtkOrientedImageData whose extent may start anywhere; ``to_world`` (4, 4)
+    RAS is the placement of the segmentation. An empty layer has no values and no grid."""
+    import vtk
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    from DeepRegistrationLib.geometry import Grid
+
+    scalars = None if image is None else image.GetPointData().GetScalars()
+    if scalars is None or scalars.GetNumberOfTuples() == 0:
+        return np.zeros(0, np.uint8), None
+    matrix, start = vtk.vtkMatrix4x4(), np.array(image.GetExtent()[::2], float)
+    image.GetImageToWorldMatrix(matrix)
+    affine = mrml.FLIP @ to_world @ mrml._numpy(matrix)
+    affine[:3, 3] = affine[:3, :3] @ start + affine[:3, 3]
+    shape = image.GetDimensions()[::-1]
+    return vtk_to_numpy(scalars).reshape(shape), Grid(shape, affine)
+
+
+def _kept_display(node):
+    """A detached copy of a node's display node, None where it has none."""
+    display = node.GetDisplayNode()
+    if display is None:
+        return None
+    copy = display.NewInstance()
+    copy.UnRegister(None)
+    copy.CopyContent(display, True)
+    copy.SetAttribute("DeepRegistration.colors", display.GetColorNodeID() or "")
+    return copy
+
+
+def _look_alike(node, display):
+    """Give ``node`` the display of the original."""
+    if display is not None and node.GetDisplayNode() is not None:
+        node.GetDisplayNode().CopyContent(display, True)
+        colors = display.GetAttribute("DeepRegistration.colors")
+        node.GetDisplayNode().RemoveAttribute("DeepRegistration.colors")
+        if colors and node.GetScene().GetNodeByID(colors) is not None:
+            node.GetDisplayNode().SetAndObserveColorNodeID(colors)
+    return node

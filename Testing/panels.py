@@ -1,0 +1,168 @@
+"""What the tests of the panel share: the module in the stand-in of the application, small volumes, a runner that follows a script."""
+
+import ctypes
+import sys
+import time
+
+import numpy as np
+import pytest
+from harness.fixtures import application, no_slot_errors, scene  # noqa: F401
+from harness.fixtures import panel as module_panel  # noqa: F401
+
+from DeepRegistrationLib.geometry import Grid
+
+if sys.version_info < (3, 12):  # PySide takes a reference away with each signal that carries one of these; later Pythons do not count theirs
+    for constant in (None, True, False):
+        ctypes.c_ssize_t.from_address(id(constant)).value += 1 << 40
+
+
+@pytest.fixture
+def slicer(application, scene):
+    """The stand-in of the application, with an empty scene."""
+    return application
+
+
+@pytest.fixture
+def panel(slicer, module_panel):
+    """The panel of a module that is shown in an empty scene."""
+    return module_panel("DeepRegistration").panel
+
+
+@pytest.fixture
+def pair(slicer, panel):
+    """The panel with a chosen pair of small volumes and a runner that follows a script."""
+    panel.logic._runner = ScriptedRunner()
+    panel.node.fixedVolume, panel.node.movingVolume = volume(slicer, "fixed"), volume(slicer, "moving", shift=1)
+    settle(slicer)
+    return panel
+
+
+def volume(slicer, name: str, shape=(10, 12, 14), shift: int = 0, channels: int = 0):
+    """A smooth blob of a few voxels' width as a scalar (or colour) volume."""
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    values = 100 * np.exp(-4 * ((x - 0.2 * shift) ** 2 + (y + 0.1 * shift) ** 2 + z**2)) + 10 * np.cos(5 * x) * np.cos(4 * y + z)
+    values = values.astype(np.float32)
+    kind = "vtkMRMLVectorVolumeNode" if channels else None
+    if channels:
+        values = np.repeat(values[..., None], channels, -1)
+    return slicer.util.addVolumeFromArray(values, name=name, nodeClassName=kind)
+
+
+def segmentation(slicer, reference, name: str, shift: int = 0):
+    """One segment 'box' in the middle of a volume."""
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(reference)
+    image = slicer.vtkOrientedImageData()
+    shape = slicer.util.arrayFromVolume(reference).shape
+    image.SetDimensions(shape[::-1])
+    image.AllocateScalars(3, 1)
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    array = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(shape)
+    array[:] = 0
+    array[3:7, 3:8, 4 + shift : 9 + shift] = 1
+    node.AddSegmentFromBinaryLabelmapRepresentation(image, "box")
+    return node
+
+
+def landmarks(slicer, name: str, points):
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", name)
+    for point in points:
+        node.AddControlPoint(*point)
+    return node
+
+
+def settle(slicer) -> None:
+    """Let single-shot timers of the panel fire."""
+    for _ in range(4):
+        slicer.app.processEvents()
+
+
+def wait_until(slicer, condition, seconds: float = 60.0) -> float:
+    """Run the event loop until ``condition()``; the seconds that it took."""
+    began = time.perf_counter()
+    while not condition():
+        assert time.perf_counter() - began < seconds, "the panel did not get there in time"
+        slicer.app.processEvents()
+        time.sleep(0.002)
+    return time.perf_counter() - began
+
+
+def choose(box, data) -> None:
+    """Choose the item of a combo box with ``data``, as a user does."""
+    index = next(k for k in range(box.count) if box.itemData(k) == data)
+    box.setCurrentIndex(index)
+
+
+def status(page) -> str:
+    """The sentence in the page's status line, '' where it is hidden."""
+    label = getattr(page.ui, f"{page.STATUS}StatusLabel")
+    assert "\n" not in label.text
+    return label.text if not getattr(page.ui, f"{page.STATUS}StatusWidget").isHidden() else ""
+
+
+class ScriptedJob:
+    """A job whose events are given by the test."""
+
+    def __init__(self, runner, request, on_event):
+        self.runner, self.request, self.on_event, self.result, self.cancelled, self.folder = runner, request, on_event, None, False, None
+
+    def cancel(self):
+        self.cancelled = True
+        self.runner.queue.append((self, {"event": "cancelled"}))
+
+    def discard(self):
+        self.result = None
+
+
+class ScriptedRunner:
+    """Follows a script instead of computing: ``say(event)`` gives the latest job an event at the next tick. ``refuses``: what submit raises."""
+
+    hello = None
+
+    def __init__(self):
+        self.jobs, self.queue, self.refuses, self.stopped = [], [], None, False
+
+    @property
+    def busy(self):
+        return bool(self.queue)
+
+    def submit(self, request, on_event=None):
+        if self.refuses is not None:
+            raise self.refuses
+        self.jobs.append(ScriptedJob(self, request, on_event))
+        return self.jobs[-1]
+
+    def say(self, event: str, **values):
+        self.queue.append((self.jobs[-1], {"event": event, **values}))
+
+    def tick(self):
+        queue, self.queue = self.queue, []
+        for job, event in queue:
+            job.result = event.get("result", job.result)
+            job.on_event(job, event)
+
+    def stop(self):
+        self.stopped = True
+
+
+def answer(request: dict) -> dict:
+    """A result of a register job: a small shift and a smooth deformation."""
+    from DeepRegistrationLib import exchange
+
+    grid: Grid = request["fixed"].grid
+    matrix = np.eye(4)
+    matrix[0, 3] = 1.5
+    vectors = np.zeros((*grid.shape, 3), np.float32)
+    vectors[2:-2, 2:-2, 2:-2, 1] = 0.4
+    back = np.eye(4)
+    back[0, 3] = -1.5
+    zeros = np.zeros(grid.shape, np.float32)
+    rows = [{"name": "Correlation", "structure": "", "unit": "-1 to 1", "before": 0.5, "value": 0.9},
+            {"name": "Folded voxels", "structure": "", "unit": "%", "before": None, "value": 0.0}]
+    made = {"inverse": [exchange.Lattice(-vectors, grid), exchange.Matrix(back)], "warped": exchange.Volume(zeros, grid, "warped"),
+            "log_jacobian": exchange.Volume(zeros, grid, "log-Jacobian"), "folds": exchange.LabelMap(zeros.astype(np.uint8), grid, ((1, "folds"),))}
+    return {"transform": [exchange.Matrix(matrix), exchange.Lattice(vectors, grid)], "metrics": rows, "scalars": {"cost": 1.0},
+            "history": [{"cost": 2.0}, {"cost": 1.0}], "provenance": {"seed": 0}, "previews": {"count": 0, "share_of_time": 0.0},
+            **{name: made[name] for name in request["outputs"]}}

@@ -1,0 +1,243 @@
+"""The panel before and around a run: start-up, parameter node both ways, what is missing, methods and parameters, landmarks, life cycle."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("PySide6")
+pytest.importorskip("slicer")
+
+from panels import (  # noqa: E402, F401
+    ScriptedRunner, application, choose, landmarks, module_panel, no_slot_errors, pair,
+    panel, scene, segmentation, settle, slicer, status, volume)
+
+START = """
+import sys, time
+sys.path[:0] = [{testing!r}, {package!r}]
+from harness.application import install, load
+install()
+took = []
+for _ in range(3):
+    began = time.process_time()
+    widget = load({module!r}).createNewWidgetRepresentation()
+    widget.show_module(True)
+    took.append(time.process_time() - began)
+    widget.show_module(False)
+    widget.self().cleanup()
+print('torch' in sys.modules, min(took))
+"""
+
+
+def test_starts_at_once_and_without_torch():
+    root = Path(__file__).resolve().parents[1]
+    package = root / "DeepRegistration"
+    code = START.format(testing=str(root / "Testing"), package=str(package), module=str(package / "DeepRegistration.py"))
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), timeout=120)
+    torch, seconds = answer.stdout.split()[-2:]
+    assert torch == "False", answer.stderr
+    assert float(seconds) < 0.3, f"the panel took {seconds} s of processor time"
+
+
+# ------------------------------------------------------------------------------------------------------- parameter node
+
+
+def test_parameter_node_both_ways(slicer, pair):
+    ui, node = pair.page("register").ui, pair.node
+    assert ui.fixedSelector.currentNode() is node.fixedVolume
+    other = volume(slicer, "other")
+    ui.fixedSelector.setCurrentNode(other)
+    assert node.fixedVolume is other
+    for box, name in (("inverseBox", "inverse"), ("foldsBox", "folds"), ("iterationsBox", "iterations"), ("liveBox", "live")):
+        getattr(ui, box).checked = not getattr(ui, box).checked
+        assert getattr(node, name) == getattr(ui, box).checked
+        setattr(node, name, not getattr(node, name))
+        assert getattr(node, name) == getattr(ui, box).checked
+    node.seed = 7
+    assert ui.seedSpinBox.value == 7
+    ui.prefixEdit.text = "Day 2"
+    assert node.prefix == "Day 2"
+
+
+def test_selectors_of_several_classes_both_ways(slicer, pair):
+    ui, node = pair.page("register").ui, pair.node
+    first = segmentation(slicer, node.fixedVolume, "first")
+    ui.fixedMaskSelector.setCurrentNode(first)
+    settle(slicer)
+    assert node.fixedMask is first
+    assert [ui.fixedMaskSegmentBox.itemText(k) for k in range(ui.fixedMaskSegmentBox.count)] == ["All segments", "box"]
+    choose(ui.fixedMaskSegmentBox, "box" if ui.fixedMaskSegmentBox.itemData(1) == "box" else ui.fixedMaskSegmentBox.itemData(1))
+    assert node.fixedMaskSegment == ui.fixedMaskSegmentBox.itemData(1)
+    node.fixedMask = None
+    settle(slicer)
+    assert ui.fixedMaskSelector.currentNode() is None and not ui.fixedMaskSegmentBox.enabled
+
+
+def test_choices_are_saved_with_the_scene(slicer, pair):
+    pair.node.method, pair.node.prefix, pair.node.threads = "affine:rigid", "Saved", 2
+    again = pair.logic.getParameterNode()
+    assert (again.method, again.prefix, again.threads) == ("affine:rigid", "Saved", 2)
+    assert again.parameterNode.GetParameter("method") == "affine:rigid"
+
+
+# ---------------------------------------------------------------------------------------------------- what is missing
+
+
+def test_apply_says_what_is_missing(slicer, panel):
+    page = panel.page("register")
+    assert not page.ui.applyButton.enabled
+    assert page.ui.missingLabel.text == "Choose a fixed and a moving volume." == page.ui.applyButton.toolTip
+    panel.node.fixedVolume = volume(slicer, "brain")
+    settle(slicer)
+    assert page.ui.missingLabel.text == "Choose a moving volume."
+    panel.node.movingVolume = panel.node.fixedVolume
+    settle(slicer)
+    assert "'brain' is both the fixed and the moving volume" in page.ui.missingLabel.text and not page.ui.applyButton.enabled
+    panel.node.movingVolume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "hollow")
+    settle(slicer)
+    assert "'hollow' holds no voxels" in page.ui.missingLabel.text
+    panel.node.movingVolume = volume(slicer, "brain 2")
+    settle(slicer)
+    assert page.ui.applyButton.enabled and page.ui.missingLabel.isHidden()
+
+
+def test_guides_come_in_pairs(slicer, pair):
+    page, node = pair.page("register"), pair.node
+    node.fixedLandmarks = landmarks(slicer, "F", [(0, 0, 0), (1, 1, 1)])
+    settle(slicer)
+    assert page.ui.missingLabel.text == "Choose the moving landmarks too, or none at all."
+    node.movingLandmarks = landmarks(slicer, "M", [(0, 0, 0)])
+    settle(slicer)
+    assert "2 fixed and 1 moving landmarks" in page.ui.missingLabel.text and "place 1 more moving" in page.ui.landmarksLabel.text
+    node.movingLandmarks.AddControlPoint(1, 2, 1)
+    settle(slicer)
+    assert page.ui.applyButton.enabled and "2 landmark pairs guide" in page.ui.landmarksLabel.text
+
+
+def test_a_start_by_node_needs_a_node(slicer, pair):
+    page = pair.page("register")
+    page.ui.startBox.setCurrentIndex(page.ui.startBox.count - 1)
+    settle(slicer)
+    assert page.ui.startTransformSelector.enabled and "Choose the transform to start from" in page.ui.missingLabel.text
+    pair.node.startTransform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode", "start")
+    settle(slicer)
+    assert page.ui.applyButton.enabled
+    assert page.choices().start is pair.node.startTransform
+
+
+# ------------------------------------------------------------------------------------------------ method and parameters
+
+
+def test_task_method_and_preset(slicer, pair):
+    page, methods = pair.page("register"), pair.logic.methods
+    assert page.chosen(page.ui.methodNameBox) == "instance-optimisation" and page.chosen(page.ui.presetBox) == "default"
+    choose(page.ui.taskBox, "linear alignment")
+    assert pair.node.method == "affine:default"
+    choose(page.ui.presetBox, "rigid")
+    assert pair.node.method == "affine:rigid" and methods.split("affine:rigid")[0]["presets"]["rigid"]["help"] in page.ui.presetLabel.text
+    assert "19" in page.ui.citationLabel.text or "20" in page.ui.citationLabel.text
+    page.ui.citationLabel.linkActivated.emit("bibtex")
+    assert "@article" in slicer.app.clipboard().text() and "BibTeX" in status(page)
+
+
+def test_every_parameter_has_its_widget(slicer, pair):
+    page = pair.page("register")
+    for identifier, entry in pair.logic.methods.entries.items():
+        for preset in entry["presets"]:
+            page.put_method(f"{identifier}:{preset}")
+            assert set(page.form.entries) == {p["name"] for p in entry["parameters"]}
+            assert pair.node.values == "{}", f"showing {identifier}:{preset} changed a value"
+        for info in entry["parameters"]:
+            widget = page.form.entries[info["name"]]
+            assert info["help"] in widget.toolTip
+            if info["unit"] and info["type"] in ("int", "float"):
+                assert widget.suffix == f" {info['unit']}"
+
+
+def test_changed_parameters_and_reset(slicer, pair):
+    page = pair.page("register")
+    page.ui.advancedBox.collapsed = False
+    page.put_method("instance-optimisation:fast")
+    entries, labels = page.form.entries, page.form.labels
+    levels = entries["factors"].text
+    entries["elastic"].value = 1.5
+    entries["symmetric"].checked = True
+    entries["similarity"].setCurrentIndex(entries["similarity"].findText("mind"))
+    entries["factors"].text = "9, 4; 2"
+    entries["factors"].editingFinished.emit()
+    assert json.loads(pair.node.values) == {"elastic": 1.5, "symmetric": True, "similarity": "mind", "factors": [9.0, 4.0, 2.0]}
+    assert labels["elastic"].font.bold() and not labels["window"].font.bold()
+    assert page.choices().values["factors"] == [9.0, 4.0, 2.0]
+    entries["elastic"].value = pair.logic.methods.preset_values(pair.node.method)["elastic"]
+    assert "elastic" not in json.loads(pair.node.values), "a value of the preset is no change"
+    page.ui.resetButton.click()
+    assert pair.node.values == "{}" and entries["factors"].text == levels and not labels["symmetric"].font.bold()
+
+
+@pytest.mark.parametrize("text, expected", [("a, b", "numbers separated by commas"), ("", "numbers separated by commas"), ("0.1, 2", "1 to 64")])
+def test_lists_that_cannot_be_read(slicer, pair, text, expected):
+    page = pair.page("register")
+    entry = page.form.entries["factors"]
+    levels = entry.text
+    entry.text = text
+    entry.editingFinished.emit()
+    assert expected in status(page) and entry.text == levels and pair.node.values == "{}"
+
+
+def test_a_method_of_another_version(slicer, pair):
+    pair.node.method = "gone:default"
+    settle(slicer)
+    assert pair.node.method == "instance-optimisation:default" and "'gone' is not in this version" in status(pair.page("register"))
+
+
+# ----------------------------------------------------------------------------------------------------------- landmarks
+
+
+def test_placing_landmarks(slicer, pair):
+    ui, node = pair.page("register").ui, pair.node
+    interaction = slicer.app.applicationLogic().GetInteractionNode()
+    ui.guidesBox.collapsed = False
+    ui.placeFixedButton.click()
+    assert node.fixedLandmarks is not None and interaction.GetCurrentInteractionMode() == interaction.Place
+    ui.placeMovingButton.click()
+    assert node.movingLandmarks is not None and not ui.placeFixedButton.checked
+    assert interaction.GetCurrentInteractionMode() == interaction.Place
+    ui.placeMovingButton.click()
+    assert interaction.GetCurrentInteractionMode() == interaction.ViewTransform
+    ui.placeMovingButton.click()
+    pair.leave()
+    assert interaction.GetCurrentInteractionMode() == interaction.ViewTransform and not ui.placeMovingButton.checked
+
+
+# ---------------------------------------------------------------------------------------------------- sections and life
+
+
+def test_one_section_is_open(slicer, panel):
+    for name in ("transfer", "quality", "compare", "batch", "register"):
+        panel.buttons[name].click()
+        assert [other for other, button in panel.buttons.items() if not button.collapsed] == [name]
+
+
+def test_scene_closed(slicer, pair):
+    old = pair.node
+    for name in ("transfer", "quality", "compare", "batch"):
+        pair.open(name)
+    slicer.mrmlScene.Clear(0)
+    settle(slicer)
+    assert pair.node is not None and pair.node is not old
+    assert pair.node.fixedVolume is None and not pair.page("register").ui.applyButton.enabled
+    pair.node.fixedVolume, pair.node.movingVolume = volume(slicer, "a"), volume(slicer, "b")
+    settle(slicer)
+    assert pair.page("register").ui.applyButton.enabled
+
+
+def test_cleanup_leaves_nothing(slicer, panel):
+    panel.logic._runner = runner = ScriptedRunner()
+    panel.cleanup()
+    assert runner.stopped and not panel.timer.active and panel.node is None and not panel.Observations
+    slicer.mrmlScene.Clear(0)
+    volume(slicer, "later")
+    settle(slicer)
