@@ -6,6 +6,7 @@ from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import ScriptedLoadableModule, ScriptedLoadableModuleTest, ScriptedLoadableModuleWidget
 
+from DeepRegistrationUI import sampledata
 from DeepRegistrationUI.logic import DeepRegistrationLogic
 
 __all__ = ["DeepRegistration", "DeepRegistrationLogic", "DeepRegistrationTest", "DeepRegistrationWidget"]
@@ -24,6 +25,7 @@ class DeepRegistration(ScriptedLoadableModule):
             "Align two volumes, watch it happen, carry segmentations and landmarks across and check the quality. "
             "Choose a fixed and a moving volume and press Apply. Not for clinical use.")
         self.parent.acknowledgementText = _("Every method names the publications that it follows; cite them.")
+        slicer.app.connect("startupCompleted()", sampledata.register)
 
 
 class DeepRegistrationWidget(ScriptedLoadableModuleWidget):

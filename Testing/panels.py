@@ -1,7 +1,5 @@
 """What the tests of the panel share: the module in the stand-in of the application, small volumes, a runner that follows a script."""
 
-import ctypes
-import sys
 import time
 
 import numpy as np
@@ -10,11 +8,6 @@ from harness.fixtures import application, no_slot_errors, scene  # noqa: F401
 from harness.fixtures import panel as module_panel  # noqa: F401
 
 from DeepRegistrationLib.geometry import Grid
-
-if sys.version_info < (3, 12):  # PySide takes a reference away with each signal that carries one of these; later Pythons do not count theirs
-    for constant in (None, True, False):
-        ctypes.c_ssize_t.from_address(id(constant)).value += 1 << 40
-
 
 @pytest.fixture
 def slicer(application, scene):
@@ -106,14 +99,15 @@ class ScriptedJob:
     """A job whose events are given by the test."""
 
     def __init__(self, runner, request, on_event):
-        self.runner, self.request, self.on_event, self.result, self.cancelled, self.folder = runner, request, on_event, None, False, None
+        self.runner, self.request, self.on_event, self.result = runner, request, on_event, None
+        self.cancelled, self.discarded, self.folder = False, False, None
 
     def cancel(self):
         self.cancelled = True
         self.runner.queue.append((self, {"event": "cancelled"}))
 
     def discard(self):
-        self.result = None
+        self.result, self.discarded = None, True
 
 
 class ScriptedRunner:

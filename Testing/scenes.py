@@ -79,7 +79,7 @@ def inner_points(grid, n=60, seed=1, margin=0.1):
 def linear_node(scene, matrix_lps, name="linear"):
     """A node that moves data by ``matrix_lps`` (to parent)."""
     node = scene.AddNewNodeByClass("vtkMRMLTransformNode", name)
-    node.SetMatrixTransformToParent(mrml._vtk_matrix(mrml.FLIP @ matrix_lps @ mrml.FLIP))
+    node.SetMatrixTransformToParent(mrml.vtk_matrix(mrml.FLIP @ matrix_lps @ mrml.FLIP))
     return node
 
 

@@ -115,7 +115,7 @@ def test_options_that_cannot_be_used(files, cli, toy, tmp_path, options, words):
 
 def test_no_overlap_is_said_with_its_remedy(files, cli, toy, tmp_path):
     answer = cli("register", "--fixed", files["fixed"], "--moving", files["far"], "--method", toy, "--init", "header", "--out", tmp_path / "out")
-    assert "do not overlap" in answer.sentence() and "--init moments" in answer.sentence()
+    assert "do not overlap" in answer.sentence() and "(moments)" in answer.sentence()
 
 
 @pytest.mark.parametrize("kind, words", [

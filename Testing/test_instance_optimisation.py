@@ -111,7 +111,8 @@ def test_guides_help(model, symmetric, kind):
 @pytest.mark.parametrize("values, word", [
     ({"iterations": (5,)}, "one count per level"), ({"iterations": (0, 0)}, "no step at all"), ({"factors": (1, 2)}, "coarse to fine"),
     ({"model": "bspline", "symmetric": True}, "no exact inverse"), ({"similarity": "mi", "symmetric": True}, "symmetric form compares"),
-    ({"similarity": "ngf", "model": "greedy"}, "steer the similarities"), ({"model": "spline"}, "expected one of"), ({"similarity": "nmi"}, "expected one of"), ({"limit": 9.0}, "from 0.05 to 4")])
+    ({"similarity": "ngf", "model": "greedy"}, "steer the similarities"),
+    ({"model": "spline"}, "expected one of"), ({"similarity": "nmi"}, "expected one of"), ({"limit": 9.0}, "from 0.05 to 4")])
 def test_what_does_not_fit_together_is_said(values, word):
     known = known_pair()
     guides = {"fixed_labels": known.fixed_labels, "moving_labels": known.moving_labels} if "steer" in word else {}

@@ -16,7 +16,7 @@ from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.transforms import Affine
 from DeepRegistrationUI import live_records, mrml, quality_maps, views
-from DeepRegistrationUI.live import LiveView, lattice_of_previews
+from DeepRegistrationUI.live import LiveView, lattice_of_previews, preview_request
 
 assert scene  # a fixture
 
@@ -67,7 +67,7 @@ def snapshot(scene):
     parents = {n.GetID(): n.GetTransformNodeID() for n in nodes if n.IsA("vtkMRMLTransformableNode")}
     layers = [(c.GetBackgroundVolumeID(), c.GetForegroundVolumeID(), c.GetLabelVolumeID(), c.GetForegroundOpacity(), c.GetLinkedControl())
               for c in views.composites(scene)]
-    places = [mrml._numpy(views._placement(n)[0]).tolist() for n in views.nodes_of(scene, views.SLICE)]
+    places = [mrml.matrix_values(views._placement(n)[0]).tolist() for n in views.nodes_of(scene, views.SLICE)]
     kept = ("vtkMRMLTableNode", "vtkMRMLPlotChartNode", "vtkMRMLPlotSeriesNode", "vtkMRMLProceduralColorNode", "vtkMRMLSubjectHierarchyNode")
     return {n.GetID() for n in nodes if n.GetClassName() not in kept}, parents, layers, places
 
@@ -75,10 +75,10 @@ def snapshot(scene):
 def test_a_refresh_is_one_event_and_the_map_of_the_preview(scene, pair):
     live = LiveView(*pair)
     moving, deformation = pair[1], live.nodes["deformation"]
-    inside, memory = counted(moving), mrml._vectors(deformation.GetTransformFromParentAs("vtkOrientedGridTransform")).ctypes.data
+    inside, memory = counted(moving), mrml.vectors_of(deformation.GetTransformFromParentAs("vtkOrientedGridTransform")).ctypes.data
     one = preview(live)
     assert live.show(one) and inside == [1]
-    assert mrml._vectors(deformation.GetTransformFromParentAs("vtkOrientedGridTransform")).ctypes.data == memory
+    assert mrml.vectors_of(deformation.GetTransformFromParentAs("vtkOrientedGridTransform")).ctypes.data == memory
     points = inner_points(live.lattice)
     expected = library_map(Affine(tilt()) @ bump(live.lattice), points)
     assert np.abs(scene_map(live.nodes["linear"], points) - expected).max() < 1e-4
@@ -219,7 +219,7 @@ def test_a_placed_moving_volume_is_shown_where_it_belongs(scene, pair):
 def test_one_slice_volumes(scene, normal):
     fixed, moving = (slice_node(scene, slice_grid(normal, angle), name) for angle, name in ((0.2, "fixed"), (0.25, "moving")))
     live = LiveView(fixed, moving)
-    request = live.preview_request()
+    request = preview_request(live.lattice)
     assert sorted(request["lattice"]["shape"])[0] == 1 and min(sorted(request["lattice"]["shape"])[1:]) > 10
     assert live.show(preview(live))
     points = inner_points(live.lattice)
@@ -261,7 +261,7 @@ def test_log_jacobian_marks_folds():
 
 
 def test_the_requested_lattice_covers_the_image(pair):
-    request, grid = LiveView(*pair, lattice_spacing=3.0).preview_request(), mrml.grid_of(pair[0])
+    request, grid = preview_request(LiveView(*pair, lattice_spacing=3.0).lattice), mrml.grid_of(pair[0])
     lattice = Grid(tuple(request["lattice"]["shape"]), request["lattice"]["affine"])
     assert np.abs(lattice.corners() - grid.corners()).max() < 1e-9
     assert lattice_of_previews(pair[0], 0.001).shape == grid.shape  # never finer than the voxels
@@ -308,8 +308,9 @@ def test_recorded_iterations_can_be_scrubbed(scene, pair, monkeypatch):
     browser, points = live.nodes["browser"], inner_points(live.lattice)
     count = browser.GetNumberOfItems()
     assert 4 <= count <= 8 and pair[1].GetTransformNodeID() is None
-    live.scrub()
-    assert pair[1].GetTransformNodeID() == live.nodes["linear"].GetID()
+    twin = live.scrub()
+    assert twin.GetTransformNodeID() == live.nodes["linear"].GetID() and twin.GetImageData() is pair[1].GetImageData()
+    assert pair[1].GetTransformNodeID() is None
     for item in (0, count - 1):
         browser.SetSelectedItemNumber(item)
         sequences.UpdateProxyNodesFromSequences(browser)

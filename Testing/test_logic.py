@@ -12,7 +12,7 @@ from panels import (  # noqa: E402, F401
 from DeepRegistrationLib.errors import InputError, RegistrationError  # noqa: E402
 from DeepRegistrationUI import records  # noqa: E402
 
-QUICK = {"iterations": [20, 10, 0]}
+QUICK = {"iterations": [20, 10, 0, 0]}
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def test_register_transfer_evaluate(slicer, logic):
     fixed, moving = volume(slicer, "fixed", (24, 24, 24)), volume(slicer, "moving", (24, 24, 24), shift=1)
     nodes = logic.register(fixed, moving, preset="affine:rigid", outputs=("warped", "inverse", "metrics"), name="First")
     assert {"linear", "warped", "inverse", "metrics"} <= set(nodes) and "log_jacobian" not in nodes
-    before = np.abs(slicer.util.arrayFromVolume(moving) - slicer.util.arrayFromVolume(fixed)).mean()
-    after = np.abs(slicer.util.arrayFromVolume(nodes["warped"]) - slicer.util.arrayFromVolume(fixed))[4:-4, 4:-4, 4:-4].mean()
+    before, after = (np.abs(slicer.util.arrayFromVolume(each) - slicer.util.arrayFromVolume(fixed))[4:-4, 4:-4, 4:-4].mean()
+                     for each in (moving, nodes["warped"]))
     assert after < 0.7 * before
     points = landmarks(slicer, "points", [(12.0, 12.0, 12.0)])
     there = logic.transfer([points], nodes, "fixed_to_moving")[0]

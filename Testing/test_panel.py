@@ -241,3 +241,19 @@ def test_cleanup_leaves_nothing(slicer, panel):
     slicer.mrmlScene.Clear(0)
     volume(slicer, "later")
     settle(slicer)
+
+
+def test_reload_ends_the_old_panel_and_makes_a_new_one(slicer, panel):
+    holder = slicer.modules.deepregistration.widgetRepresentation()
+    holder.show_module(True)
+    old, runner = holder.self(), ScriptedRunner()
+    old.logic._runner = runner
+    old.onReload()
+    new = slicer.modules.deepregistration.widgetRepresentation().self()
+    assert new is not old and old.panel is None and runner.stopped
+    assert new.panel.node is not None and not new.panel.page("register").ui.applyButton.enabled
+    new.panel.node.fixedVolume, new.panel.node.movingVolume = volume(slicer, "a"), volume(slicer, "b")
+    settle(slicer)
+    assert new.panel.page("register").ui.applyButton.enabled
+    holder.show_module(False)
+    new.cleanup()

@@ -205,6 +205,7 @@ def test_batch_of_nodes(slicer, pair, tmp_path):
     assert [row["status"] for row in page.rows] == ["done", "failed", "done"]
     assert "2 of 3 pairs registered, 1 failed" in status(page) and ui.pairsTable.item(1, 3).text() == "the fields of view do not overlap"
     assert not ui.batchButton.enabled and "All pairs are done" in ui.batchMissingLabel.text
+    assert ui.pairsTable.item(0, 3).text() == "similarity 0.50 to 0.90, folds 0 %"
     ui.pairsTable.selectRow(1)
     ui.retryPairsButton.click()
     assert page.rows[1]["status"] == "waiting" and ui.batchButton.enabled

@@ -148,8 +148,12 @@ def test_everything_is_undone(scene, warped):
     before = case.seen()
     next(steps, None)
     assert case.seen() != before and not marks[0].GetDisplayNode().GetPointLabelsVisibility()
+    quality.unchanged()
+    assert case.moving.GetParentTransformNode() is parent
+    quality.blend()
     quality.clear()
     assert case.seen() == before and marks[0].GetDisplayNode().GetPointLabelsVisibility()
+    assert not any(scene.GetFirstNodeByName(name) for name in quality_images.HUES)
     quality.clear()
 
 
@@ -188,9 +192,16 @@ def test_difference_is_symmetric_with_a_legend(case):
 
 
 def test_the_grid_fits_the_volume_and_the_colors_fit_the_data(case):
-    node = Quality(case.fixed, case.moving, case.transforms).deformation("grid")
-    display, edge = node.GetDisplayNode(), case.grids[0].extent.max()
-    assert display.GetGridSpacingMm() == pytest.approx(edge / 20) and display.GetRegionNode() is case.fixed
+    edge = case.grids[0].extent.max()
+    view = slicer.vtkMRMLSliceNode()
+    view.SetLayoutName("Red")
+    case.scene.AddNode(view)
+    for factor in (12.0, 1.2):  # a view that shows the volume small, and large
+        view.SetFieldOfView(factor * edge, factor * edge, 1.0)
+        node = Quality(case.fixed, case.moving, case.transforms).deformation("grid")
+        display = node.GetDisplayNode()
+        assert display.GetGridSpacingMm() == pytest.approx(max(1.0, factor / 3) * edge / 20)
+    assert display.GetRegionNode() is case.fixed
     assert display.GetVisibility() and display.GetVisibility2D() and not display.GetVisibility3D()
     field = bump(case.grids[0]).displacement[0].norm(dim=0)
     longest = quality_maps.reach(node, case.fixed)
@@ -275,7 +286,7 @@ def test_what_is_missing_is_said(case):
     with pytest.raises(InputError, match="log-Jacobian map of this registration is not in the scene"):
         quality.log_jacobian()
     color = case.scene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", "photo")
-    color.SetAndObserveImageData(mrml._image_data(np.zeros((4, 4, 4, 3), np.uint8)))
+    color.SetAndObserveImageData(mrml.image_data(np.zeros((4, 4, 4, 3), np.uint8)))
     with pytest.raises(InputError, match="'photo' has 3 channels"):
         quality_images.resampled(color, case.fixed)
     case.scene.Clear(0)

@@ -158,6 +158,12 @@ def test_warp_lands_on_the_exact_grid_with_the_right_outside(do, mode, flipped):
     assert np.isnan(result["outputs"][0].array[..., -3:]).all() and result["outputs"][0].array.dtype == np.float32
 
 
+def test_labels_of_another_region_are_an_empty_map(do):
+    far = Matrix(np.diag([1.0, 1, 1, 1]) + 1e4 * np.eye(4, k=3))
+    result, _ = done(do({"command": "warp", "parts": [far], "reference": oblique(), "inputs": [halves()]}))
+    assert not result["outputs"][0].array.any() and not result["validity"][0].array.any()
+
+
 @pytest.mark.parametrize("changes,sentence", [
     ({"inputs": []}, "nothing was given"), ({"parts": None}, "no transform or no reference"), ({"result": "nowhere"}, "is not there any more"),
     ({"inputs": [{"value": halves(), "interpolation": "linear"}]}, "label maps are read with nearest"),

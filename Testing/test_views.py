@@ -97,15 +97,15 @@ def test_deleted_volumes_and_new_scenes_are_passed_over(scene, volumes):
 
 def test_slices_turn_into_the_plane_of_a_slanted_volume_and_back(scene, application):
     node = slice_node(scene, slice_grid(2, 0.3), "slanted")
-    places = [mrml._numpy(n.GetSliceToRAS()) for n in views.nodes_of(scene, views.SLICE)]
+    places = [mrml.matrix_values(n.GetSliceToRAS()) for n in views.nodes_of(scene, views.SLICE)]
     state = views.ViewState(scene)
     assert views.is_slanted(mrml.grid_of(node)) and views.slice_logics(scene) == application.slices
     views.show_layers(node, rotate=True)
-    normal = mrml._numpy(application.slices[0].GetSliceNode().GetSliceToRAS())[:3, 2] * [-1, -1, 1]
+    normal = mrml.matrix_values(application.slices[0].GetSliceNode().GetSliceToRAS())[:3, 2] * [-1, -1, 1]
     own = np.cross(*np.delete(mrml.grid_of(node).direction, list(mrml.grid_of(node).size).index(1), 1).T)
     assert abs(normal @ own) == pytest.approx(1.0, abs=1e-6)
     state.restore(slices=True)
-    after = [mrml._numpy(n.GetSliceToRAS()) for n in views.nodes_of(scene, views.SLICE)]
+    after = [mrml.matrix_values(n.GetSliceToRAS()) for n in views.nodes_of(scene, views.SLICE)]
     assert np.abs(np.array(after) - np.array(places)).max() < 1e-9
     assert not views.draw_slices(scene)
 
@@ -124,7 +124,7 @@ def test_another_scene_than_the_application_s_is_left_alone(application):
 def test_slices_go_to_a_point(scene, application):
     views.center_on(scene, (10.0, -20.0, 5.0))
     for node in views.nodes_of(scene, views.SLICE):
-        assert np.allclose(mrml._numpy(node.GetSliceToRAS())[:3, 3], (-10.0, 20.0, 5.0))
+        assert np.allclose(mrml.matrix_values(node.GetSliceToRAS())[:3, 3], (-10.0, 20.0, 5.0))
 
 
 def test_the_two_row_layout(scene, volumes):

@@ -152,9 +152,9 @@ class Runtime:
         if name.split(":")[0] not in ("cpu", "cuda", "mps"):
             raise InputError(f"device '{name}' was asked for; expected auto, cpu, cuda or mps")
         if name.startswith("cuda") and not torch.cuda.is_available():
-            raise InputError("device 'cuda' was asked for but torch finds no CUDA GPU; use --device cpu or auto")
+            raise InputError("device 'cuda' was asked for but torch finds no CUDA GPU; choose the device cpu or auto")
         if name == "mps" and not torch.backends.mps.is_available():
-            raise InputError("device 'mps' was asked for but torch finds no Apple GPU; use --device cpu or auto")
+            raise InputError("device 'mps' was asked for but torch finds no Apple GPU; choose the device cpu or auto")
         return torch.device(name)
 
     def generator(self):

@@ -21,7 +21,6 @@ import DeepRegistrationLib
 from DeepRegistrationLib.commands import batch as command
 from DeepRegistrationLib.errors import InputError
 
-
 PACKAGE = DeepRegistrationLib.__name__
 UNFINISHED = ("waiting", "cancelled", "running")
 
@@ -113,7 +112,7 @@ class Batch:
         arguments = argparse.Namespace(
             manifest=Path(self.row["manifest"]), method=self.template.method, init=self.template.start or None, device=self.template.device,
             seed=self.template.seed, threads=self.template.threads, set=command.setting_list(self.template.values),
-            write=("inverse", "affine", "warped", "jacobian", "scores"))
+            write=("transform", "inverse", "affine", "warped", "jacobian", "scores"))
         line = command.command_line(command.complete(self.row["row"], arguments), self.folder / self.row["id"])
         if command.is_done(command.register_parser().parse_args(line)):
             return None
@@ -132,7 +131,7 @@ class Batch:
             return
         quality = {}
         if event["event"] == "done":
-            quality = run.figures
+            quality = quality_of(run.figures["rows"])
             try:
                 self._keep(run)
             except (OSError, RuntimeError) as error:
@@ -196,10 +195,10 @@ class FileRun:
     def __init__(self, arguments: list[str]):
         import tempfile
 
-        from .job import worker_environment, worker_python
+        from .job import python_of_worker, worker_environment
 
         self.words = tempfile.TemporaryFile()
-        self.process = subprocess.Popen([worker_python(), "-m", PACKAGE, "register", *arguments], stderr=self.words,
+        self.process = subprocess.Popen([python_of_worker(), "-m", PACKAGE, "register", *arguments], stderr=self.words,
                                         stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, env=worker_environment())
 
     def ended(self) -> bool:
@@ -222,14 +221,25 @@ class FileRun:
         self.words.close()
 
 
+def quality_of(rows: list[dict]) -> dict:
+    """The figures of a registration's ``rows`` that ``quality_text`` shows, under the names that the command line gives them."""
+    found = {row["name"]: row for row in rows}
+    figures = {}
+    if "Correlation" in found and None not in (found["Correlation"]["before"], found["Correlation"]["value"]):
+        figures["similarity"] = {"before": found["Correlation"]["before"], "after": found["Correlation"]["value"]}
+    if "Folded voxels" in found:
+        figures["folds"] = found["Folded voxels"]["value"] / 100
+    return figures
+
+
 def quality_text(figures: dict) -> str:
-    """'similarity 0.61 to 0.93, 0 folds' from a record or from figures."""
+    """'similarity 0.61 to 0.93, folds 0 %' from a record or from figures."""
     similarity, parts = figures.get("similarity") or {}, []
     if similarity:
         parts.append(f"similarity {similarity['before']:.2f} to {similarity['after']:.2f}")
     folds = figures.get("folds")
     if folds is not None:
-        parts.append(f"folds {folds if isinstance(folds, int) else f'{folds:.3g}'}")
+        parts.append(f"folds {100 * folds:.3g} %")
     return ", ".join(parts)
 
 
@@ -271,5 +281,3 @@ def load(folder: Path, name: str) -> dict:
     if (folder / "log_jacobian.nii.gz").is_file():
         nodes["log_jacobian"] = slicer.util.loadVolume(str(folder / "log_jacobian.nii.gz"), {"name": f"{name} log-Jacobian"})
     return nodes
-
-

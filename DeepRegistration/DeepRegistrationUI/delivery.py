@@ -14,8 +14,9 @@ import numpy as np
 from DeepRegistrationLib.errors import InputError
 
 from . import mrml
+from .colors import diverging_colors, magnitude_limit
 
-DIVERGING, FOLDS = "DeepRegistration diverging", "DeepRegistration folds"
+FOLDS = "DeepRegistration folds"
 ROLES = ("linear", "inverse", "warped", "log_jacobian", "folds", "metrics", "chart")
 PANEL = {"linearPart": "linear", "inverse": "inverse", "warped": "warped", "logJacobian": "log_jacobian", "folds": "folds", "metrics": "metrics",
          "lossChart": "chart"}
@@ -192,30 +193,16 @@ def _like(node, moving) -> None:
 
 
 def show_diverging(node, values) -> None:
-    """Display a map blue - white - red, symmetric about 0, to the 99th percentile of its magnitude (of an array or a tensor)."""
-    sample = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values).reshape(-1)
-    sample = np.abs(sample[:: max(1, len(sample) // 100_000)])
-    limit = max(float(np.percentile(sample, 99)), 0.1)
+    """Display a map blue - white - red, symmetric about 0, to the 99th percentile of its magnitude."""
+    limit = magnitude_limit(values)
     display = node.GetDisplayNode()
     if display is None:
         display = node.GetScene().AddNewNodeByClass("vtkMRMLScalarVolumeDisplayNode")
         display.SetAutoWindowLevel(0)
         node.SetAndObserveDisplayNodeID(display.GetID())
-    display.SetAndObserveColorNodeID(_diverging(node.GetScene(), limit).GetID())
+    display.SetAndObserveColorNodeID(diverging_colors(node.GetScene()).GetID())
     display.SetAutoWindowLevel(0)
     display.SetWindowLevelMinMax(-limit, limit)
-
-
-def _diverging(scene, limit: float):
-    """A procedural colour node of this extension, made once a scene for a range of -1 to 1 (Slicer scales it to the window)."""
-    found = scene.GetFirstNodeByName(DIVERGING)
-    if found is not None:
-        return found
-    node = scene.AddNewNodeByClass("vtkMRMLProceduralColorNode", DIVERGING)
-    colors = node.GetColorTransferFunction()
-    for position, color in ((-1.0, (0.02, 0.19, 0.70)), (0.0, (1.0, 1.0, 1.0)), (1.0, (0.70, 0.02, 0.05))):
-        colors.AddRGBPoint(position, *color)
-    return node
 
 
 def show_folds(node) -> None:

@@ -61,7 +61,6 @@ class Evaluation:
             self._end("cancelled", "The evaluation was stopped.")
 
     def _done(self, result: dict) -> None:
-        self.job.discard()
         if self.path is not None:
             self._end("done", f"Saved {self.path}.")
             return
@@ -91,5 +90,6 @@ class Evaluation:
 
     def _end(self, kind: str, sentence: str, cause: str = "") -> None:
         self.state, self.message, self.kind = kind, sentence, cause
+        self.job.discard()
         if self.on_end is not None:
             self.on_end(self, {"event": kind, "message": sentence, "rows": self.rows})

@@ -67,8 +67,7 @@ class WorkerRunner(Runner):
             return
         events, log = self.folder / "events.jsonl", self.folder / "worker.log"
         events.unlink(missing_ok=True)
-        python = [self._python] if self._python else python_of_worker()
-        command = [*python, "-X", "faulthandler", "-m", DeepRegistrationLib.__name__, "serve", "--remove", str(self.folder)]
+        command = [self._python or python_of_worker(), "-X", "faulthandler", "-m", DeepRegistrationLib.__name__, "serve", "--remove", str(self.folder)]
         flags = {"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {"start_new_session": True}
         try:
             with open(log, "wb") as stream:
@@ -218,13 +217,13 @@ def half_resolution(request: dict) -> dict:
     return {**request, "coarsen": 2.0 * request.get("coarsen", 1.0)}
 
 
-def python_of_worker() -> list[str]:
-    """The command of the interpreter for the worker: PythonSlicer inside 3D Slicer, this one elsewhere."""
+def python_of_worker() -> str:
+    """The interpreter for the worker: PythonSlicer inside 3D Slicer, this one elsewhere."""
     application = getattr(sys.modules.get("slicer"), "app", None)
     name = "PythonSlicer.exe" if os.name == "nt" else "PythonSlicer"
     home = getattr(application, "slicerHome", None)
     found = Path(str(home)) / "bin" / name if home else None
-    return [str(found) if found is not None and found.is_file() else shutil.which(name) or sys.executable]
+    return str(found) if found is not None and found.is_file() else shutil.which(name) or sys.executable
 
 
 def worker_environment() -> dict[str, str]:

@@ -119,6 +119,7 @@ class Runner:
             self._forget(job)
 
     def _forget(self, job: Job) -> None:
+        job.request, job.result = {}, None  # some systems remove no file that is mapped
         shutil.rmtree(job.folder, ignore_errors=True)
         self.jobs = [each for each in self.jobs if each is not job]
 

@@ -19,13 +19,13 @@ from DeepRegistrationLib.exchange import Lattice, finish
 from DeepRegistrationLib.geometry import Grid
 
 from . import mrml, outputs, quality_maps, views
-from .live_records import Iterations, LossChart
+from .live_records import Iterations, LossChart, twin_of
 from .placement import put_under, take_out
 
 NODES_PER_EDGE = 48
 """Nodes of the lattice along the longest edge of the fixed volume."""
 GRID_CELLS = 16
-"""Cells of the drawn grid along that edge."""
+"""Cells of the drawn grid along that edge (see ``quality_maps.drawn_edge``)."""
 SHORTEST_INTERVAL, LARGEST_SHARE = 0.1, 0.1
 """Seconds between two refreshes, and the share of the time that refreshes may take."""
 
@@ -36,6 +36,11 @@ def lattice_of_previews(fixed, spacing: float | None = None) -> Grid:
     grid = mrml.grid_of(fixed)
     spacing = float(grid.extent.max()) / NODES_PER_EDGE if spacing is None else float(spacing)
     return grid.resample(np.maximum(grid.spacing, spacing))
+
+
+def preview_request(lattice: Grid) -> dict:
+    """What the worker is asked for: {"interval_s", "lattice": {"shape": [z, y, x], "affine": 4 x 4 LPS}}."""
+    return {"interval_s": SHORTEST_INTERVAL, "lattice": {"shape": list(lattice.shape), "affine": lattice.affine.tolist()}}
 
 
 class LiveView:
@@ -107,8 +112,8 @@ class LiveView:
         """Write the log-Jacobian (z, y, x): in place where the lattice is the one that the volume has."""
         node = self.nodes["log_jacobian"]
         if node.GetImageData() is None or mrml.array_of(node).shape != values.shape:
-            node.SetAndObserveImageData(mrml._image_data(np.ascontiguousarray(values, np.float32)[..., None]))
-            node.SetIJKToRASMatrix(mrml._vtk_matrix(mrml.FLIP @ self.lattice.affine))
+            node.SetAndObserveImageData(mrml.image_data(np.ascontiguousarray(values, np.float32)[..., None]))
+            node.SetIJKToRASMatrix(mrml.vtk_matrix(mrml.FLIP @ self.lattice.affine))
             return
         mrml.array_of(node)[...] = values
         node.GetImageData().GetPointData().GetScalars().Modified()
@@ -124,10 +129,7 @@ class LiveView:
         """Show the grid with colours up to ``longest`` mm. Its lines have few points: the scene moves them anew, one by one in every
         view, at each refresh, which takes longer than the image itself."""
         self._longest = longest
-        quality_maps.show_deformation(self.nodes["deformation"], self.fixed, "grid", longest=longest)
-        display, edge = self.nodes["deformation"].GetDisplayNode(), float(mrml.grid_of(self.fixed).extent.max())
-        display.SetGridSpacingMm(edge / GRID_CELLS)
-        display.SetGridResolutionMm(edge / GRID_CELLS / 2)
+        quality_maps.show_deformation(self.nodes["deformation"], self.fixed, "grid", longest=longest, cells=GRID_CELLS, fineness=2)
 
     # ----------------------------------------------------------------------------------------------------------- the run
 
@@ -138,11 +140,6 @@ class LiveView:
             return False
         return all(views.is_in(node, self.scene) for node in (self.fixed, self.moving, self.nodes["linear"], self.nodes["deformation"]))
 
-    def preview_request(self) -> dict:
-        """What the worker is asked for: {"spacing_mm", "interval_s", "lattice": {"shape": [z, y, x], "affine": 4 x 4 LPS}}."""
-        return {"spacing_mm": round(float(self.lattice.spacing.max()), 3), "interval_s": SHORTEST_INTERVAL,
-                "lattice": {"shape": list(self.lattice.shape), "affine": self.lattice.affine.tolist()}}
-
     def show(self, preview: dict) -> bool:
         """Take a preview and show it if its time has come; otherwise it waits for ``tick``, and the next one replaces it.
 
@@ -151,10 +148,14 @@ class LiveView:
         """
         if not self.alive:
             return False
-        if self._iterations is not None:
-            self._iterations.add(preview, preview.get("grid") or self.lattice)
+        self.record(preview)
         self._waiting = preview
         return self.tick()
+
+    def record(self, preview: dict) -> None:
+        """Keep a preview for ``scrub`` without showing it; nothing where ``record`` was not asked for."""
+        if self._iterations is not None and self.alive:
+            self._iterations.add(preview, preview.get("grid") or self.lattice)
 
     def tick(self) -> bool:
         """For the panel's timer: shows the latest preview that came too early as soon as its time has come; True where it did."""
@@ -196,11 +197,14 @@ class LiveView:
 
     # ----------------------------------------------------------------------------------------------------------- the end
 
-    def scrub(self, moving=None) -> None:
-        """After ``close`` of a view that recorded: put the moving volume under the recorded iterations, for the Sequence browser."""
-        moving = moving or self.moving
-        if "browser" in self.nodes and views.is_in(moving, self.scene) and views.is_in(self.nodes["linear"], self.scene):
-            put_under(moving, self.nodes)
+    def scrub(self):
+        """After ``close`` of a view that recorded: a volume node under the recorded iterations, which the Sequence browser moves; it shares
+        the voxels of the moving volume, which stays where it is. None where nothing was recorded or a node is gone."""
+        if "browser" not in self.nodes or not all(views.is_in(node, self.scene) for node in (self.moving, self.nodes["linear"])):
+            return None
+        twin = twin_of(self.moving, f"{self.name} iterations volume")
+        put_under(twin, self.nodes)
+        return twin
 
     def close(self, restore: bool = True) -> None:
         """End the view: parent of the moving volume, layers and slices as before (unless ``restore`` is False: then the moving volume

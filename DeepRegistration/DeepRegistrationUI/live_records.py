@@ -163,3 +163,20 @@ def thinned(grid, every: int):
     affine = grid.affine.copy()
     affine[:3, :3] = affine[:3, :3] * np.where(np.array(grid.size) > 1, every, 1)
     return Grid(shape, affine)
+
+
+def twin_of(volume, name: str):
+    """A second volume node with the voxels of ``volume`` (shared, not copied), its place and its looks."""
+    scene = volume.GetScene()
+    twin = scene.AddNewNodeByClass(volume.GetClassName(), name)
+    twin.SetAndObserveImageData(volume.GetImageData())
+    twin.CopyOrientation(volume)
+    twin.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+    if volume.GetDisplayNode() is not None:
+        display = scene.AddNewNodeByClass(volume.GetDisplayNode().GetClassName())
+        display.CopyContent(volume.GetDisplayNode())
+        display.SetAutoWindowLevel(0)
+        if volume.GetDisplayNode().GetColorNodeID():
+            display.SetAndObserveColorNodeID(volume.GetDisplayNode().GetColorNodeID())
+        twin.SetAndObserveDisplayNodeID(display.GetID())
+    return twin

@@ -37,7 +37,7 @@ class DeepRegistrationLogic(ScriptedLoadableModuleLogic):
         self.moduleName = "DeepRegistration"
         self.methods = Methods()
         self._runner, self.work = runner, []
-        self._torch_line, self._asked = None, False
+        self._torch_line, self._asked, self._torch_is_there = None, False, False
 
     @property
     def runner(self):
@@ -58,9 +58,10 @@ class DeepRegistrationLogic(ScriptedLoadableModuleLogic):
     def ensure_torch(self) -> None:
         """Make PyTorch available to the worker, with a question to the user where it is not there; optional packages are asked for once.
         InputError says what stands in the way."""
-        if self.needs_torch:
+        if self.needs_torch and not self._torch_is_there:
             others, self._asked = not self._asked, True
             torchgate.ensure(others=others)
+            self._torch_is_there = True
 
     def getParameterNode(self) -> DeepRegistrationParameterNode:
         """The choices of the panel, kept in the scene."""

@@ -12,10 +12,11 @@ from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.planes import Plane
 
 from . import mrml
-from .delivery import DIVERGING, ROLES, _diverging, deliver, deliver_steps, gather, show_diverging, show_folds
+from .colors import DIVERGING
+from .delivery import ROLES, deliver, deliver_steps, gather
 
-__all__ = ["DIVERGING", "ROLES", "_diverging", "add_result", "apply_to", "deliver", "deliver_steps", "evaluate_request", "gather", "live_nodes",
-           "pair_from_nodes", "planes_of", "request_from_nodes", "show_diverging", "show_folds", "show_preview", "split"]
+__all__ = ["DIVERGING", "ROLES", "add_result", "apply_to", "deliver", "deliver_steps", "evaluate_request", "gather", "pair_from_nodes",
+           "planes_of", "request_from_nodes", "split"]
 START_EDGE = 64
 """Nodes along the longest edge of the lattice on which a starting transform without one of its own (B-spline, thin plate) is read."""
 
@@ -137,40 +138,6 @@ def apply_to(node, nodes: dict) -> None:
         placement.SetAndObserveTransformNodeID(nodes["linear"].GetID())
         _place_beside(placement, nodes["linear"])
     node.SetAndObserveTransformNodeID((placement or nodes["linear"]).GetID())
-
-
-def live_nodes(fixed, moving, name: str = "Live", spacing: float = 4.0) -> dict:
-    """Transform nodes 'linear' and 'deformation' of the identity for ``show_preview``; the lattice covers the fixed image at
-    about ``spacing`` mm, with a ring of zeros."""
-    import torch
-
-    from DeepRegistrationLib.transforms import Affine, Displacement
-
-    scene, planes = fixed.GetScene(), planes_of(fixed, moving)
-    whole = mrml.grid_of(fixed)
-    grid = whole.resample(spacing) if planes[0] is None else planes[0].solid(planes[0].flat(whole).resample(spacing))
-    grid = grid.pad([1 if n > 1 else 0 for n in grid.size])
-    dense = Displacement(torch.zeros((1, 3, *grid.shape)), grid)
-    nodes = {"linear": mrml.node_from_transform(scene, Affine.identity(3), f"{name} linear", fixed, moving),
-             "deformation": mrml.node_from_transform(scene, dense, f"{name} deformation", fixed, moving)}
-    nodes["linear"].SetAndObserveTransformNodeID(nodes["deformation"].GetID())
-    return nodes
-
-
-def _in_space(transform, fixed: Plane | None, moving: Plane | None):
-    from DeepRegistrationLib.transforms.planar import lift
-
-    return transform if fixed is None else lift(transform, fixed, moving)
-
-
-def show_preview(nodes: dict, transform, planes: tuple = (None, None)) -> None:
-    """Write the current ``transform`` of a run into ``live_nodes``: the matrix where it changed, and the lattice in place."""
-    from DeepRegistrationLib.transforms import Identity
-
-    lattice = mrml.lattice_of(nodes["deformation"].GetTransformFromParentAs("vtkOrientedGridTransform"))
-    affine, dense = split(_in_space(transform, *planes), lattice)
-    mrml.update_linear(nodes["linear"], affine)
-    mrml.update_grid(nodes["deformation"], Identity(3) if dense is None else dense)
 
 
 def _place_beside(node, other) -> None:

@@ -41,23 +41,22 @@ class Part:
     period: float = 8.0
 
     def depth(self, points: np.ndarray) -> np.ndarray:
-        """points (..., 3) mm -> (...) about the distance from the surface in mm, positive inside."""
-        scaled = (points - np.float32(self.centre)) / np.float32(self.radii)
-        depth = 1 - np.sqrt((scaled**2).sum(-1))
+        """points (3, ...) float32 mm -> (...) about the distance from the surface in mm, positive inside."""
+        depth = 1 - np.sqrt(sum(((axis - c) / r) ** 2 for axis, c, r in zip(points, self.centre, self.radii)))
         if self.waves:
-            x, y, z = np.moveaxis(points / np.float32(self.period), -1, 0)
+            x, y, z = points / np.float32(self.period)
             depth += self.waves * np.sin(x) * np.cos(y + 0.5) * np.cos(z - 0.3)
-        return depth * np.float32(np.mean(self.radii))
+        return depth * float(np.mean(self.radii))
 
 
 ANATOMY = (
-    Part((0, 0, 0), (76, 92, 86), 0, 200, 120),  # scalp, skull, fluid
-    Part((0, 0, 0), (71, 87, 81), 0, 30, 20),
-    Part((0, 0, 0), (67, 83, 77), 0, 40, 250),
-    Part((0, 0, 4), (63, 79, 70), 1, 110, 150, waves=0.03),
-    Part((0, 0, 4), (53, 68, 60), 2, 160, 100, waves=0.12),
-    Part((0, 0, 48), (2.5, 76, 38), 0, 40, 250),  # the gap between the halves of the brain
-    Part((0, 45, -48), (38, 24, 21), 5, 125, 140, waves=0.12, period=3.0),
+    Part((0, 0, 0), (76, 92, 86), 0, 200, 190),  # scalp, skull, fluid
+    Part((0, 0, 0), (71, 87, 81), 0, 30, 30),
+    Part((0, 0, 0), (67, 83, 77), 0, 40, 220),
+    Part((0, 0, 2), (64, 80, 73), 1, 110, 150, waves=0.03),
+    Part((0, 0, 3), (54, 69, 61), 2, 160, 100, waves=0.15, period=5.5),
+    Part((0, 0, 38), (2.5, 70, 36), 0, 40, 250),  # the gap between the halves of the brain
+    Part((0, 45, -48), (38, 24, 21), 5, 125, 135, waves=0.12, period=3.0),
     Part((0, 22, -52), (12, 12, 30), 6, 155, 105),
     Part((11, -2, SLICE_HEIGHT), (7, 28, 11), 3, 40, 250),
     Part((-11, -4, SLICE_HEIGHT), (6, 26, 10), 4, 40, 250),
@@ -79,16 +78,16 @@ SLICE_LANDMARKS = {
 
 def anatomy(points: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """points (..., 3) mm -> (...) label uint8, T1-like and T2-like intensity float32."""
-    points = np.asarray(points, np.float32)
-    labels = np.zeros(points.shape[:-1], np.uint8)
-    images = [np.zeros(points.shape[:-1], np.float32) for _ in range(2)]
+    points = np.ascontiguousarray(np.moveaxis(points, -1, 0), np.float32)
+    labels = np.zeros(points.shape[1:], np.uint8)
+    images = [np.zeros(points.shape[1:], np.float32) for _ in range(2)]
     for part in ANATOMY:
         depth = part.depth(points)
         labels[depth > 0] = part.label
         weight = np.clip(0.5 + depth / EDGE, 0, 1)
         for image, value in zip(images, (part.t1, part.t2)):
             image += weight * (value - image)
-    x, y, z = np.moveaxis(points, -1, 0)
+    x, y, z = points
     texture = 1 + 0.05 * np.sin(x / 5 + 1) * np.sin(y / 6) + 0.04 * np.sin((x + y) / 9) * np.cos(z / 6)
     return labels, images[0] * texture, images[1] * texture
 
@@ -104,8 +103,7 @@ class Bump:
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """points (..., 3) mm -> (..., 3) mm."""
-        count = 2 if self.planar else 3
-        square = ((points[..., :count] - np.array(self.centre[:count])) ** 2).sum(-1) / self.radius**2
+        square = sum((points[..., k] - self.centre[k]) ** 2 for k in range(2 if self.planar else 3)) / self.radius**2
         return (np.clip(1 - square, 0, None) ** 2)[..., None] * np.array(self.vector)
 
 

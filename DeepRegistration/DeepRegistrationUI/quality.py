@@ -79,16 +79,21 @@ class Quality:
         return node
 
     def unchanged(self) -> None:
-        """The slice views and the colours of both images as they were before; maps and shapes stay."""
-        self._plain()
+        """The slice views, the colours of both images and the place of the moving one as they were before; maps and shapes stay."""
+        self._hide_legends()
+        self._restore_displays(of=(self.fixed, self.moving, self.transforms.get("warped")))
+        self._take_out()
         self._views.restore()
 
     def _plain(self):
         """The mapped volume with its own colours, and without the legends of other pictures."""
-        for role in ("difference", "absolute difference"):
-            hide_legend(self._old(role))
+        self._hide_legends()
         self._restore_displays(of=(self.fixed, self.mapped()))
         return self.mapped()
+
+    def _hide_legends(self) -> None:
+        for role in ("difference", "absolute difference"):
+            hide_legend(self._old(role))
 
     def _values(self, node):
         """The mapped volume on the voxels of the fixed one; read anew only when it or its transforms have changed."""
@@ -188,11 +193,17 @@ class Quality:
         for role in ("deformation", "linear"):
             if views.is_in(self.transforms.get(role), self.scene):
                 quality_maps.hide_deformation(self.transforms[role])
+        self._take_out()
+        self._read = ((), None)
+        self._views.restore()
+        quality_images.remove_hues(self.scene)
+
+    def _take_out(self) -> None:
+        """Put the moving volume back where it was before ``mapped``."""
         for node, parent in self._released:
             if views.is_in(node, self.scene):
                 take_out(node, parent if views.is_in(parent, self.scene) else None)
-        self._released, self._read = [], ((), None)
-        self._views.restore()
+        self._released = []
 
     def _old(self, role: str):
         """The node made for ``role``, None where there is none any more."""

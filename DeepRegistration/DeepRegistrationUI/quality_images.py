@@ -11,9 +11,13 @@ import numpy as np
 from DeepRegistrationLib.errors import InputError
 
 from . import mrml
+from .colors import diverging_colors, magnitude_limit, single_hue
+from .views import nodes_of
 
 WARM, COLD = (1.0, 0.55, 0.10), (0.0, 0.45, 0.90)
 """Colours of the fixed and the moving image in the overlay; they add up to white, so agreement is grey."""
+HUES = ("DeepRegistration warm", "DeepRegistration cold")
+"""Names of their colour nodes."""
 MATCHES = ("auto", "robust", "none")
 
 
@@ -38,7 +42,7 @@ def resampled(moving, fixed) -> np.ndarray:
     if moving.GetParentTransformNode() is not None:
         moving.GetParentTransformNode().GetTransformFromWorld(from_world)
     general.PostMultiply()
-    general.Concatenate(mrml._vtk_matrix(mrml.FLIP @ grid.affine))
+    general.Concatenate(mrml.vtk_matrix(mrml.FLIP @ grid.affine))
     general.Concatenate(from_world)
     general.Concatenate(to_index)
     reslice.SetInputConnection(cast.GetOutputPort())
@@ -114,8 +118,8 @@ def write_volume(scene, values: np.ndarray, grid, name: str, node=None):
     """A scalar volume node of ``values`` (z, y, x) on ``grid`` with a display node; an existing ``node`` is rewritten."""
     if node is None:
         node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
-    node.SetAndObserveImageData(mrml._image_data(np.ascontiguousarray(values)[..., None]))
-    node.SetIJKToRASMatrix(mrml._vtk_matrix(mrml.FLIP @ grid.affine))
+    node.SetAndObserveImageData(mrml.image_data(np.ascontiguousarray(values)[..., None]))
+    node.SetIJKToRASMatrix(mrml.vtk_matrix(mrml.FLIP @ grid.affine))
     if node.GetDisplayNode() is None:
         node.CreateDefaultDisplayNodes()
     return node
@@ -137,26 +141,13 @@ def checkerboard_node(fixed, values: np.ndarray, square_mm: float | None = None,
 
 def difference_node(fixed, values: np.ndarray, absolute: bool = False, match: str = "auto", name: str = "Difference", node=None):
     """A volume node with ``values`` from ``resampled`` minus fixed in diverging colours symmetric about 0, or with its magnitude in grey."""
-    from .quality_maps import diverging, magnitude_limit
-
     _require_scalars(fixed)
     values = difference(mrml.array_of(fixed).astype(np.float32, copy=False), values, absolute, match)
     node = write_volume(fixed.GetScene(), values, mrml.grid_of(fixed), name, node)
     limit, display = magnitude_limit(values, least=1e-6), node.GetDisplayNode()
     display.SetAutoWindowLevel(0)
-    display.SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey" if absolute else diverging(fixed.GetScene()).GetID())
+    display.SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey" if absolute else diverging_colors(fixed.GetScene()).GetID())
     display.SetWindowLevelMinMax(0 if absolute else -limit, limit)
-    return node
-
-
-def single_hue(scene, name: str, color):
-    """A procedural colour node from black to ``color``, made once a scene."""
-    found = scene.GetFirstNodeByName(name)
-    if found is not None and found.IsA("vtkMRMLProceduralColorNode"):
-        return found
-    node = scene.AddNewNodeByClass("vtkMRMLProceduralColorNode", name)
-    node.GetColorTransferFunction().AddRGBPoint(0.0, 0.0, 0.0, 0.0)
-    node.GetColorTransferFunction().AddRGBPoint(1.0, *color)
     return node
 
 
@@ -172,12 +163,20 @@ def set_hue(node, name: str, color) -> None:
     display.SetWindowLevelMinMax(float(low), float(max(high, low + 1e-6)))
 
 
+def remove_hues(scene) -> None:
+    """Remove the colour nodes of ``show_inverse_colors`` that no display uses any more."""
+    for name in HUES:
+        node = scene.GetFirstNodeByName(name)
+        if node is not None and not any(display.GetColorNodeID() == node.GetID() for display in nodes_of(scene, "vtkMRMLDisplayNode")):
+            scene.RemoveNode(node)
+
+
 def show_inverse_colors(fixed, moving) -> None:
     """Fixed in one colour and moving in its complement, added up in all slice views: what agrees is grey, what does not is coloured."""
     from . import views
 
-    set_hue(fixed, "DeepRegistration warm", WARM)
-    set_hue(moving, "DeepRegistration cold", COLD)
+    set_hue(fixed, HUES[0], WARM)
+    set_hue(moving, HUES[1], COLD)
     views.show_layers(fixed, moving, opacity=1.0)
     for node in views.composites(fixed.GetScene()):
         node.SetCompositing(node.Add)

@@ -10,7 +10,8 @@ import numpy as np
 
 from DeepRegistrationLib.errors import InputError
 
-from . import mrml, outputs, views
+from . import mrml, views
+from .colors import diverging_colors, magnitude_limit
 
 KINDS = ("grid", "arrows", "contours")
 FLOOR = 1e-6
@@ -60,11 +61,13 @@ def reach(node, reference, count: int = 8000) -> float:
     return float(np.percentile(np.linalg.norm(displacements(node, coarse.points().reshape(-1, 3)), axis=1), 99))
 
 
-def show_deformation(node, reference, kind: str = "grid", visible_3d: bool = False, longest: float | None = None) -> None:
+def show_deformation(node, reference, kind: str = "grid", visible_3d: bool = False, longest: float | None = None, cells: int = 20,
+                     fineness: int = 5) -> None:
     """Draw a transform node over the volume node ``reference`` as 'grid', 'arrows' or 'contours' of displacement.
 
-    The spacing is a twentieth of the largest edge of the volume (arrows: a little less); colours go from grey at 0 to red at
-    ``longest`` mm, the ``reach`` of the data where None. In three dimensions it is drawn where asked for: that takes a while.
+    The grid has ``cells`` along ``drawn_edge``, whose lines bend ``fineness`` times a cell (arrows are a little closer); colours go from
+    grey at 0 to red at ``longest`` mm, the ``reach`` of the data where None. In three dimensions it is drawn where asked for: that takes a
+    while.
     """
     if kind not in KINDS:
         raise InputError(f"a display of the deformation as '{kind}' was asked for; choose one of {', '.join(KINDS)}")
@@ -72,24 +75,30 @@ def show_deformation(node, reference, kind: str = "grid", visible_3d: bool = Fal
 
     if node.GetDisplayNode() is None:
         node.CreateDefaultDisplayNodes()
-    display, grid = node.GetDisplayNode(), mrml.grid_of(reference)
-    edge = float(grid.extent.max())
+    display, edge = node.GetDisplayNode(), drawn_edge(reference)
     longest = max(reach(node, reference) if longest is None else longest, 1e-3)
     with slicer.util.NodeModify(display):
         modes = {"grid": display.VIS_MODE_GRID, "arrows": display.VIS_MODE_GLYPH, "contours": display.VIS_MODE_CONTOUR}
         display.SetVisualizationMode(modes[kind])
         display.SetAndObserveRegionNode(reference)
         _set_sizes(display, edge, longest)
+        display.SetGridSpacingMm(edge / cells)
+        display.SetGridResolutionMm(edge / cells / fineness)
         set_longest(node, longest)
         display.SetVisibility(True)
         display.SetVisibility2D(True)
         display.SetVisibility3D(bool(visible_3d))
 
 
+def drawn_edge(reference) -> float:
+    """mm: the largest edge of the volume node, or a third of the largest field of view of the slice views where that is more: the scene
+    draws the deformation in all of a view, which would take minutes with the detail of a volume that is small in it."""
+    fields = [max(node.GetFieldOfView()[:2]) for node in views.nodes_of(reference.GetScene(), views.SLICE)]
+    return max(float(mrml.grid_of(reference).extent.max()), *(field / 3 for field in fields), 0.0)
+
+
 def _set_sizes(display, edge: float, longest: float) -> None:
     """Spacings and thicknesses for a volume whose largest edge is ``edge`` mm and for vectors up to ``longest`` mm."""
-    display.SetGridSpacingMm(edge / 20)
-    display.SetGridResolutionMm(edge / 100)
     display.SetGridLineDiameterMm(edge / 300)
     display.SetGridScalePercent(100)
     display.SetGridShowNonWarped(False)
@@ -135,23 +144,10 @@ def show_log_jacobian(node, legend: bool = True, limit: float | None = None):
     if limit is None:
         limit = magnitude_limit(values[values > FOLDED])
     display = node.GetDisplayNode()
-    display.SetAndObserveColorNodeID(diverging(node.GetScene()).GetID())
+    display.SetAndObserveColorNodeID(diverging_colors(node.GetScene()).GetID())
     display.SetAutoWindowLevel(0)
     display.SetWindowLevelMinMax(-limit, limit)
     return show_legend(node, "log Jacobian") if legend else None
-
-
-def diverging(scene):
-    """The colour node blue - white - red of this extension, made once a scene; the window of a volume stretches it."""
-    return outputs._diverging(scene, 1.0)
-
-
-def magnitude_limit(values: np.ndarray, least: float = 0.1) -> float:
-    """The 99th percentile of the magnitude of finite ``values``, never below ``least``."""
-    flat = values.reshape(-1)
-    flat = np.abs(flat[:: max(1, len(flat) // 100_000)])
-    flat = flat[np.isfinite(flat)]
-    return max(float(np.percentile(flat, 99)), least) if len(flat) else least
 
 
 def show_legend(node, title: str):
@@ -190,8 +186,8 @@ def red_segmentation(scene, mask: np.ndarray, grid, name: str, segment: str):
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
     node.CreateDefaultDisplayNodes()
     image = slicer.vtkOrientedImageData()
-    image.ShallowCopy(mrml._image_data(mask.astype(np.uint8)[..., None]))
-    image.SetGeometryFromImageToWorldMatrix(mrml._vtk_matrix(mrml.FLIP @ grid.affine))
+    image.ShallowCopy(mrml.image_data(mask.astype(np.uint8)[..., None]))
+    image.SetGeometryFromImageToWorldMatrix(mrml.vtk_matrix(mrml.FLIP @ grid.affine))
     identifier = node.AddSegmentFromBinaryLabelmapRepresentation(image, segment, RED)
     display = node.GetDisplayNode()
     display.SetSegmentOpacity2DFill(identifier, 1.0)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from DeepRegistrationLib.errors import InputError
 
 from . import outputs, records
-from .live import LiveView
+from .live import LiveView, lattice_of_previews, preview_request
 from .sentences import duration, listed
 
 MADE = {"linear": "transform", "inverse": "inverse", "linear_part": "linear part", "warped": "warped volume", "log_jacobian": "log-Jacobian",
@@ -97,7 +97,7 @@ class Registration:
     def __init__(self, choices: Choices, runner, listener=None):
         self.choices, self.runner, self.listener = choices, runner, listener
         self.state, self.job, self.live, self.delivery = "new", None, None, None
-        self.nodes, self.main, self.message, self.offers, self.figures = {}, None, "", (), {}
+        self.nodes, self.main, self.message, self.kind, self.offers, self.figures = {}, None, "", "", (), {}
         self.began = time.perf_counter()
 
     @property
@@ -110,17 +110,27 @@ class Registration:
         if sentence:
             raise InputError(sentence)
         request = self._request()
-        record = "iterations" in self.choices.outputs
-        if self.choices.live or record:
-            self.live = LiveView(self.choices.fixed, self.choices.moving, f"{self.choices.name} live", record=record)
-            request["preview"] = self.live.preview_request()
-        self.state = "running"
+        if self._watched:
+            request["preview"] = preview_request(lattice_of_previews(self.choices.fixed))
         try:
             self.job = self.runner.submit(request, self._event)
         except (InputError, OSError) as error:
-            self._close_live()
             self.state = "failed"
             raise InputError(str(error)) from error
+        self.state = "running"
+
+    @property
+    def _watched(self) -> bool:
+        return self.choices.live or "iterations" in self.choices.outputs
+
+    def _open_live(self) -> None:
+        """Make the live view, where one is wanted: in the first tick, while the worker gets its data, so that Apply reacts at once."""
+        if self._watched and self.live is None:
+            c = self.choices
+            try:
+                self.live = LiveView(c.fixed, c.moving, f"{c.name} live", record="iterations" in c.outputs, arrange=c.live)
+            except InputError as error:  # a volume was changed since Apply
+                self._abort(str(error))
 
     def _request(self) -> dict:
         c = self.choices
@@ -133,7 +143,7 @@ class Registration:
             moving_labels=c.moving_labels, initial=start)
         wanted = [name for key, name in WANTED.items() if key in c.outputs]
         return {**request, "method": c.method, "values": c.values, "device": c.device, "seed": c.seed, "threads": c.threads, "preview": None,
-                "outputs": wanted, "sequence": False} | ({"coarsen": 2.0} if c.half_resolution else {})
+                "outputs": wanted} | ({"coarsen": 2.0} if c.half_resolution else {})
 
     # ------------------------------------------------------------------------------------------------------------ events
 
@@ -148,7 +158,7 @@ class Registration:
             self.state = "delivering"
             self.delivery = outputs.deliver_steps(job, self.choices.fixed, self.choices.moving, self.choices.name, self.choices.outputs)
         elif kind == "failed":
-            self._end("failed", event["message"], tuple(event.get("offers", ())))
+            self._end("failed", event["message"], tuple(event.get("offers", ())), event.get("kind", ""))
         elif kind == "cancelled":
             self._end("cancelled", "The registration was stopped; the scene is as it was before.")
         else:
@@ -159,8 +169,9 @@ class Registration:
             self._tell(event)
 
     def _preview(self, event: dict) -> None:
-        if self.live is not None and self.choices.live:
-            self.live.show(event)
+        self._open_live()
+        if self.live is not None:
+            (self.live.show if self.choices.live else self.live.record)(event)
 
     def tick(self) -> bool:
         """A slice of work; True while the run goes on."""
@@ -170,10 +181,12 @@ class Registration:
         if gone is not None:
             self._abort(f"'{gone.GetName()}' was deleted during the registration, which was stopped; choose another volume.")
             return False
-        if self.live is not None:
-            self.live.tick()
         if self.state == "delivering":
             self._deliver()
+            return self.running
+        self._open_live()
+        if self.live is not None:
+            self.live.tick()
         return self.running
 
     def _deliver(self) -> None:
@@ -194,7 +207,6 @@ class Registration:
         self.figures = {"rows": result["metrics"], "method": self.choices.method, "values": self.choices.values, "seconds": round(seconds, 2),
                         "scalars": result["scalars"], "provenance": result["provenance"]}
         self.main = records.remember(self.nodes, self.choices.fixed, self.choices.moving, self.figures)
-        self.job.discard()
         made = listed([text for role, text in MADE.items() if role in self.nodes])
         self._end("done", f"Registered in {duration(seconds)}; made {made} in the folder '{self.choices.name}'.")
 
@@ -206,7 +218,7 @@ class Registration:
             copy_matrix(self.nodes["linear"], made["linear_part"])
         if self.live is not None and "browser" in self.live.nodes:
             made.update({f"iterations_{role}": self.live.nodes[role] for role in ("linear", "deformation")})
-            made["browser"] = self.live.nodes["browser"]
+            made |= {"browser": self.live.nodes["browser"], "iterations_volume": self.live.scrub()}
         records.put_beside(self.nodes["linear"], made.values())
         return made
 
@@ -229,11 +241,13 @@ class Registration:
         if self.running:
             self._abort(sentence, "cancelled")
 
-    def _end(self, kind: str, sentence: str, offers: tuple = ()) -> None:
+    def _end(self, kind: str, sentence: str, offers: tuple = (), cause: str = "") -> None:
         if self.delivery is not None:
             self.delivery.close()
+        if self.job is not None:
+            self.job.discard()
         self._close_live()
-        self.state, self.message, self.offers = kind, sentence, offers
+        self.state, self.message, self.offers, self.kind = kind, sentence, offers, cause
         self._tell({"event": kind, "message": sentence, "offers": offers})
 
     def _close_live(self) -> None:

@@ -29,6 +29,8 @@ BEFORE = "DeepRegistration.before"
 INVERSE_OF = "DeepRegistration.inverseOf"
 """Attribute of the inverse node that live transfer made: the ID of the transform."""
 NO_PARENT = "none"
+STIFF = ("vtkMRMLMarkupsROINode", "vtkMRMLMarkupsPlaneNode")
+"""Markups that the scene would only move and stretch under a deformation."""
 
 
 def transfer(nodes, transforms: dict, direction: str = TO_FIXED, reference=None, mode: str = "copy", runner=None, *,
@@ -135,9 +137,8 @@ class Transfer:
         """Stop; the nodes made so far are removed and ``on_end`` is called with the state 'cancelled'."""
         if self.state != "running":
             return
-        job, self.job = self.job, None
-        if job is not None:
-            job.cancel()
+        if self.job is not None:
+            self.job.cancel()
         self._undo()
         self._end("cancelled")
 
@@ -159,7 +160,7 @@ class Transfer:
 
     def _hear(self, job, event: dict, voxels) -> None:
         """An event of the worker."""
-        if self.job is None or event["event"] not in ("done", "failed", "cancelled"):
+        if self.state != "running" or event["event"] not in ("done", "failed", "cancelled"):
             return
         if event["event"] != "done" or not views.is_in(self.transforms["linear"], self.scene):
             self._undo()
@@ -168,7 +169,6 @@ class Transfer:
             return
         try:
             self._add_voxels(voxels, event["result"]["outputs"])
-            job.discard()
         except RegistrationError as error:
             self._undo()
             self.message = str(error)
@@ -187,6 +187,8 @@ class Transfer:
         if state == "done" and self.mode == "copy":
             gather_once(self.scene, f"On {self.reference.GetName()}", self.made)
         self.state = state
+        if self.job is not None:
+            self.job.discard()
         if self._on_end is not None:
             self._on_end(self)
 
@@ -205,6 +207,7 @@ class Transfer:
         general = map_of(self.transforms["linear"], self.direction)
         for task in tasks:
             if isinstance(task, _Shape):
+                require_movable(task.node, general)
                 self.made.append(clone(task.node, f"{task.node.GetName()} on {self.reference.GetName()}"))
                 move(self.made[-1], general)
 
@@ -280,10 +283,17 @@ def move(node, general) -> None:
     linear = vtk.vtkTransform()
     if slicer.vtkMRMLTransformNode.IsGeneralTransformLinear(general, linear):
         node.ApplyTransformMatrix(linear.GetMatrix())
-    elif node.CanApplyNonLinearTransforms():
-        node.ApplyTransform(general)
     else:
-        views.remove(node)
+        node.ApplyTransform(general)
+
+
+def require_movable(node, general) -> None:
+    """InputError where ``general`` bends and a node cannot."""
+    import slicer
+    import vtk
+
+    bends = not slicer.vtkMRMLTransformNode.IsGeneralTransformLinear(general, vtk.vtkTransform())
+    if bends and (not node.CanApplyNonLinearTransforms() or any(node.IsA(kind) for kind in STIFF)):
         raise InputError(f"'{node.GetName()}' is a {node.GetNodeTagName()}, which keeps its shape and cannot be deformed; carry landmarks, "
                          "curves, models or segmentations, or use a linear registration")
 

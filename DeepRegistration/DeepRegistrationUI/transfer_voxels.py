@@ -83,8 +83,8 @@ class VolumeTask:
             node = write_volume(scene, values, grid, scene.GenerateUniqueName(name))
         else:
             node = scene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", scene.GenerateUniqueName(name))
-            node.SetAndObserveImageData(mrml._image_data(np.moveaxis(values, 0, -1)))
-            node.SetIJKToRASMatrix(mrml._vtk_matrix(mrml.FLIP @ grid.affine))
+            node.SetAndObserveImageData(mrml.image_data(np.moveaxis(values, 0, -1)))
+            node.SetIJKToRASMatrix(mrml.vtk_matrix(mrml.FLIP @ grid.affine))
             node.CreateDefaultDisplayNodes()
         return _look_alike(node, self.display)
 
@@ -110,8 +110,8 @@ class LabelsTask:
     def add(self, scene, answers, name: str):
         """A label map node with the colours of the original."""
         node = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", scene.GenerateUniqueName(name))
-        node.SetAndObserveImageData(mrml._image_data(np.ascontiguousarray(answers[0].array).astype(self.kind)[..., None]))
-        node.SetIJKToRASMatrix(mrml._vtk_matrix(mrml.FLIP @ answers[0].grid.affine))
+        node.SetAndObserveImageData(mrml.image_data(np.ascontiguousarray(answers[0].array).astype(self.kind)[..., None]))
+        node.SetIJKToRASMatrix(mrml.vtk_matrix(mrml.FLIP @ answers[0].grid.affine))
         node.CreateDefaultDisplayNodes()
         return _look_alike(node, self.display)
 
@@ -134,7 +134,7 @@ class SegmentationTask:
         segmentation.DeepCopy(node.GetSegmentation())
         layers, inputs = [], []
         for n in range(segmentation.GetNumberOfLayers(BINARY)):
-            values, grid = layer_of(segmentation.GetLayerDataObject(n, BINARY), mrml._to_world(node))
+            values, grid = layer_of(segmentation.GetLayerDataObject(n, BINARY), mrml.placement_of(node))
             if values.size:
                 layers.append(tuple(segmentation.GetSegmentIDsForLayer(n, BINARY)))
                 inputs.append({"value": exchange.LabelMap(values, grid, name=f"{node.GetName()} {n}")})
@@ -148,14 +148,14 @@ class SegmentationTask:
 
         node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", scene.GenerateUniqueName(name))
         segmentation, grid = node.GetSegmentation(), answers[0].grid
-        matrix = mrml._vtk_matrix(mrml.FLIP @ grid.affine)
+        matrix = mrml.vtk_matrix(mrml.FLIP @ grid.affine)
         segmentation.DeepCopy(self.segmentation)
         segmentation.SetSourceRepresentationName(BINARY)
         for identifier in segmentation.GetSegmentIDs():
             segmentation.GetSegment(identifier).RemoveRepresentation(SURFACE)
         for identifiers, answer in zip(self.layers, answers):
             image = slicer.vtkOrientedImageData()
-            image.ShallowCopy(mrml._image_data(np.ascontiguousarray(answer.array)[..., None]))
+            image.ShallowCopy(mrml.image_data(np.ascontiguousarray(answer.array)[..., None]))
             image.SetGeometryFromImageToWorldMatrix(matrix)
             for identifier in identifiers:
                 segmentation.GetSegment(identifier).AddRepresentation(BINARY, image)
@@ -179,7 +179,7 @@ def layer_of(image, to_world: np.ndarray):
         return np.zeros(0, np.uint8), None
     matrix, start = vtk.vtkMatrix4x4(), np.array(image.GetExtent()[::2], float)
     image.GetImageToWorldMatrix(matrix)
-    affine = mrml.FLIP @ to_world @ mrml._numpy(matrix)
+    affine = mrml.FLIP @ to_world @ mrml.matrix_values(matrix)
     affine[:3, 3] = affine[:3, :3] @ start + affine[:3, 3]
     shape = image.GetDimensions()[::-1]
     return vtk_to_numpy(scalars).reshape(shape), Grid(shape, affine)

@@ -207,8 +207,9 @@ def draw_slices(scene) -> bool:
     """
     manager = layout_manager(scene)
     if manager is not None:
-        for name in manager.sliceViewNames():
-            manager.sliceWidget(name).sliceView().forceRender()
+        for widget in map(manager.sliceWidget, manager.sliceViewNames()):
+            if widget is not None:  # a view of another layout that was never shown
+                widget.sliceView().forceRender()
         return True
     for logic in slice_logics(scene):
         if logic.GetImageDataConnection() is not None:

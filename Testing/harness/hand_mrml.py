@@ -11,8 +11,9 @@ from .hand_ctk import inner, parent_of, row
 ADD, DELETE, RENAME = "add:", "delete:", "rename:"  # data of the entries of a node combo box that are no nodes
 
 
-def observe(widget, subject, events, call) -> None:
-    """Observe a VTK object for as long as the widget lives; the previous observation of the widget ends."""
+def observe(widget, subject, events, call, concerns=None) -> None:
+    """Observe a VTK object for as long as the widget lives; the previous observation of the widget ends. With ``concerns``, a function of
+    a node, a scene's events about one node are passed on where it is true of that node."""
     state = inner(widget)
     for observed, tag in getattr(state, "observations", []):
         observed.RemoveObserver(tag)
@@ -26,8 +27,14 @@ def observe(widget, subject, events, call) -> None:
                 observed.RemoveObserver(tag)
             state.observations = []
 
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def react_to_node(caller, event, node):
+        if not shiboken6.isValid(widget) or concerns(node):
+            react(caller, event)
+
     if subject is not None:
-        state.observations = [(subject, subject.AddObserver(event, react)) for event in events]
+        about_nodes = () if concerns is None else (subject.NodeAddedEvent, subject.NodeRemovedEvent)
+        state.observations = [(subject, subject.AddObserver(event, react_to_node if event in about_nodes else react)) for event in events]
 
 
 def scene_events(scene):
@@ -76,7 +83,7 @@ class qMRMLNodeComboBox:
         if scene is state.scene:
             return
         state.scene = scene
-        observe(self, scene, scene_events(scene) if scene is not None else (), self._rebuild)
+        observe(self, scene, scene_events(scene) if scene is not None else (), self._rebuild, self._of_my_kind)
         self.setEnabled(scene is not None)
         wanted, state.wanted = state.wanted, ""
         self._rebuild(first=True)
@@ -86,10 +93,12 @@ class qMRMLNodeComboBox:
     def mrmlScene(self):
         return inner(self).scene
 
+    def _of_my_kind(self, node) -> bool:
+        return any(node.IsA(kind) for kind in inner(self).nodeTypes)
+
     def _fits(self, node) -> bool:
         state = inner(self)
-        kinds = state.nodeTypes
-        if not any(node.IsA(kind) if state.showChildNodeTypes else node.GetClassName() == kind for kind in kinds):
+        if not state.showChildNodeTypes and node.GetClassName() not in state.nodeTypes:
             return False
         if (node.GetHideFromEditors() and not state.showHidden) or any(node.IsA(kind) for kind in state.hideChildNodeTypes):
             return False
@@ -97,8 +106,13 @@ class qMRMLNodeComboBox:
                    for kind, name, value in state.attributes if node.IsA(kind))
 
     def _nodes(self) -> list:
-        scene = inner(self).scene
-        return [] if scene is None else [n for n in (scene.GetNthNode(i) for i in range(scene.GetNumberOfNodes())) if self._fits(n)]
+        """The nodes that can be chosen, in the order of the scene; those of the first kind first where there are several."""
+        state, found = inner(self), {}
+        for kind in state.nodeTypes if state.scene is not None else ():
+            nodes = state.scene.GetNodesByClass(kind)
+            nodes.UnRegister(None)
+            found.update((node.GetID(), node) for node in map(nodes.GetItemAsObject, range(nodes.GetNumberOfItems())) if self._fits(node))
+        return list(found.values())
 
     def _entries(self, nodes) -> list[tuple[str, str]]:
         """(text, data) of all lines."""

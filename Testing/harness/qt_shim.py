@@ -8,6 +8,7 @@ hands over as many arguments as ``f`` takes, unknown attributes cannot be set on
 
 from __future__ import annotations
 
+import ctypes
 import inspect
 import re
 import sys
@@ -262,10 +263,19 @@ def _python_qt() -> types.ModuleType:
     return module
 
 
+def _keep_constants() -> None:
+    """Keep None, True and False alive: PySide6 gives one reference too many away with each signal that carries one of them, and before
+    Python 3.12, which counts none of theirs, the interpreter dies when they run out."""
+    if sys.version_info < (3, 12):
+        for constant in (None, True, False):
+            ctypes.c_ssize_t.from_address(id(constant)).value += 1 << 40
+
+
 def install() -> types.ModuleType:
     """Patch PySide6, start a QApplication, and put ``qt`` and ``PythonQt`` into ``sys.modules``; returns ``qt``."""
     if "qt" in sys.modules:
         return sys.modules["qt"]
+    _keep_constants()
     qt = types.ModuleType("qt")
     for source in SOURCES:
         for name in dir(source):

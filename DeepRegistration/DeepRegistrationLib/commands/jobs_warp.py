@@ -66,7 +66,10 @@ def maps_of(request: dict):
 
 
 def carried(each: dict, field, grid):
-    """(value, validity LabelMap) of one Volume or LabelMap on ``grid``; ``field`` (1, 3, *S) mm leads from there to the input."""
+    """(value, validity LabelMap) of one Volume or LabelMap on ``grid``; ``field`` (1, 3, *S) mm leads from there to the input.
+
+    InputError for a volume of which nothing lands there; a label map may be empty there, as a segment of another region is.
+    """
     import numpy as np
 
     from ..exchange import LabelMap, Volume
@@ -82,7 +85,7 @@ def carried(each: dict, field, grid):
     image = labels_of(value) if labels else image_of(value)
     index = index_points(grid, image.grid) + fields.to_index_units(field, image.grid)
     valid = inside(index, image.grid.shape)[0].numpy()
-    if not valid.any():
+    if not labels and not valid.any():
         raise InputError(f"nothing of '{value.name}' falls into the field of view of the reference; check that the transform belongs to these "
                          "two images, and the direction")
     data = sample(image.data.float(), index, mode, fill=outside)[0].numpy()

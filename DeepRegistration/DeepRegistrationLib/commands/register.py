@@ -116,7 +116,7 @@ def start_from_file(path: str, dim: int):
     from ..io import read_transform
 
     if not Path(path).exists():
-        raise InputError(f"--init is '{path}', which is neither a file nor one of {', '.join(STARTS)}; check the path")
+        raise InputError(f"the start '{path}' is neither a file nor one of {', '.join(STARTS)}; check the path")
     return read_transform(Path(path), dim)
 
 
@@ -127,8 +127,8 @@ def require_overlap(problem, initial, start: str) -> None:
     grid = problem.fixed.grid
     points = torch.as_tensor(grid.resample(grid.extent / 24).points()).reshape(1, -1, grid.dim).float()
     if not problem.moving.grid.contains(initial(points)[0].detach().cpu().numpy()).any():
-        raise InputError(f"the fields of view of {problem.fixed.name} and {problem.moving.name} do not overlap with --init {start}; "
-                         "use --init moments, or give a transform that brings them together")
+        raise InputError(f"the fields of view of {problem.fixed.name} and {problem.moving.name} do not overlap with the start '{start}'; "
+                         "start from the centers of mass (moments), or give a transform that brings them together")
 
 
 def write(result, folder: Path, wanted: tuple[str, ...], clock: Stages) -> dict:

@@ -48,7 +48,7 @@ class CompositiveSettings:
     similarity: str = "lncc"
     factors: tuple[float, ...] = (8.0, 4.0, 2.0, 1.0)
     iterations: tuple[int, ...] = (100, 100, 60, 10)
-    fluid: float = 0.8
+    fluid: float = 1.0
     elastic: float = 0.6
     limit: float = 1.0
     window: float = 12.0
@@ -216,7 +216,7 @@ def _run_level(level, state, iterations, settings, monitor, history, linear):
     costs: list[float] = []
     pending: list = []
     for k in monitor.steps(iterations):
-        if settings.similarity == "lncc" and k % REFRESH == 0:
+        if settings.similarity == "lncc" and (k == REFRESH or k % (2 * REFRESH) == 0):
             _match(level, state, settings)
         state, cost = _step_symmetric(level, state, settings) if settings.symmetric else _step(level, state, settings, slope)
         pending.append(cost)

@@ -46,9 +46,8 @@ def one_contrast(fixed: Image, moving: Image, linear, start, monitor) -> tuple[b
 def gradient_agreement(fixed: Image, moving: Image, transform) -> float:
     """The agreement, -1 to 1, of two scalar images under ``transform`` (fixed mm -> moving mm), on about ``VOXELS`` voxels an axis;
     channels are summed. 1 where nothing can be compared."""
-    fixed, moving = normalised_pair(fixed, moving)
     spacing = _edge(fixed, VOXELS)
-    fixed, moving = fixed.smoothed_to(spacing), moving.smoothed_to(spacing)
+    fixed, moving = normalised_pair(fixed.smoothed_to(spacing), moving.smoothed_to(spacing))
     alignment = Alignment(fixed, moving, transform)
     warped = alignment.warped
     shown = (alignment.mask & ((fixed.data > CONTENT) | (warped > CONTENT)).any(1, keepdim=True))[:, 0]

@@ -35,7 +35,7 @@ from ..transforms import Affine, Displacement
 from ..transforms.base import Identity, linear_part
 
 STIFF = (2.5, 1.5)
-FEWEST = 20
+FEWEST = 32
 
 VERCAUTEREN = """@article{Vercauteren2009,
   author = {Vercauteren, Tom and Pennec, Xavier and Perchant, Aymeric and Ayache, Nicholas},
@@ -68,7 +68,7 @@ CACHIER = """@article{Cachier2003,
     symmetric=True,
     presets={
         "default": Preset("any two volumes; brains of two people in one contrast best of all"),
-        "fast": Preset("the same in about two thirds of the time, a little less exact", {"iterations": (60, 60, 30, 2)}),
+        "fast": Preset("the same in about two thirds of the time, a little less exact", {"iterations": (60, 60, 25, 1)}),
         "accurate": Preset("symmetric, with several times the steps: swapping the images swaps the result",
                            {"symmetric": True, "iterations": (200, 200, 100, 30), "tolerance": 1e-4}),
         "same-person": Preset("one person at two times: smooth displacements, small differences",
@@ -96,7 +96,7 @@ class InstanceOptimisation(Method):
                                           minimum=1.0, maximum=64.0)
     iterations: tuple[int, ...] = parameter((100, 100, 60, 10), "Iterations", "Steps on each level.", minimum=0, maximum=10000, advanced=False)
     finest: float = parameter(0.0, "Finest spacing", "0 takes the voxel size, coarser where memory asks for it.", unit="mm", minimum=0.0)
-    fluid: float = parameter(0.8, "Update smoothing", "Gaussian sigma of each step (greedy), in voxels of the level.",
+    fluid: float = parameter(1.0, "Update smoothing", "Gaussian sigma of each step (greedy), in voxels of the level.",
                              unit="voxels", minimum=0.0, maximum=10.0)
     elastic: float = parameter(0.6, "Field smoothing", "Gaussian sigma of the whole field after each step (greedy): larger is stiffer.",
                                unit="voxels", minimum=0.0, maximum=10.0, advanced=False)

@@ -11,12 +11,12 @@ FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 """RAS <-> LPS; its own inverse."""
 
 
-def _numpy(matrix) -> np.ndarray:
+def matrix_values(matrix) -> np.ndarray:
     """vtkMatrix4x4 -> (4, 4) float64."""
     return np.array([matrix.GetElement(r, c) for r in range(4) for c in range(4)]).reshape(4, 4)
 
 
-def _vtk_matrix(array):
+def vtk_matrix(array):
     """(4, 4) -> vtkMatrix4x4."""
     import vtk
 
@@ -25,7 +25,7 @@ def _vtk_matrix(array):
     return matrix
 
 
-def _to_world(node) -> np.ndarray:
+def placement_of(node) -> np.ndarray:
     """(4, 4) RAS: the linear parent transforms of ``node``; InputError where one of them is not linear."""
     import vtk
 
@@ -36,7 +36,7 @@ def _to_world(node) -> np.ndarray:
         raise InputError(f"'{node.GetName()}' is under the non-linear transform '{parent.GetName()}'; harden the transform on it "
                          "(Transforms module) or take it out of the transform, then register")
     parent.GetMatrixTransformToWorld(matrix)
-    return _numpy(matrix)
+    return matrix_values(matrix)
 
 
 def grid_of(node) -> Grid:
@@ -48,7 +48,7 @@ def grid_of(node) -> Grid:
         raise InputError(f"volume '{node.GetName()}' holds no voxels; load an image into it or choose another volume")
     matrix = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(matrix)
-    return Grid(data.GetDimensions()[::-1], FLIP @ _to_world(node) @ _numpy(matrix))
+    return Grid(data.GetDimensions()[::-1], FLIP @ placement_of(node) @ matrix_values(matrix))
 
 
 def array_of(node) -> np.ndarray:
@@ -60,7 +60,7 @@ def array_of(node) -> np.ndarray:
     return values.reshape(shape if values.ndim == 1 else (*shape, values.shape[-1]))
 
 
-def _image_data(vectors: np.ndarray, spacing=(1, 1, 1), origin=(0, 0, 0)):
+def image_data(vectors: np.ndarray, spacing=(1, 1, 1), origin=(0, 0, 0)):
     """(z, y, x, C) -> vtkImageData; the values are written once, straight into VTK's own memory."""
     import vtk
     from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
@@ -81,13 +81,13 @@ def lattice_of(transform) -> Grid:
     """The LPS grid of a vtkOrientedGridTransform."""
     data, matrix = transform.GetDisplacementGrid(), np.eye(4)
     direction = transform.GetGridDirectionMatrix()
-    turn = _numpy(direction)[:3, :3] if direction is not None else np.eye(3)
+    turn = matrix_values(direction)[:3, :3] if direction is not None else np.eye(3)
     matrix[:3, :3] = turn * np.array(data.GetSpacing())
     matrix[:3, 3] = data.GetOrigin()
     return Grid(data.GetDimensions()[::-1], FLIP @ matrix)
 
 
-def _vectors(transform) -> np.ndarray:
+def vectors_of(transform) -> np.ndarray:
     """(z, y, x, 3) RAS mm: a view of the lattice of a vtkOrientedGridTransform."""
     from vtk.util.numpy_support import vtk_to_numpy
 

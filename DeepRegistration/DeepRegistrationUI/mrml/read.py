@@ -11,7 +11,7 @@ from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.exchange import LabelMap, Lattice, Matrix, PointSet, Volume
 from DeepRegistrationLib.geometry import Grid
 
-from .common import FLIP, _numpy, _to_world, _vectors, _vtk_matrix, array_of, grid_of, lattice_of
+from .common import FLIP, array_of, grid_of, lattice_of, matrix_values, placement_of, vectors_of, vtk_matrix
 
 
 def volume_of(node) -> Volume:
@@ -54,7 +54,7 @@ def _labelmap_of_segments(node, reference, segments) -> LabelMap:
     _require_labelmap(node, ids)
     geometry, merged = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
     geometry.SetDimensions(grid.size)
-    geometry.SetGeometryFromImageToWorldMatrix(_vtk_matrix(np.linalg.inv(_to_world(node)) @ FLIP @ grid.affine))
+    geometry.SetGeometryFromImageToWorldMatrix(vtk_matrix(np.linalg.inv(placement_of(node)) @ FLIP @ grid.affine))
     extent = slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY
     if not node.GenerateMergedLabelmapForAllSegments(merged, extent, geometry, ids, values):
         raise InputError(f"segmentation '{node.GetName()}' could not be turned into a label map on '{reference.GetName()}'; "
@@ -111,12 +111,12 @@ def parts_of(node, grid: Grid | None = None) -> tuple[Matrix | Lattice, ...]:
 def _part(transform, name: str, grid: Grid | None) -> Matrix | Lattice:
     """One vtk transform (RAS) as a part (LPS)."""
     if transform.IsA("vtkLinearTransform"):
-        return Matrix(FLIP @ _numpy(transform.GetMatrix()) @ FLIP)
+        return Matrix(FLIP @ matrix_values(transform.GetMatrix()) @ FLIP)
     if transform.IsA("vtkOrientedGridTransform"):
         transform.Update()
         inverted = bool(transform.GetInverseFlag())
         plain = transform.GetInverse() if inverted else transform
-        vectors = _vectors(plain)
+        vectors = vectors_of(plain)
         if plain.GetDisplacementScale() != 1 or plain.GetDisplacementShift() != 0:
             vectors = vectors * plain.GetDisplacementScale() + plain.GetDisplacementShift()
         return Lattice(vectors * np.diag(FLIP)[:3].astype(vectors.dtype), lattice_of(plain), inverted)

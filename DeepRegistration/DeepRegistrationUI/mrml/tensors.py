@@ -10,7 +10,7 @@ from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.planes import Plane
 
 from . import read, write
-from .common import grid_of, lattice_of
+from .common import grid_of
 
 
 def plane_of(node, like: Plane | None = None) -> Plane | None:
@@ -102,19 +102,3 @@ def node_from_transform(scene, transform, name: str, fixed=None, moving=None):
     from DeepRegistrationLib.transforms.parts import to_parts
 
     return write.transform_node(scene, to_parts(transform), name, fixed, moving)
-
-
-def update_linear(node, affine) -> bool:
-    """Set the matrix of a linear transform node, see ``write.update_matrix``."""
-    return write.update_matrix(node, affine.numpy())
-
-
-def update_grid(node, transform) -> None:
-    """Write ``transform``, read at the lattice of the grid transform ``node``, into the node, see ``write.update_vectors``."""
-    import torch
-
-    inner = lattice_of(node.GetTransformFromParentAs("vtkOrientedGridTransform"))
-    inner = inner.pad([-1 if n > 2 else 0 for n in inner.size])
-    with torch.no_grad():
-        u = transform.field(inner)[0].cpu().numpy()
-    write.update_vectors(node, np.moveaxis(u, 0, -1))

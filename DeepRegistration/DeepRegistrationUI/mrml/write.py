@@ -10,7 +10,7 @@ import numpy as np
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.exchange import LabelMap, Lattice, Matrix, PointSet, Volume, finish
 
-from .common import FLIP, _numpy, _to_world, _vectors, _vtk_matrix
+from .common import FLIP, matrix_values, placement_of, vectors_of, vtk_matrix
 
 STEP = 4 << 20
 """Bytes that one step of a generator copies at most."""
@@ -64,7 +64,7 @@ def grid_steps(lattice: Lattice):
     data = yield from image_steps(lattice.vectors, flip, spacing, matrix[:3, 3], margin)
     transform = slicer.vtkOrientedGridTransform()
     transform.SetDisplacementGridData(data)
-    transform.SetGridDirectionMatrix(_vtk_matrix(direction))
+    transform.SetGridDirectionMatrix(vtk_matrix(direction))
     transform.SetInterpolationModeToLinear()
     if lattice.inverted:
         transform.Inverse()
@@ -91,7 +91,7 @@ def vtk_steps(parts):
     for part in parts:
         if isinstance(part, Matrix):
             made.append(vtk.vtkMatrixToLinearTransform())
-            made[-1].SetInput(_vtk_matrix(FLIP @ np.asarray(part.matrix) @ FLIP))
+            made[-1].SetInput(vtk_matrix(FLIP @ np.asarray(part.matrix) @ FLIP))
         else:
             made.append((yield from grid_steps(part)))
     if len(made) == 1:
@@ -143,7 +143,7 @@ def node_of_vtk_image(scene, data, value: Volume | LabelMap, name: str | None = 
     channels = data.GetNumberOfScalarComponents()
     kind = "LabelMapVolume" if isinstance(value, LabelMap) else "ScalarVolume" if channels == 1 else "VectorVolume"
     node = scene.AddNewNodeByClass(f"vtkMRML{kind}Node", name or value.name)
-    node.SetIJKToRASMatrix(_vtk_matrix(FLIP @ value.grid.affine))
+    node.SetIJKToRASMatrix(vtk_matrix(FLIP @ value.grid.affine))
     node.SetAndObserveImageData(data)
     if display:
         node.CreateDefaultDisplayNodes()
@@ -157,7 +157,7 @@ def segmentation_node(scene, value: LabelMap, name: str | None = None):
     array, names = np.asarray(value.array), dict(value.names)
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name or value.name)
     node.CreateDefaultDisplayNodes()
-    matrix = _vtk_matrix(FLIP @ value.grid.affine)
+    matrix = vtk_matrix(FLIP @ value.grid.affine)
     for label in (int(v) for v in np.unique(array) if v != 0):
         image = slicer.vtkOrientedImageData()
         image.ShallowCopy(finish(image_steps((array == label).astype(np.uint8)[..., None])))
@@ -190,9 +190,9 @@ def update_matrix(node, matrix) -> bool:
 
     new, old = FLIP @ np.asarray(matrix, float) @ FLIP, vtk.vtkMatrix4x4()
     node.GetMatrixTransformFromParent(old)
-    if np.array_equal(new, _numpy(old)):
+    if np.array_equal(new, matrix_values(old)):
         return False
-    node.SetMatrixTransformFromParent(_vtk_matrix(new))
+    node.SetMatrixTransformFromParent(vtk_matrix(new))
     return True
 
 
@@ -203,7 +203,7 @@ def update_vectors(node, vectors: np.ndarray) -> None:
     Setting the array or the grid fires nothing; ``Modified`` on the vtkOrientedGridTransform does.
     """
     grid = node.GetTransformFromParentAs("vtkOrientedGridTransform")
-    whole = _vectors(grid)
+    whole = vectors_of(grid)
     margin = [1 if n > 2 else 0 for n in whole.shape[:3]]
     body = whole[tuple(slice(m, n - m) for m, n in zip(margin, whole.shape))]
     if body.shape != vectors.shape:
@@ -217,5 +217,5 @@ def placement_node(node):
     if node.GetParentTransformNode() is None:
         return None
     placement = node.GetScene().AddNewNodeByClass("vtkMRMLTransformNode", f"{node.GetName()} placement")
-    placement.SetMatrixTransformToParent(_vtk_matrix(_to_world(node)))
+    placement.SetMatrixTransformToParent(vtk_matrix(placement_of(node)))
     return placement

@@ -1,0 +1,36 @@
+"""Colour nodes of this extension, made once a scene, and the range over which a map is coloured."""
+
+from __future__ import annotations
+
+import numpy as np
+
+DIVERGING = "DeepRegistration diverging"
+
+
+def diverging_colors(scene):
+    """The procedural colour node blue - white - red for a range of -1 to 1; the window of a volume stretches it."""
+    return _ramp(scene, DIVERGING, ((-1.0, (0.02, 0.19, 0.70)), (0.0, (1.0, 1.0, 1.0)), (1.0, (0.70, 0.02, 0.05))))
+
+
+def single_hue(scene, name: str, color):
+    """A procedural colour node from black to ``color``."""
+    return _ramp(scene, name, ((0.0, (0.0, 0.0, 0.0)), (1.0, color)))
+
+
+def _ramp(scene, name: str, points):
+    found = scene.GetFirstNodeByName(name)
+    if found is not None and found.IsA("vtkMRMLProceduralColorNode"):
+        return found
+    node = scene.AddNewNodeByClass("vtkMRMLProceduralColorNode", name)
+    for position, color in points:
+        node.GetColorTransferFunction().AddRGBPoint(position, *color)
+    return node
+
+
+def magnitude_limit(values: np.ndarray, least: float = 0.1) -> float:
+    """The 99th percentile of the magnitude of finite ``values``, never below ``least``."""
+    flat = values.reshape(-1)
+    flat = np.abs(flat[:: max(1, len(flat) // 100_000)])
+    flat = flat[np.isfinite(flat)]
+    place = (99 * (len(flat) - 1)) // 100  # numpy's percentile loads a package of masked arrays first, which takes long
+    return max(float(np.partition(flat, place)[place]), least) if len(flat) else least
