@@ -1,4 +1,4 @@
-"""Colour nodes of this extension, made once a scene, and the range over which a map is coloured."""
+"""Colour nodes of this extension, made once a scene, the range over which a map is coloured, and the looks of another volume."""
 
 from __future__ import annotations
 
@@ -34,3 +34,15 @@ def magnitude_limit(values: np.ndarray, least: float = 0.1) -> float:
     flat = flat[np.isfinite(flat)]
     place = (99 * (len(flat) - 1)) // 100  # numpy's percentile loads a package of masked arrays first, which takes long
     return max(float(np.partition(flat, place)[place]), least) if len(flat) else least
+
+
+def look_like(node, other) -> None:
+    """Give a volume node the display of another one; without its histogram, which would take long for a large volume."""
+    kind = "Vector" if node.IsA("vtkMRMLVectorVolumeNode") else "Scalar"
+    display = node.GetScene().AddNewNodeByClass(f"vtkMRML{kind}VolumeDisplayNode")
+    if other.GetDisplayNode() is not None and other.GetDisplayNode().IsA(display.GetClassName()):
+        display.CopyContent(other.GetDisplayNode())
+        display.SetAutoWindowLevel(0)
+        if other.GetDisplayNode().GetColorNodeID():
+            display.SetAndObserveColorNodeID(other.GetDisplayNode().GetColorNodeID())
+    node.SetAndObserveDisplayNodeID(display.GetID())

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from DeepRegistrationLib.errors import InputError
 
 from . import mrml
-from .colors import diverging_colors, magnitude_limit
+from .colors import diverging_colors, look_like, magnitude_limit
 
 FOLDS = "DeepRegistration folds"
 ROLES = ("linear", "inverse", "warped", "log_jacobian", "folds", "metrics", "chart")
@@ -108,7 +106,7 @@ def _makers(result: dict, fixed, moving, name: str):
     if "inverse" in result:
         yield "inverse", _transform(list(result["inverse"]), "inverse", f"{name} inverse", moving, fixed)
     if "warped" in result:
-        yield "warped", _image(result["warped"], "warped", f"{name} warped", lambda node: _like(node, moving))
+        yield "warped", _image(result["warped"], "warped", f"{name} warped", lambda node: look_like(node, moving))
     if "log_jacobian" in result:
         value = result["log_jacobian"]
         yield "log_jacobian", _image(value, "log_jacobian", f"{name} log-Jacobian", lambda node: show_diverging(node, value.array))
@@ -180,18 +178,6 @@ def _chart(history, name: str):
 # ------------------------------------------------------------------------------------------------------- how they look
 
 
-def _like(node, moving) -> None:
-    """Give the warped volume the display of the moving one; without its histogram, which would take long for a large volume."""
-    kind = "Vector" if node.IsA("vtkMRMLVectorVolumeNode") else "Scalar"
-    display = node.GetScene().AddNewNodeByClass(f"vtkMRML{kind}VolumeDisplayNode")
-    if moving.GetDisplayNode() is not None and moving.GetDisplayNode().IsA(display.GetClassName()):
-        display.CopyContent(moving.GetDisplayNode())
-        display.SetAutoWindowLevel(0)
-        if moving.GetDisplayNode().GetColorNodeID():
-            display.SetAndObserveColorNodeID(moving.GetDisplayNode().GetColorNodeID())
-    node.SetAndObserveDisplayNodeID(display.GetID())
-
-
 def show_diverging(node, values) -> None:
     """Display a map blue - white - red, symmetric about 0, to the 99th percentile of its magnitude."""
     limit = magnitude_limit(values)
@@ -226,10 +212,18 @@ def gather(scene, name: str, nodes) -> int:
 
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     folder = hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), name)
+    put_into(scene, folder, nodes)
+    return folder
+
+
+def put_into(scene, folder: int, nodes) -> None:
+    """Put ``nodes`` into the ``folder`` (an item) of the subject hierarchy."""
+    import slicer
+
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
     for node in nodes:
         item = hierarchy.GetItemByDataNode(node)
         if item:
             hierarchy.SetItemParent(item, folder)
         else:
             hierarchy.CreateItem(folder, node)
-    return folder

@@ -10,6 +10,7 @@ from DeepRegistrationLib.exchange import Lattice, finish
 from DeepRegistrationLib.geometry import Grid
 
 from . import mrml, views
+from .colors import look_like
 
 REDRAW = 0.25
 """Seconds between two drawings of the chart."""
@@ -167,16 +168,9 @@ def thinned(grid, every: int):
 
 def twin_of(volume, name: str):
     """A second volume node with the voxels of ``volume`` (shared, not copied), its place and its looks."""
-    scene = volume.GetScene()
-    twin = scene.AddNewNodeByClass(volume.GetClassName(), name)
+    twin = volume.GetScene().AddNewNodeByClass(volume.GetClassName(), name)
     twin.SetAndObserveImageData(volume.GetImageData())
     twin.CopyOrientation(volume)
     twin.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
-    if volume.GetDisplayNode() is not None:
-        display = scene.AddNewNodeByClass(volume.GetDisplayNode().GetClassName())
-        display.CopyContent(volume.GetDisplayNode())
-        display.SetAutoWindowLevel(0)
-        if volume.GetDisplayNode().GetColorNodeID():
-            display.SetAndObserveColorNodeID(volume.GetDisplayNode().GetColorNodeID())
-        twin.SetAndObserveDisplayNodeID(display.GetID())
+    look_like(twin, volume)
     return twin

@@ -11,12 +11,12 @@ from DeepRegistrationLib import exchange, planes
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.planes import Plane
 
-from . import mrml
+from . import mrml, records
 from .colors import DIVERGING
-from .delivery import ROLES, deliver, deliver_steps, gather
+from .delivery import ROLES, deliver, deliver_steps, gather, put_into
 
 __all__ = ["DIVERGING", "ROLES", "add_result", "apply_to", "deliver", "deliver_steps", "evaluate_request", "gather", "pair_from_nodes",
-           "planes_of", "request_from_nodes", "split"]
+           "planes_of", "put_into", "request_from_nodes", "split"]
 START_EDGE = 64
 """Nodes along the longest edge of the lattice on which a starting transform without one of its own (B-spline, thin plate) is read."""
 
@@ -136,14 +136,5 @@ def apply_to(node, nodes: dict) -> None:
     placement = mrml.placement_node(node)
     if placement is not None:
         placement.SetAndObserveTransformNodeID(nodes["linear"].GetID())
-        _place_beside(placement, nodes["linear"])
+        records.put_beside(nodes["linear"], [placement])
     node.SetAndObserveTransformNodeID((placement or nodes["linear"]).GetID())
-
-
-def _place_beside(node, other) -> None:
-    """Put ``node`` into the subject-hierarchy folder of ``other``."""
-    import slicer
-
-    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(node.GetScene())
-    folder = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(other)) or hierarchy.GetSceneItemID()
-    hierarchy.CreateItem(folder, node)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 
+from .delivery import put_into
+
 ATTRIBUTE = "DeepRegistration.Result"
 ROLE = "DeepRegistration."
 MAIN = "vtkMRMLTransformNode"
@@ -74,9 +76,4 @@ def put_beside(node, others) -> None:
 
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(node.GetScene())
     folder = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(node)) or hierarchy.GetSceneItemID()
-    for other in others:
-        item = hierarchy.GetItemByDataNode(other)
-        if item:
-            hierarchy.SetItemParent(item, folder)
-        else:
-            hierarchy.CreateItem(folder, other)
+    put_into(node.GetScene(), folder, others)

@@ -307,9 +307,4 @@ def gather_once(scene, name: str, nodes) -> None:
     if not folder or hierarchy.GetItemLevel(folder) != "Folder":
         outputs.gather(scene, name, nodes)
         return
-    for node in nodes:
-        item = hierarchy.GetItemByDataNode(node)
-        if item:
-            hierarchy.SetItemParent(item, folder)
-        else:
-            hierarchy.CreateItem(folder, node)
+    outputs.put_into(scene, folder, nodes)
