@@ -244,12 +244,12 @@ def test_cleanup_leaves_nothing(slicer, panel):
 
 
 def test_reload_ends_the_old_panel_and_makes_a_new_one(slicer, panel):
-    holder = slicer.modules.deepregistration.widgetRepresentation()
+    holder = slicer.modules.deepregistration.createNewWidgetRepresentation()
     holder.show_module(True)
     old, runner = holder.self(), ScriptedRunner()
     old.logic._runner = runner
     old.onReload()
-    new = slicer.modules.deepregistration.widgetRepresentation().self()
+    new = holder.self()
     assert new is not old and old.panel is None and runner.stopped
     assert new.panel.node is not None and not new.panel.page("register").ui.applyButton.enabled
     new.panel.node.fixedVolume, new.panel.node.movingVolume = volume(slicer, "a"), volume(slicer, "b")
