@@ -260,7 +260,7 @@ def test_worker_runs_cancels_and_survives(slicer, working):
     wait_until(slicer, lambda: not page.running, 120)
     assert status(page).startswith("Registered in "), status(page)
     assert page.run.live.refreshes >= 2
-    assert working.longest_tick < 0.1 or busy_machine(), f"a tick took {working.longest_tick:.3f} s"
+    assert 0 < working.longest_tick < 0.1, f"a tick took {working.longest_tick:.3f} s of the GUI thread"
     assert "PyTorch" in page.ui.deviceLabel.text and "CPU" in page.ui.deviceLabel.text
     quick, working.node.values = working.node.values, json.dumps({"iterations": [5000, 5000, 5000, 5000], "tolerance": 0.0})
     settle(slicer)
