@@ -27,28 +27,29 @@ def _mix(vectors, matrix):
     return vectors @ m.T
 
 
-def sample_field(field: torch.Tensor, grid: Grid, index: torch.Tensor) -> torch.Tensor:
-    """Field (B, dim, *S) at continuous ``index`` (B, *T, dim) of its grid -> (B, dim, *T), mm; 0 outside."""
-    return sample(field, index, "linear", "zeros")
+def sample_field(field: torch.Tensor, grid: Grid, index: torch.Tensor, padding: str = "zeros") -> torch.Tensor:
+    """Field (B, dim, *S) at continuous ``index`` (B, *T, dim) of its grid -> (B, dim, *T), mm; outside 0, or continued
+    by its border values with ``padding`` 'border'."""
+    return sample(field, index, "linear", padding)
 
 
-def compose(outer: torch.Tensor, inner: torch.Tensor, grid: Grid) -> torch.Tensor:
+def compose(outer: torch.Tensor, inner: torch.Tensor, grid: Grid, padding: str = "zeros") -> torch.Tensor:
     """Displacement of (id + outer) o (id + inner), both (B, dim, *S) mm on ``grid``: inner(p) + outer(p + inner(p))."""
     index = index_points(grid, dtype=inner.dtype, device=inner.device) + to_index_units(inner, grid)
-    return inner + sample_field(outer, grid, index)
+    return inner + sample_field(outer, grid, index, padding)
 
 
-def exp(velocity: torch.Tensor, grid: Grid, steps: int | None = None) -> torch.Tensor:
+def exp(velocity: torch.Tensor, grid: Grid, steps: int | None = None, padding: str = "zeros") -> torch.Tensor:
     """Displacement of the flow of a stationary ``velocity`` (B, dim, *S) mm after unit time, by scaling and squaring.
 
-    ``steps`` squarings; by default as many as bring the first step under a quarter of a voxel.
+    ``steps`` squarings; by default as many as bring the first step under a quarter of a voxel. ``padding`` as in ``sample_field``.
     """
     if steps is None:
         largest = float(to_index_units(velocity.detach(), grid).abs().max())
         steps = 0 if largest == 0 else max(0, int(np.ceil(np.log2(max(largest, 1e-12) / 0.25))))
     u = velocity / 2**steps
     for _ in range(steps):
-        u = compose(u, u, grid)
+        u = compose(u, u, grid, padding)
     return u
 
 

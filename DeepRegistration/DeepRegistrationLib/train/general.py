@@ -1,0 +1,43 @@
+"""The recipe of the general network: synthetic pairs only, of random shapes and of the MNI template where it is at hand.
+
+Every level of the pyramid is scored, the coarse ones less: the distance of points from where the known map takes them, the
+overlap of a few labels, and the smoothness of the map.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..networks.heads import displacement, on_lattice
+from ..networks.pyramid import SymmetricPyramid
+from ..terms import Diffusion, LandmarkDistance, SoftDice
+from .loop import TrainingSettings, scored
+from .synthesize import Source, Synthesis, random_shapes, synthetic_pair
+
+OBJECTIVE = 1.0 * LandmarkDistance(squared=False) + 1.0 * SoftDice() + 0.2 * Diffusion()
+LEVELS, STEPS = 3, (3, 2, 2)
+SHAPES = 48
+SETTINGS = {3: TrainingSettings(steps=4000, rate=2e-3), 2: TrainingSettings(steps=4000, rate=2e-3, pairs=4)}
+PAIRS = {3: Synthesis(), 2: Synthesis(shape=(96, 96), widths=(20.0, 9.0, 4.0), motions=(6.0, 3.0, 1.0))}
+
+
+def view(network: SymmetricPyramid, pair):
+    """[(weight, Alignment)] of every level's map, with its reverse."""
+    grid, parts = pair.fixed.grid, []
+    for maps in network(pair.fixed.data, pair.moving.data, LEVELS, STEPS):
+        level = grid.resample(grid.spacing * maps.factor)
+        forward, backward = (displacement(on_lattice(u, level, grid), grid) for u in (maps.forward, maps.backward))
+        parts.append((1.0 / maps.factor, scored(pair, forward, backward)))
+    return parts
+
+
+def sources(dim: int, given: list[Source], generator: torch.Generator) -> list[Source]:
+    """Random shapes, and each of ``given`` so often that half of all pairs are made from them."""
+    shape = tuple(n + n // 2 for n in PAIRS[dim].shape)
+    shapes = random_shapes(SHAPES, shape, generator)
+    return shapes + given * (SHAPES // len(given)) if given else shapes
+
+
+def draw_from(dim: int, pool: list[Source]):
+    """generator -> synthetic pair, for ``loop.train``."""
+    return lambda generator: synthetic_pair(pool, PAIRS[dim], generator)
