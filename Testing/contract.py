@@ -7,6 +7,7 @@ fixed image m(T(x)) is computed from the formula, so nothing is interpolated and
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass, replace
 
@@ -72,6 +73,21 @@ def card_is_complete(cls) -> None:
     assert all(preset.help.strip() for preset in card.presets.values()), "every preset says what it is for"
     for p in describe(cls):
         assert p.label.strip() and p.help.strip().endswith("."), f"{p.name} needs a label and a sentence of help"
+
+
+BRITISH = re.compile(r"\b\w*(?:isation|isations|ising|mised|nised|lised|rised|iser|isers|[cl]our|centre|centres|grey|licence|neighbour|neighbours|metres)\b",
+                     re.IGNORECASE)
+"""Endings and words of British spelling; ids, names of presets and of parameters are not looked at."""
+
+
+def texts_are_american(cls) -> None:
+    """Title, summary, assumptions, failure modes, presets' and parameters' texts, as the panel and ``show`` print them."""
+    card = cls.card
+    texts = [card.title, card.summary, card.task, *card.assumptions, *card.failure_modes, *(p.help for p in card.presets.values())]
+    for p in describe(cls):
+        texts += [p.label, p.help]
+    found = [word for text in texts for word in BRITISH.findall(text)]
+    assert not found, found
 
 
 def presets_are_valid(cls) -> None:

@@ -18,6 +18,11 @@ def test_card_is_complete(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_what_a_user_reads_is_spelled_the_american_way(name):
+    contract.texts_are_american(METHODS[name])
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_presets_are_valid(name):
     contract.presets_are_valid(METHODS[name])
 

@@ -203,10 +203,10 @@ def test_pictures_are_2d(tmp_path, kind):
     assert image.dim == 2 and np.array_equal(image.data[0, 0].numpy(), array)
 
 
-def test_colour_needs_grey(tmp_path):
+def test_color_needs_gray(tmp_path):
     array = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
     sitk.WriteImage(sitk.GetImageFromArray(array, isVector=True), str(tmp_path / "c.png"))
-    with pytest.raises(InputError, match=r"RGB, 3 channels\) where one value per voxel is needed; convert it to grey"):
+    with pytest.raises(InputError, match=r"RGB, 3 channels\) where one value per voxel is needed; convert it to gray"):
         read_image(tmp_path / "c.png")
     grey = read_image(tmp_path / "c.png", channels="grey").data[0, 0].numpy()
     assert np.allclose(grey, array @ np.array([0.299, 0.587, 0.114]), atol=1e-3)
@@ -429,7 +429,7 @@ def test_several_series_are_listed(tmp_path):
 
 
 def test_multi_frame_dicom(data):
-    with pytest.raises(InputError, match="colour image"):
+    with pytest.raises(InputError, match="color image"):
         read_image(data / "ultrasound-2dt" / "echo.dcm")
     image = read_image(data / "ultrasound-2dt" / "echo.dcm", channels="grey")
     expected = sitk.GetArrayFromImage(sitk.ReadImage(str(data / "ultrasound-2dt" / "sequence.nii.gz")))[:, 0]

@@ -227,6 +227,16 @@ def test_catalogue_entry_agrees_with_cmake():
         assert (ROOT / address.removeprefix(raw)).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n", f"{address} is no PNG of this repository"
 
 
+def test_no_address_claims_a_repository_that_is_not_there():
+    """One place is named everywhere; as long as the README says that there is none yet, it is the reserved example.org."""
+    entry, variables = json.loads(ENTRY.read_text("utf-8")), extension_variables()
+    addresses = [entry["scm_url"], variables["HOMEPAGE"], variables["ICONURL"], *variables["SCREENSHOTURLS"].split()]
+    hosts = {address.split("/")[2] for address in addresses}
+    assert ("no public repository yet" in (ROOT / "README.md").read_text("utf-8")) == (hosts == {"example.org"})
+    citation = (ROOT / "CITATION.cff").read_text("utf-8")
+    assert "repository-code" not in citation or f"repository-code: {variables['HOMEPAGE']}" in citation
+
+
 def test_license_has_an_accepted_name():
     assert [path.name for path in ROOT.iterdir() if path.stem.upper() in ("LICENSE", "COPYING", "LICENCE")] == ["LICENSE"]
     assert extension_variables()["LICENSE_FILE"] == "${CMAKE_CURRENT_SOURCE_DIR}/LICENSE"

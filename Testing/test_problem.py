@@ -44,7 +44,7 @@ def labels(dim=3):
 BAD = {
     "dimensions": (lambda: Pair(image(2, name="plane"), image(3, name="volume")), "plane is 2D and volume is 3D"),
     "initial": (lambda: Pair(image(), image(), Affine.identity(2)), "initial transform is 2D, the images are 3D"),
-    "colour": (lambda: Pair(image(), image(channels=3)), "convert colour to grey"),
+    "colour": (lambda: Pair(image(), image(channels=3)), "convert color to gray"),
     "batch": (lambda: Pair(image(batch=2), image()), "pair up one to one"),
     "nan": (lambda: Pair(spoiled(float("nan")), image()), "scan.nii.gz holds .* NaN or infinite"),
     "infinite": (lambda: Pair(image(), spoiled(float("inf"))), "scan.nii.gz holds .* NaN or infinite"),

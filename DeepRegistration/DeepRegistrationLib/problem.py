@@ -36,7 +36,7 @@ class Pair:
             _check_image(image)
         if self.fixed.data.shape[1] != self.moving.data.shape[1]:
             raise InputError(f"{self.fixed.name} has {self.fixed.data.shape[1]} channels and {self.moving.name} has {self.moving.data.shape[1]}; "
-                             "give images with the same channels, or convert colour to grey")
+                             "give images with the same channels, or convert color to gray")
         if self.fixed.data.shape[0] != self.moving.data.shape[0]:
             raise InputError(f"{self.fixed.data.shape[0]} fixed and {self.moving.data.shape[0]} moving images were given; "
                              "they must pair up one to one")

@@ -163,7 +163,7 @@ def card_text(cls) -> str:
 
     card = cls.card
     lines = [f"{cls.id}: {card.title}", "", card.summary, "", f"for        {card.task}", f"problem    {card.problem.__name__}, {dims(cls)}",
-             f"symmetric  {'yes' if card.symmetric else 'no'}", f"licence    {card.licence}"]
+             f"symmetric  {'yes' if card.symmetric else 'no'}", f"license    {card.licence}"]
     lines += [f"weights    {weights}" for weights in card.weights]
     for title, items in (("assumes", card.assumptions), ("fails when", card.failure_modes)):
         lines += ["", title] + [f"  - {item}" for item in items] if items else []

@@ -214,7 +214,7 @@ def tell(record: dict, out: Path) -> None:
         + (f", {memory:.0f} MiB" if memory else ""))
     say(f"{out}: " + ", ".join(record["files"]))
     if scored and record["folds"] > 0:
-        note(f"remark: {record['folds_count']} voxels fold; a stronger regularisation prevents this")
+        note(f"remark: {record['folds_count']} voxels fold; a stronger regularization prevents this")
 
 
 def told(record: dict) -> str:

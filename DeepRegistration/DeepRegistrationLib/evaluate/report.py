@@ -124,7 +124,7 @@ def overlay_picture(fixed: Image, before: Image, after: Image, kind: str = "fuse
     _same_grid(fixed, before, after)
     views, (f, b, a) = views_of(fixed, centre), (_grey(image) for image in (fixed, before, after))
     rows = [[(mix(v.cut(f), v.cut(m), v), {}) for v in views] for m in (b, a)]
-    note = "aligned tissue is grey, fixed only blue, moving only orange" if kind == "fused" else "squares: fixed grey, moving orange"
+    note = "aligned tissue is gray, fixed only blue, moving only orange" if kind == "fused" else "squares: fixed gray, moving orange"
     return _sheet(rows, views, ["before", "after"], note)
 
 

@@ -69,8 +69,8 @@ def _select(volume: Volume, channels: str, path) -> np.ndarray:
     if channels == "grey" and colour:
         return np.tensordot(np.asarray(LUMINANCE, np.float32), volume.channels_first[:3], (0, 0))[None]
     if colour:
-        raise InputError(f"{path} is a colour image (RGB, {volume.channels} channels) where one value per voxel is needed; "
-                         "convert it to grey or read it with channels='grey'")
+        raise InputError(f"{path} is a color image (RGB, {volume.channels} channels) where one value per voxel is needed; "
+                         "convert it to gray or read it with channels='grey'")
     raise InputError(f"{path} holds {volume.channels} values per voxel where one is needed; "
                      "extract one component, or read it with channels='vector'")
 

@@ -84,7 +84,7 @@ def _require_millimetres(units, path) -> None:
     found = set(units if isinstance(units, list) else [units])
     if found - {"mm", None, ""}:
         units = ", ".join(sorted(map(str, found)))
-        raise InputError(f"{path} has coordinates in {units}; millimetres are needed, convert them")
+        raise InputError(f"{path} has coordinates in {units}; millimeters are needed, convert them")
 
 
 def _from_fcsv(text: str, path):

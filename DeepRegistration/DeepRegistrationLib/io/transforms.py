@@ -70,7 +70,7 @@ def _displacement(components: np.ndarray, grid: Grid) -> Displacement:
 
 
 def _to_parent(path) -> str:
-    return (f"{path} is stored in the to-parent (modelling) direction, which ITK cannot apply; "
+    return (f"{path} is stored in the to-parent (modeling) direction, which ITK cannot apply; "
             "invert the transform node in 3D Slicer's Transforms module and save the from-parent direction")
 
 

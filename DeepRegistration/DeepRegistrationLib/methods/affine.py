@@ -58,7 +58,7 @@ ALEXA = """@inproceedings{Alexa2022,
 ))
 @dataclass(frozen=True)
 class AffineRegistration(Method):
-    start: str = parameter("auto", "Start", "Best of headers, centres and centres of mass, or one of them, or any rotation as well.",
+    start: str = parameter("auto", "Start", "Best of headers, centers and centers of mass, or one of them, or any rotation as well.",
                            choices=STARTS, advanced=False)
     freedom: str = parameter("affine", "Degrees of freedom", "The last stage; 'none' keeps the start.", choices=FREEDOMS, advanced=False)
     similarity: str = parameter("mi", "Similarity", "Mutual information, correlation, squared difference or local correlation.",
@@ -69,7 +69,7 @@ class AffineRegistration(Method):
                               unit="mm", minimum=0.0)
     samples: int = parameter(20000, "Samples", "Points at which the images are compared on the finest level.", minimum=500, maximum=2000000)
     iterations: int = parameter(40, "Iterations", "At most so many steps per stage and level.", minimum=1, maximum=1000)
-    bins: int = parameter(32, "Histogram bins", "Grey levels of the joint histogram of mutual information.", minimum=8, maximum=256)
+    bins: int = parameter(32, "Histogram bins", "Gray levels of the joint histogram of mutual information.", minimum=8, maximum=256)
     radius: float = parameter(0.0, "Window", "Radius of the local correlation; 0 takes two voxels of each level.", unit="mm", minimum=0.0)
     rotations: int = parameter(1000, "Rotations", "How many rotations the start 'global' tries in 3D.", minimum=10, maximum=100000)
     kept: int = parameter(6, "Rotations kept", "How many of them are refined.", minimum=1, maximum=100)

@@ -51,7 +51,7 @@ CONVEX_ADAM = """@inproceedings{Siebert2021,
 
 @method(Card(
     title="Convex discrete",
-    summary="Exhaustive search over displacements with convex regularisation, then refinement; for large deformations and any contrast.",
+    summary="Exhaustive search over displacements with convex regularization, then refinement; for large deformations and any contrast.",
     task="deformable registration",
     references=(SIEBERT, HEINRICH, CONVEX_ADAM),
     assumptions=("edges and textures correspond locally; brightness need not",

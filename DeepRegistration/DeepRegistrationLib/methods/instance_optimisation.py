@@ -55,8 +55,8 @@ CACHIER = """@article{Cachier2003,
 
 
 @method(Card(
-    title="Instance optimisation",
-    summary="The default: affine, then a smooth invertible deformation optimised for this pair over a pyramid of spacings.",
+    title="Instance optimization",
+    summary="The default: affine, then a smooth invertible deformation optimized for this pair over a pyramid of spacings.",
     task="deformable registration",
     references=(VERCAUTEREN, CACHIER, HEINRICH),
     assumptions=("both images show the same anatomy, in the same units for 'mse', in one contrast for 'lncc' and 'ncc', "
@@ -89,7 +89,7 @@ CACHIER = """@article{Cachier2003,
 class InstanceOptimisation(Method):
     start: str = parameter("affine", "Linear start", "What comes first when no starting transform is given.",
                            choices=("affine", "rigid", "none"), advanced=False)
-    model: str = parameter("greedy", "Model", "How the deformation is described and optimised.", choices=("greedy", *MODELS))
+    model: str = parameter("greedy", "Model", "How the deformation is described and optimized.", choices=("greedy", *MODELS))
     similarity: str = parameter("auto", "Similarity", "What makes the images alike; 'auto' chooses by their contrast.",
                                 choices=("auto", *SIMILARITIES), advanced=False)
     factors: tuple[float, ...] = parameter((8.0, 4.0, 2.0, 1.0), "Levels", "Spacing of each level in units of the finest, coarse to fine.",
@@ -106,8 +106,8 @@ class InstanceOptimisation(Method):
     shared_range: bool = parameter(False, "Common units",
                                    "Both images are in the same units (CT); otherwise each is scaled by its own range.")
     symmetric: bool = parameter(False, "Symmetric", "Treat both images alike (greedy and velocity).")
-    regulariser: str = parameter("diffusion", "Regulariser", "What is kept small (all models but greedy).", choices=tuple(REGULARITIES))
-    weight: float = parameter(0.5, "Regulariser weight", "Its weight against the similarity (all models but greedy).", minimum=0.0)
+    regulariser: str = parameter("diffusion", "Regularizer", "What is kept small (all models but greedy).", choices=tuple(REGULARITIES))
+    weight: float = parameter(0.5, "Regularizer weight", "Its weight against the similarity (all models but greedy).", minimum=0.0)
     step: float = parameter(0.1, "Step length", "Of Adam (all models but greedy), in voxels of the level.",
                             unit="voxels", minimum=1e-4, maximum=2.0)
     control: float = parameter(4.0, "Control distance", "Between control points (bspline), in voxels of the level.",
