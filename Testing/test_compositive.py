@@ -14,6 +14,7 @@ from DeepRegistrationLib.engines.compositive import CompositiveSettings, content
 from DeepRegistrationLib.errors import Cancelled, InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image
+from DeepRegistrationLib.ops import demons
 from DeepRegistrationLib.runtime import Silent
 from DeepRegistrationLib.transforms import Affine, Displacement
 
@@ -158,6 +159,22 @@ def test_a_start_with_a_linear_part_is_split(dim):
     points = inner_points(known.fixed.grid)
     assert distance(transform, known.truth, points) < 0.35
     assert history[0]["cost"] < 0.6 * solved(known.fixed, known.moving, replace(SHORT, factors=(1.0,), iterations=(1,)))[1][0]["cost"]
+
+
+@DIMS
+def test_a_strong_start_is_split_exactly_in_the_symmetric_form(dim):
+    """The two halves make the start again, and neither is longer than needed; halving the displacement leaves ten times the error."""
+    known = pair_of(dim, angle=0.5, rate=0.6)
+    grid = known.fixed.grid
+    u = demons.from_world(known.truth.field(grid), grid)
+    points = inner_points(Grid(grid.shape, np.eye(dim + 1)), 4)
+    error = {}
+    for name, halves in (("logarithm", compositive._halves(u)), ("displacement", [u / 2, -u / 2])):
+        index = Grid(grid.shape, np.eye(dim + 1))
+        error[name] = distance(Displacement(compositive._joined(halves), index), Displacement(u, index), points)
+    assert error["logarithm"] < 0.05 and error["logarithm"] < 0.1 * error["displacement"], error
+    to_moving, to_fixed = (float(h.norm(dim=1).mean()) for h in compositive._halves(u))
+    assert 0.8 < to_moving / to_fixed < 1.25, "both images are moved by about the same amount"
 
 
 def with_junk(image, seed=0):

@@ -29,15 +29,14 @@ from ..runtime import Monitor
 from ..terms import SIMILARITIES
 from ..transforms import Affine, Displacement, Transform
 from .channels import CHANNELS, channels, normalised_pair
+from .extent import MARGIN, RUNOUT, content_box, fade, finest_spacing, widened
 from .guides import Guides, LandmarkGuide
 from .matching import IntensityMap, local_map
 from .starts import background
 
 SLOPES = ("ncc", "mi", "ngf")
-MARGIN = 8
 REFRESH = 5
 NOISE = 0.01
-RUNOUT = 16
 
 
 @dataclass(frozen=True)
@@ -139,45 +138,6 @@ def _check(settings, fixed, guides):
         raise InputError(f"a batch of {fixed.data.shape[0]} images was given; the compositive model registers one pair at a time")
 
 
-def finest_spacing(box: Grid, settings: CompositiveSettings) -> float:
-    """mm: the asked spacing or the smallest voxel edge, coarser where the lattice would pass ``largest`` voxels."""
-    wide = np.array(box.size) > 1
-    step = max(settings.finest, float(box.spacing[wide].min()) if wide.any() else float(box.spacing.min()))
-    while np.prod(np.maximum(box.extent / np.maximum(box.spacing, step), 1)) > settings.largest:
-        step *= 1.05
-    return step
-
-
-def content_box(fixed: Image, moving: Image, linear: Affine) -> Grid:
-    """The part of the fixed grid that holds anything of either image, with a margin; background is what the faces show."""
-    lower, upper = _content(fixed)
-    corners = _box_corners(moving.grid, *_content(moving))
-    mapped = linear.inverse()(torch.as_tensor(corners)[None])[0].numpy()
-    index = fixed.grid.world_to_index(mapped)
-    size = np.array(fixed.grid.size)
-    margin = np.maximum(np.ceil(MARGIN * fixed.grid.spacing.min() / fixed.grid.spacing), 2)
-    lower = np.clip(np.minimum(lower, np.floor(index.min(0))) - margin, 0, size - 1)
-    upper = np.clip(np.maximum(upper, np.ceil(index.max(0)) + 1) + margin, lower + 1, size)
-    return fixed.grid.crop(lower, upper)
-
-
-def _content(image):
-    """Index bounds (lower, upper) in (x, y, z) of the voxels that differ from the background by over 2 % of the range."""
-    where = torch.zeros(image.grid.shape, dtype=torch.bool, device=image.device)
-    for data in image.data[0]:
-        where |= (data - background(data)).abs() > 0.02 * float(data.max() - data.min())
-    lower, upper = [], []
-    for axis in range(where.ndim - 1, -1, -1):
-        line = where.movedim(axis, 0).flatten(1).any(1).nonzero()
-        lower.append(int(line[0]) if len(line) else 0)
-        upper.append(int(line[-1]) + 1 if len(line) else where.shape[axis])
-    return np.array(lower), np.array(upper)
-
-
-def _box_corners(grid, lower, upper):
-    return grid.crop(lower, upper).corners()
-
-
 def _pyramid(fixed, moving, spacings):
     """(fixed, moving) at each spacing, coarse to fine, each made from the next finer one."""
     made = []
@@ -207,8 +167,16 @@ def _carried(state, old, grid, settings, linear, start, dim, device):
         if start is None:
             return [torch.zeros(1, dim, *grid.shape, device=device) for _ in range(count)]
         u = demons.from_world((linear.inverse() @ start).field(grid, device=device), grid)
-        return [u] if count == 1 else [u / 2, -u / 2]
+        return [u] if count == 1 else _halves(u)
     return [demons.from_world(resample(demons.to_world(u, old), old, grid), grid) for u in state]
+
+
+def _halves(u):
+    """[to the moving image, to the fixed image] of the symmetric form that together make id + u (voxels): the flow of minus half the
+    logarithm leads to the fixed image, and u o that flow to the moving one, so that _joined gives u back however good the logarithm is."""
+    grid = Grid(tuple(u.shape[2:]), np.eye(u.ndim - 1))
+    to_fixed = fields.exp(-fields.logarithm(u, grid, "border") / 2, grid, padding="border")
+    return [demons.compose(u, to_fixed), to_fixed]
 
 
 def _run_level(level, state, iterations, settings, monitor, history, linear):
@@ -329,53 +297,18 @@ def _joined(state):
 
 def _finished(state, grid, whole, history):
     """Displacements in world mm on the lattice widened within the image, faded to 0 on the sides inside the image."""
-    wide, inverse = _widened(grid, whole), None
-    fade = _fade(grid, wide, whole).to(state[0].device)
+    wide, inverse = widened(grid, whole), None
+    ending = fade(grid, wide, whole).to(state[0].device)
     if len(state) == 2:
-        inverse = _exported(_joined(state[::-1]), grid, wide, fade)
-    return _exported(_joined(state), grid, wide, fade), history, inverse
+        inverse = _exported(_joined(state[::-1]), grid, wide, ending)
+    return _exported(_joined(state), grid, wide, ending), history, inverse
 
 
-def _exported(u, grid, wide, fade):
+def _exported(u, grid, wide, ending):
     start = np.round(wide.world_to_index(grid.origin)).astype(int)
     end = np.array(wide.size) - start - np.array(grid.size)
     pad = [int(v) for pair in zip(start, end) for v in pair]
-    return Displacement(F.pad(demons.to_world(u, grid), pad, mode="replicate").mul_(fade), wide)
+    return Displacement(F.pad(demons.to_world(u, grid), pad, mode="replicate").mul_(ending), wide)
 
 
-def _widened(grid, whole):
-    """``grid`` with up to ``RUNOUT`` voxels more on every side, as far as the image reaches."""
-    lower, upper = _room(grid, whole)
-    size = np.array(grid.size)
-    room = [np.where(size > 1, np.clip(np.floor(side + 1e-6), 0, RUNOUT), 0).astype(int) for side in (lower, upper)]
-    return grid.crop(-room[0], size + room[1])
-
-
-def _room(grid, whole):
-    """Voxels of ``grid`` between its border and that of the image, at the lower and the upper end of every axis."""
-    corner = grid.world_to_index(whole.corners())
-    return -0.5 - corner.min(0), corner.max(0) - (np.array(grid.size) - 0.5)
-
-
-def _fade(grid, wide, whole):
-    """(1, 1, *S) weights on ``wide``: a cosine from the border to the middle of the margin of ``grid``, 1 where the image ends."""
-    start = wide.world_to_index(grid.origin)
-    left = _room(wide, whole)
-    total = torch.ones(1, 1, *wide.shape)
-    for c, n in enumerate(wide.size):
-        weight = np.ones(n)
-        ends = int(round(start[c])), n - int(round(start[c])) - grid.size[c]
-        for side, (extra, room) in enumerate(zip(ends, (left[0][c], left[1][c]))):
-            length = min(extra + MARGIN // 2, n // 3)
-            if (extra == 0 and room < 0.5) or length < 1:
-                continue
-            ramp = 0.5 - 0.5 * np.cos(np.pi * (np.arange(length) + 1) / (length + 1))
-            weight[:length] *= ramp if side == 0 else 1
-            weight[n - length:] *= ramp[::-1] if side == 1 else 1
-        shape = [1] * wide.dim
-        shape[-1 - c] = n
-        total = total * torch.as_tensor(weight, dtype=total.dtype).reshape(1, 1, *shape)
-    return total
-
-
-__all__ = ["CompositiveSettings", "content_box", "finest_spacing", "register"]
+__all__ = ["MARGIN", "RUNOUT", "CompositiveSettings", "content_box", "finest_spacing", "register"]

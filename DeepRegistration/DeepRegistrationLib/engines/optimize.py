@@ -31,7 +31,6 @@ from ..transforms import Affine, BSpline, Displacement, Transform, Velocity
 from ..transforms.base import require_finite
 
 MODELS = ("displacement", "velocity", "bspline")
-LOGARITHM_STEPS = 8
 FAINT = 1e-5
 
 
@@ -129,23 +128,8 @@ def _taken_over(model, previous, grid, step, shape, device):
         return resample(previous.velocity, previous.grid, grid)
     field = previous.field(grid, device=device)
     if model == "velocity":
-        return _logarithm(field, grid)
+        return fields.logarithm(field, grid)
     return _fitted(field, grid, step, shape) if model == "bspline" else field
-
-
-def _logarithm(u, grid):
-    """Velocity whose flow is close to id + u: v <- v + (exp(-v) o (id + u) - id) as long as what is left shrinks.
-
-    The first order of Bossa, Hernandez and Olmos, MICCAI 2007; the displacement itself would be the velocity of another map.
-    """
-    v, left = u, fields.compose(fields.exp(-u, grid), u, grid)
-    for _ in range(LOGARITHM_STEPS):
-        trial = v + left
-        remaining = fields.compose(fields.exp(-trial, grid), u, grid)
-        if not float(remaining.square().mean()) < float(left.square().mean()):
-            break
-        v, left = trial, remaining
-    return v
 
 
 def _control(grid, control):

@@ -15,6 +15,8 @@ from . import nd
 from .filters import box
 from .sample import index_points, sample
 
+LOGARITHM_STEPS = 8
+
 
 def to_index_units(field: torch.Tensor, grid: Grid) -> torch.Tensor:
     """(B, dim, *S) mm -> (B, *S, dim) voxels of ``grid``."""
@@ -51,6 +53,22 @@ def exp(velocity: torch.Tensor, grid: Grid, steps: int | None = None, padding: s
     for _ in range(steps):
         u = compose(u, u, grid, padding)
     return u
+
+
+def logarithm(u: torch.Tensor, grid: Grid, padding: str = "zeros") -> torch.Tensor:
+    """Velocity (B, dim, *S) mm whose flow is close to id + u: v <- v + (exp(-v) o (id + u) - id) as long as what is left shrinks.
+
+    The first order of Bossa, Hernandez and Olmos, MICCAI 2007; the displacement itself would be the velocity of another map.
+    ``padding`` as in ``sample_field``.
+    """
+    v, left = u, compose(exp(-u, grid, padding=padding), u, grid, padding)
+    for _ in range(LOGARITHM_STEPS):
+        trial = v + left
+        remaining = compose(exp(-trial, grid, padding=padding), u, grid, padding)
+        if not float(remaining.square().mean()) < float(left.square().mean()):
+            break
+        v, left = trial, remaining
+    return v
 
 
 def invert(field: torch.Tensor, grid: Grid, tolerance: float = 0.05, iterations: int = 50, target: Grid | None = None):
