@@ -212,3 +212,25 @@ def peak_memory_mib() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20) if platform.system() == "Darwin" else peak / 1024
+
+
+def free_memory_mib(device=None) -> float | None:
+    """MiB that a run can still take: of the accelerator ``device`` (torch.device), or of the computer; None where the system does not say."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0] / (1 << 20)
+    try:
+        with open("/proc/meminfo", encoding="ascii") as stream:
+            return next(int(line.split()[1]) for line in stream if line.startswith("MemAvailable")) / 1024
+    except (OSError, StopIteration):
+        return _free_memory_on_windows()
+
+
+def _free_memory_on_windows() -> float | None:
+    if platform.system() != "Windows":
+        return None
+    values = (ctypes.c_uint64 * 8)()
+    ctypes.memmove(values, ctypes.byref(ctypes.c_uint32(64)), 4)
+    known = ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(values))
+    return values[2] / (1 << 20) if known else None

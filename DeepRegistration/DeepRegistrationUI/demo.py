@@ -11,7 +11,6 @@ Tissues: 1 CSF, 2 grey, 3 white matter, the largest of the template's tissue map
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 import time
 from contextlib import contextmanager
@@ -30,12 +29,12 @@ from DeepRegistrationLib.ops.filters import gaussian
 from DeepRegistrationLib.points import Points
 from DeepRegistrationLib.result import warp
 from DeepRegistrationLib.runtime import Console, Runtime
+from DeepRegistrationLib.train.template import TISSUES, template_files, tissue_labels
 from DeepRegistrationLib.transforms import Affine, Displacement, Identity, Transform, Velocity
 
 from . import mrml, outputs
 
 METHOD = "instance-optimisation"
-TISSUES = ((1, "CSF"), (2, "grey matter"), (3, "white matter"))
 SPACING = {"full": 1.0, "quick": 2.0}
 """Voxel size of the fixed image per --size, mm."""
 LARGEST, WIDTH = 14.0, 16.0
@@ -84,27 +83,6 @@ class TimedConsole(Console):
 
 
 # -------------------------------------------------------------------------------------------------------- the known truth
-
-
-def template_files() -> dict[str, Path]:
-    """'t1', 'gm', 'wm' -> file of the MNI152 template in nilearn's wheel; InputError where it is not installed."""
-    found = importlib.util.find_spec("nilearn")
-    if found is None:
-        raise InputError("nilearn, whose wheel holds the demo's template, is not installed; start the demo with 'python run.py demo'")
-    folder = Path(next(iter(found.submodule_search_locations))) / "datasets" / "data"
-    files = {k: folder / f"mni_icbm152_{k}_tal_nlin_sym_09a_converted.nii.gz" for k in ("t1", "gm", "wm")}
-    for path in files.values():
-        if not path.is_file():
-            raise InputError(f"nilearn is installed without {path.name}; install nilearn 0.11 or newer")
-    return files
-
-
-def tissue_labels(image: Image, grey: Image, white: Image) -> Labels:
-    """The largest of CSF, grey and white matter (maps of 0 to 255) in every voxel where the template is not 0."""
-    g, w = grey.data, white.data
-    csf = (255.0 - g - w).clamp_min(0)
-    label = 1 + (g > torch.maximum(csf, w)).int() + 2 * (w >= torch.maximum(csf, g)).int()
-    return Labels(label * (image.data > 0), image.grid, name="tissues", names=TISSUES)
 
 
 def choose_landmarks(tissues: Labels, generator, count: int = 40, apart: float = 14.0) -> Points:

@@ -6,8 +6,8 @@ fixed and the moving image (to a space half way between them); with d = f - m an
 
     v = G * ( w G*(d g) / (G*(|g|^2 + d^2) + floor) + N(f, m) - N(m, f) ),   a <- a o exp(-v/2),   b <- b o exp(v/2),
 
-N a few convolutions at half the resolution and log w = W(f, m) + W(m, f) another output of theirs. Every part changes
-its sign when the images are exchanged, so T = b o a^-1 becomes its inverse (Greer et al., MICCAI 2023; Honkamaa and Marttinen, SITReg, MELBA 2024). The features are MIND-SSC
+N a few convolutions at half the resolution, bounded, and 0 < w < 2 a symmetric output of theirs. Every part changes its
+sign when the images are exchanged, so T = b o a^-1 becomes its inverse (Greer et al., MICCAI 2023; Honkamaa and Marttinen, SITReg, MELBA 2024). The features are MIND-SSC
 (Heinrich et al., MICCAI 2013), which knows no contrast, beside learned ones. Demons: Vercauteren et al., NeuroImage 2009.
 All displacements are in voxels of their level.
 """
@@ -29,6 +29,7 @@ from .blocks import Convolution, chain, silent
 
 SQUARINGS = 4
 FLOOR = 1e-3
+LONGEST = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +59,14 @@ class SymmetricPyramid(nn.Module):
 
     def forward(self, fixed, moving, levels: int, steps: tuple[int, ...]) -> list[LevelMaps]:
         """``steps`` says how often the step is repeated on each level, coarse to fine."""
+        return list(self.by_level(fixed, moving, levels, steps))
+
+    def by_level(self, fixed, moving, levels: int, steps: tuple[int, ...]):
+        """The same, level by level, so that a caller may show each and stop between them."""
         pyramid = [torch.cat([fixed, moving])]
         for _ in range(levels - 1):
             pyramid.append(nd.average_pool(pyramid[-1], 2))
-        state, made = None, []
+        state = None
         for k, images in enumerate(reversed(pyramid)):
             grid = Grid(tuple(images.shape[2:]), np.eye(self.dim + 1))
             features = self.features(images)
@@ -70,8 +75,7 @@ class SymmetricPyramid(nn.Module):
                 state = self._stepped(features, state, grid)
             to_fixed, to_moving, from_fixed, from_moving = state.chunk(4)
             both = fields.compose(torch.cat([to_moving, to_fixed]), torch.cat([from_fixed, from_moving]), grid, "border")
-            made.append(LevelMaps(*both.chunk(2), 2 ** (levels - 1 - k)))
-        return made
+            yield LevelMaps(*both.chunk(2), 2 ** (levels - 1 - k))
 
     def features(self, images):
         """(N, 1, *S) -> (N, C, *S): MIND-SSC with learned weights of its channels, and learned features."""
@@ -106,8 +110,9 @@ class SymmetricPyramid(nn.Module):
         demons = averaged[:, :-1] / (averaged[:, -1:] + FLOOR)
         seen = torch.cat([torch.cat([f, m, demons, sharp, error], 1), torch.cat([m, f, -demons, sharp, error], 1)])
         one, other = self._at_half_resolution(seen).chunk(2)
-        gain = (one[:, -1:] + other[:, -1:]).exp()
-        return gaussian(gain * demons + one[:, :-1] - other[:, :-1], self.smoothing)
+        gain = 2 * torch.sigmoid(one[:, -1:] + other[:, -1:])
+        learned = LONGEST * torch.tanh((one[:, :-1] - other[:, :-1]) / LONGEST)
+        return gaussian(gain * demons + learned, self.smoothing)
 
     def _at_half_resolution(self, seen):
         """The step's convolutions on blocks of two voxels an axis, read on the lattice of ``seen`` again."""

@@ -1,4 +1,4 @@
-"""The recipe of the general network: synthetic pairs only, of random shapes and of the MNI template where it is at hand.
+"""The recipe of the general network: synthetic pairs only, one half of random shapes, one half of the MNI template.
 
 Every level of the pyramid is scored, the coarse ones less: the distance of points from where the known map takes them, the
 overlap of a few labels, and the smoothness of the map.
@@ -13,11 +13,12 @@ from ..networks.pyramid import SymmetricPyramid
 from ..terms import Diffusion, LandmarkDistance, SoftDice
 from .loop import TrainingSettings, scored
 from .synthesize import Source, Synthesis, random_shapes, synthetic_pair
+from .template import template_sources
 
 OBJECTIVE = 1.0 * LandmarkDistance(squared=False) + 1.0 * SoftDice() + 0.2 * Diffusion()
 LEVELS, STEPS = 3, (3, 2, 2)
 SHAPES = 48
-SETTINGS = {3: TrainingSettings(steps=4000, rate=2e-3), 2: TrainingSettings(steps=4000, rate=2e-3, pairs=4)}
+SETTINGS = {3: TrainingSettings(steps=3000, rate=1e-3, checkpoint=50), 2: TrainingSettings(steps=3000, rate=1e-3, pairs=4)}
 PAIRS = {3: Synthesis(), 2: Synthesis(shape=(96, 96), widths=(20.0, 9.0, 4.0), motions=(6.0, 3.0, 1.0))}
 
 
@@ -31,11 +32,11 @@ def view(network: SymmetricPyramid, pair):
     return parts
 
 
-def sources(dim: int, given: list[Source], generator: torch.Generator) -> list[Source]:
-    """Random shapes, and each of ``given`` so often that half of all pairs are made from them."""
+def sources(dim: int, generator: torch.Generator) -> list[Source]:
+    """Random shapes, and the template as often."""
     shape = tuple(n + n // 2 for n in PAIRS[dim].shape)
-    shapes = random_shapes(SHAPES, shape, generator)
-    return shapes + given * (SHAPES // len(given)) if given else shapes
+    template = template_sources(dim)
+    return random_shapes(SHAPES, shape, generator) + template * max(SHAPES // len(template), 1)
 
 
 def draw_from(dim: int, pool: list[Source]):

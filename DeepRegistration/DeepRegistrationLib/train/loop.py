@@ -31,7 +31,7 @@ CHECKPOINT = "checkpoint.pt"
 class TrainingSettings:
     """steps: parameter updates; rate: first step length of Adam; pairs: drawn for each update, their gradients are averaged; clip:
     longest gradient (0: any); checkpoint: updates between checkpoints; validate: updates between validations; patience:
-    validations without a better score after which training ends (0: never); half: 16-bit arithmetic where a GPU is used."""
+    validations without a better score after which training ends (0: never); warm_up: updates over which the rate rises; half: 16-bit arithmetic where a GPU is used."""
 
     steps: int = 1000
     rate: float = 1e-3
@@ -40,6 +40,7 @@ class TrainingSettings:
     checkpoint: int = 100
     validate: int = 200
     patience: int = 0
+    warm_up: int = 50
     half: bool = True
 
 
@@ -72,7 +73,7 @@ def train(network: torch.nn.Module, view: Callable, objective: Term, draw: Calla
     runtime.monitor.check()
     try:
         for _ in runtime.monitor.steps(settings.steps - state.step, "training"):
-            rate = settings.rate * (0.02 + 0.98 * (1 + math.cos(math.pi * state.step / settings.steps)) / 2)
+            rate = rate_at(settings, state.step)
             figures = _update(network, view, objective, draw, settings, runtime.seed, state.step, rate, adam, scaler, device)
             state.step += 1
             record.add(step=state.step, rate=rate, **figures)
@@ -87,6 +88,12 @@ def train(network: torch.nn.Module, view: Callable, objective: Term, draw: Calla
         save(folder / CHECKPOINT, network, adam, settings, state)
         record.close()
     return record.rows
+
+
+def rate_at(settings: TrainingSettings, step: int) -> float:
+    """The step length of Adam at update ``step``: a short rise, then half a cosine down to a fiftieth."""
+    rise = min((step + 1) / max(settings.warm_up, 1), 1.0)
+    return settings.rate * rise * (0.02 + 0.98 * (1 + math.cos(math.pi * step / settings.steps)) / 2)
 
 
 def _update(network, view, objective, draw, settings, seed, step, rate, adam, scaler, device):

@@ -23,9 +23,13 @@ from ..geometry import Grid
 from ..image import Image, Labels
 from ..ops import fields
 from ..ops.filters import gaussian
-from ..ops.sample import index_points, inside, sample
+from ..ops.sample import apply_matrix, index_points, inside, resample, sample
 from ..points import Points
 from ..problem import Pair
+
+
+LATTICE = 2.0
+"""Spacing of the random motion in voxels of the pair."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +85,14 @@ def synthetic_pair(sources: list[Source], settings: Synthesis, generator: torch.
         raise InputError("no label map was given to make pairs from; give at least one, or random shapes")
     source = sources[int(_between(0, len(sources), generator))]
     grid = Grid.from_parts(settings.shape)
-    flows = [random_velocity(grid, settings, generator) for _ in range(2)]
+    lattice = grid.resample(LATTICE)
+    velocities = [random_velocity(lattice, settings, generator) for _ in range(2)]
+    there = [fields.exp(v, lattice, padding="border") for v in velocities]
+    back = fields.exp(-velocities[1], lattice, padding="border")
     matrix = _random_view(grid, source, settings, generator)
-    seen = [_seen(source, grid, matrix, fields.exp(v, grid, padding="border")) for v in flows]
+    seen = [_seen(source, grid, matrix, resample(u, lattice, grid)) for u in there]
     looks = _looks(source, seen, settings, generator)
-    points = _true_points(grid, flows, seen[0][0], settings.points, generator)
+    points = _true_points(grid, lattice, there[0], back, seen[0][0], settings.points, generator)
     images = [Image(look, grid, name=name) for look, name in zip(looks, ("fixed", "moving"))]
     maps = [Labels(labels, grid) for labels in _some_labels(seen, settings.kept_labels, generator)]
     return Pair(*images, None, *maps, *points)
@@ -100,10 +107,10 @@ def _some_labels(seen, count, generator):
 
 
 def random_velocity(grid: Grid, settings: Synthesis, generator) -> torch.Tensor:
-    """(1, dim, *S) voxels: a sum of smooth random fields, each with a random share of its largest root mean square."""
+    """(1, dim, *S) mm: a sum of smooth random fields, each with a random share of its largest root mean square."""
     total = torch.zeros(1, grid.dim, *grid.shape)
     for width, motion in zip(settings.widths, settings.motions):
-        parts = [smooth_noise(grid.shape, width, generator) for _ in range(grid.dim)]
+        parts = [smooth_noise(grid.shape, width / float(grid.spacing[0]), generator) for _ in range(grid.dim)]
         total += torch.cat(parts, 1) * (motion * float(torch.rand(1, generator=generator)) / 2**0.5)
     return total
 
@@ -217,20 +224,20 @@ def _without_side(image, generator):
     return image
 
 
-def _true_points(grid, flows, labels, count, generator):
+def _true_points(grid, lattice, there, back, labels, count, generator):
     """(fixed, moving) Points: random positions and where T = exp(-w) o exp(v) takes them; 0.05 is the weight of empty places."""
     last = torch.tensor([float(n - 1) for n in grid.size])
     start = torch.rand(1, count, grid.dim, generator=generator) * last
-    middle = start + _read(fields.exp(flows[0], grid, padding="border"), start)
-    end = middle + _read(fields.exp(-flows[1], grid, padding="border"), middle)
+    middle = start + _read(there, lattice, start)
+    end = middle + _read(back, lattice, middle)
     body = sample(labels, start, "nearest")[:, 0] > 0
     weights = torch.where(body, 1.0, 0.05) * inside(end, grid.shape)
     return Points(start, weights=weights), Points(end)
 
 
-def _read(field, positions):
-    """Displacement (1, dim, *S) at positions (1, N, dim) -> (1, N, dim)."""
-    return sample(field, positions).movedim(1, -1)
+def _read(field, lattice, positions):
+    """Displacement (1, dim, *S) on ``lattice`` at positions (1, N, dim) mm -> (1, N, dim)."""
+    return sample(field, apply_matrix(lattice.inverse_affine, positions)).movedim(1, -1)
 
 
 def _radius(shape):

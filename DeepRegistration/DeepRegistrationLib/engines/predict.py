@@ -1,0 +1,125 @@
+"""A network's answer for one pair of any size, spacing and direction: to the network's lattice and back.
+
+The lattice covers what either image shows, with the directions of the fixed image, as many voxels as the network is used to and sides
+that its pyramid can halve. The moving image is read through the linear start, the displacement comes back in mm and runs out
+to 0 on those sides of the lattice that lie inside the image. Before it starts, the memory that it will need is compared with what is free: too
+little on an accelerator means the CPU, too little there means half the resolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..geometry import Grid
+from ..image import Image
+from ..networks.heads import displacement, on_lattice
+from ..runtime import Monitor, free_memory_mib
+from ..transforms import Affine, Displacement
+from .channels import normalised_pair
+from .compositive import content_box
+
+MIB_PER_VOXEL = {2: 6e-4, 3: 1.2e-3}
+"""Memory of a run of the shipped networks, measured (Testing/RESULTS.md)."""
+RUNOUT = 4
+COARSEST = 6
+
+
+@dataclass(frozen=True)
+class PredictionSettings:
+    """edge: voxels along the edge of a cube (square) as large as the lattice; steps: repeats on each level, finest last (the first
+    counts for all coarser levels too); shared_range: both images are in the same units."""
+
+    edge: int = 96
+    steps: tuple[int, ...] = (3, 2, 2)
+    shared_range: bool = False
+
+
+def predict(network, fixed: Image, moving: Image, linear: Affine, settings: PredictionSettings, device: torch.device,
+            monitor: Monitor) -> tuple[Displacement, dict]:
+    """The displacement u (mm) with moving = linear(x + u(x)), and how it was made: lattice spacing in mm, device, MiB expected.
+
+    ``network`` is a ``SymmetricPyramid`` of the images' dimension; it is not changed. Raises InputError for more than one channel or one
+    pair, MemoryError where half the resolution does not fit either, Cancelled between levels.
+    """
+    for image in (fixed, moving):
+        if image.data.shape[0] != 1 or image.data.shape[1] != 1:
+            raise InputError(f"{image.name} has {image.data.shape[0]} images of {image.data.shape[1]} channels; the network takes one grey image")
+    grid, levels = lattice(content_box(fixed, moving, linear), settings.edge)
+    grid, levels, device, needed = fitting(grid, levels, settings.edge, device)
+    images = seen(*normalised_pair(fixed, moving, settings.shared_range), linear, grid)
+    network = network.to(device).eval()
+    steps = (settings.steps[0],) * (levels - len(settings.steps)) + settings.steps[-levels:]
+    with torch.inference_mode(False), torch.no_grad():
+        made = network.by_level(*(image.to(device) for image in images), levels, steps)
+        for _ in monitor.steps(levels, "network"):
+            maps = next(made)
+            u = _finished(maps, grid, fixed.grid)
+            if monitor.wants_preview:
+                monitor.preview(linear @ u)
+    return u, {"lattice_spacing": [round(float(s), 4) for s in grid.spacing], "network_device": str(device), "expected_mib": round(needed)}
+
+
+def lattice(box: Grid, edge: int) -> tuple[Grid, int]:
+    """(lattice, levels): about ``edge``^dim cubic voxels that cover ``box``, never finer than its own voxels, sides divisible by 2^levels."""
+    wide = [k for k, n in enumerate(box.size) if n > 1]
+    spacing = max(float(np.prod(box.extent[wide])) ** (1 / len(wide)) / edge, float(box.spacing[wide].min()))
+    coarse = box.resample(spacing)
+    levels = 1
+    while min(coarse.size[k] for k in wide) / 2**levels >= COARSEST and levels < 5:
+        levels += 1
+    size = np.array(coarse.size)
+    whole = np.ceil((size + 2) / 2**levels).astype(int) * 2**levels
+    lower = -((whole - size) // 2)
+    return coarse.crop(lower, lower + whole), levels
+
+
+def fitting(grid: Grid, levels: int, edge: int, device: torch.device):
+    """(lattice, levels, device, MiB needed) that the free memory allows."""
+    for each in ((device, torch.device("cpu")) if device.type != "cpu" else (device,)):
+        free = free_memory_mib(each)
+        needed = grid.voxels * MIB_PER_VOXEL[grid.dim]
+        if free is None or needed < 0.9 * free:
+            return grid, levels, each, needed
+    half, fewer = lattice(grid, max(edge // 2, 16))
+    needed = half.voxels * MIB_PER_VOXEL[grid.dim]
+    if half.voxels >= grid.voxels or needed > 0.9 * free:
+        raise MemoryError(f"the network needs {needed:.0f} MiB of memory at half the resolution and {free:.0f} MiB are free")
+    return half, fewer, torch.device("cpu"), needed
+
+
+def seen(fixed: Image, moving: Image, linear: Affine, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both images (1, 1, *S) on the lattice, smoothed to its spacing; border values go on outside."""
+    folded = replace(moving, grid=moving.grid.moved(linear.inverse().numpy()))
+    out = []
+    for image in (fixed, folded):
+        spacing = np.minimum(grid.spacing.min(), image.grid.spacing.max())
+        out.append(image.smoothed_to(spacing if spacing > image.grid.spacing.min() else image.grid.spacing).at(grid, fill=None).data)
+    return tuple(out)
+
+
+def _finished(maps, grid: Grid, whole: Grid) -> Displacement:
+    """The displacement of one level in mm on the lattice."""
+    level = grid.resample(grid.spacing * maps.factor)
+    u = on_lattice(maps.forward.cpu(), level, grid)
+    return displacement(u * _runout(grid, whole), grid)
+
+
+def _runout(grid: Grid, whole: Grid) -> torch.Tensor:
+    """(1, 1, *S) weights of a lattice: a cosine from 0 over ``RUNOUT`` voxels at the ends that lie inside the image ``whole``, else 1."""
+    corner = grid.world_to_index(whole.corners())
+    inside = corner.min(0) < -0.5 - 1e-3, corner.max(0) > np.array(grid.size) - 0.5 + 1e-3
+    total = torch.ones(1, 1, *grid.shape)
+    for c, n in enumerate(grid.size):
+        length = min(RUNOUT, n // 4)
+        ramp = 0.5 - 0.5 * torch.cos(torch.pi * torch.arange(length) / max(length, 1))
+        weight = torch.ones(n)
+        if inside[0][c] and length:
+            weight[:length] = ramp
+        if inside[1][c] and length:
+            weight[n - length:] = ramp.flip(0)
+        total = total * weight.reshape([n if k == grid.dim - 1 - c else 1 for k in range(grid.dim)])
+    return total
