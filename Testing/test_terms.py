@@ -431,6 +431,80 @@ def test_points_of_the_gradient_are_drawn_as_asked():
     assert float(stream(at)) != float(stream(at))
 
 
+def tied(dim):
+    """A smooth map with a formula, its reverse up to another smooth map, and their alignment: the derivative of R(T(p)) - p is not 0."""
+    grid = random_grid(36, dim, (14, 15, 16)[-dim:], spacing=2.0, reach=20.0)
+    forward = random_swirl(37, grid, 0.4)
+    reverse = Composite((random_affine(38, dim, grid.centre, 0.05, 0.3), random_swirl(39, grid, 0.2), forward.inverse()))
+    return grid, forward, reverse
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_the_exact_derivative_is_the_difference_of_smooth_maps(dim):
+    grid, forward, reverse = tied(dim)
+    at = both_ways(grid, forward, reverse)
+    exact, short, long = (GradientInverseConsistency(400, step, exact=exact)(at).detach() for step, exact in ((0.1, True), (1e-5, False), (0.3, False)))
+    assert float(exact) > 1e-3 and float(exact) == pytest.approx(float(short), rel=1e-4)
+    assert abs(float(long) / float(exact) - 1) > 1e-4
+    with torch.no_grad():
+        assert float(GradientInverseConsistency(400, exact=True)(at)) == pytest.approx(float(exact))
+    probes = [float(GradientInverseConsistency(4000, seed=s, exact=True, probes=4)(at).detach()) for s in range(4)]
+    whole = [float(GradientInverseConsistency(4000, seed=s, exact=True)(at).detach()) for s in range(4)]
+    assert probes[0] != whole[0] and np.mean(probes) == pytest.approx(np.mean(whole), rel=0.03)
+
+
+class Waves:
+    """Batch of maps x -> x + a sin(x + b), a and b (B, 1, dim) to be learned."""
+
+    def __init__(self, amplitude, phase):
+        self.amplitude, self.phase = amplitude, phase
+
+    def __call__(self, points):
+        return points + self.amplitude * (points + self.phase).sin()
+
+
+@pytest.mark.parametrize("exact, probes", [(False, 0), (True, 0), (True, 2)])
+def test_gradients_of_a_batch_are_those_of_its_members(exact, probes):
+    """A batch of maps costs what each costs alone (at the same points), and the cost can be differentiated for all of them."""
+    grid, term = random_grid(40, 2, (12, 13), spacing=1.0), GradientInverseConsistency(60, exact=exact, probes=probes)
+    leaves = [(0.4 * (values(k, 2, 1, 2) - 0.5)).requires_grad_(True) for k in range(4)]
+    together = term(both_ways(grid, Waves(*leaves[:2]), Waves(*leaves[2:])))
+    slopes = torch.autograd.grad(together.sum(), leaves)
+    assert together.shape == (2,)
+    for k in range(1 if probes else 2):
+        own = [leaf.detach()[k : k + 1].requires_grad_(True) for leaf in leaves]
+        alone = term(both_ways(grid, Waves(*own[:2]), Waves(*own[2:])))
+        if not probes:
+            assert float(alone) == pytest.approx(float(together[k]), rel=1e-9)
+            for slope, whole in zip(torch.autograd.grad(alone.sum(), own), slopes):
+                assert torch.allclose(slope, whole[k : k + 1], rtol=1e-7, atol=1e-12) and float(slope.abs().max()) > 0
+    assert torch.autograd.gradcheck(lambda *a: term(both_ways(grid, Waves(*a[:2]), Waves(*a[2:]))), leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("term", [InverseConsistency(), GradientInverseConsistency(200)])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_consistency_of_a_batch_of_fields(dim, term):
+    """Fields as networks make them: each pair of a batch costs what it costs alone."""
+    grid = random_grid(41, dim, SMALL[dim])
+    fields = [(values(k, 3, dim, *grid.shape) - 0.5) * 0.4 for k in (42, 43)]
+    image = Image(values(44, 3, 1, *grid.shape), grid)
+
+    def cost(u, v, image):
+        return term(Alignment(image, image, Displacement(u, grid), reverse=Alignment(image, image, Displacement(v, grid))))
+
+    together = cost(*fields, image)
+    alone = [cost(*(f[k : k + 1] for f in fields), Image(image.data[k : k + 1], grid)) for k in range(3)]
+    assert torch.allclose(together, torch.cat(alone), rtol=1e-9) and len(set(together.tolist())) == 3
+
+
+def test_the_exact_derivative_of_a_lattice_is_refused():
+    grid = random_grid(45, 2)
+    lattice = Displacement(torch.zeros(1, 2, *grid.shape, dtype=torch.float64), grid)
+    for maps in ((lattice, Identity(2)), (Identity(2), Composite((Affine.translation([1.0, 0.0]), lattice)))):
+        with pytest.raises(InputError, match="Displacement is read from a lattice"):
+            GradientInverseConsistency(10, exact=True)(both_ways(grid, *maps))
+
+
 # The objective and the lists
 
 def test_objective_and_short_names():

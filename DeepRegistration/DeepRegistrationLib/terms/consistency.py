@@ -4,7 +4,8 @@ InverseConsistency          mean |R(T(p)) - p|^2, mm^2                      Chri
 GradientInverseConsistency  mean |d (R(T(p)) - p) / dp|^2, Frobenius norm   Tian, Greer et al., CVPR 2023
 
 The second forgives a common shift and leaves the maps more freedom, so it may be weighted far more strongly. Its
-derivative is a forward difference, which is exact in the interior of a linearly interpolated voxel.
+derivative is a forward difference, which is exact in the interior of a linearly interpolated voxel, or, for maps that are formulas
+of the point (coordinate networks), the exact one by automatic differentiation.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 
 from ..errors import InputError
 from ..ops.sample import apply_matrix, inside
+from ..transforms.parts import items_of
 from .base import Term
 
 
@@ -45,15 +47,20 @@ class InverseConsistency(Term):
 class GradientInverseConsistency(Term):
     """Mean squared Frobenius norm of the derivative of R(T(p)) - p at ``samples`` random points of the fixed image.
 
-    step is the length of the difference, as a share of the smallest voxel spacing. Points come from ``generator`` (new
-    ones in every call, for training) or, without one, from ``seed`` (the same in every call, so the cost is a function).
-    Points that land outside the moving image do not count. InputError where ``alignment.reverse`` is missing.
+    step is the length of the difference, as a share of the smallest voxel spacing. With ``exact`` the derivative is the one of
+    torch.autograd: for transforms and callables that can be differentiated twice, InputError for those that are read from a lattice.
+    ``probes`` > 0 takes the mean over that many random signs s of |s^T D|^2 instead of all rows of D, the derivative: the same on
+    average for less work (Hutchinson 1990).
+    Points come from ``generator`` (new ones in every call, for training) or, without one, from ``seed`` (the same in every call, so
+    the cost is a function). Points that land outside the moving image do not count. InputError where ``alignment.reverse`` is missing.
     """
 
     samples: int = 16384
     step: float = 0.1
     seed: int = 0
     generator: torch.Generator | None = None
+    exact: bool = False
+    probes: int = 0
 
     reference = """@inproceedings{Tian2023GradICON,
   author = {Tian, Lin and Greer, Hastings and Vialard, Fran{\\c{c}}ois-Xavier and Kwitt, Roland and Est{\\'e}par, Ra{\\'u}l San Jos{\\'e}
@@ -64,26 +71,66 @@ class GradientInverseConsistency(Term):
 
     def __call__(self, alignment):
         reverse, forward = _reverse(alignment), alignment.transform
-        points = self._points(alignment)
-        step = self.step * float(alignment.grid.spacing.min())
-        moved = forward(points)
-        error = reverse(moved) - points
+        generator = self.generator or torch.Generator().manual_seed(self.seed)
+        points = self._points(alignment, generator)
+        if self.exact:
+            for each in (forward, reverse):
+                _require_formula(each)
+            moved, squares = self._differentiated(forward, reverse, points, generator)
+        else:
+            moved, squares = self._differences(forward, reverse, points, alignment.grid)
         index = apply_matrix(alignment.moving.grid.inverse_affine, moved.detach())
-        counts = inside(index, alignment.moving.grid.shape).to(error.dtype)
-        total = 0.0
-        for direction in torch.as_tensor(_axes(alignment.grid)).to(points):
-            shifted = points + step * direction
-            slope = (reverse(forward(shifted)) - shifted - error) / step
-            total = total + (slope.square().sum(-1) * counts).sum(1)
-        return total / counts.sum(1).clamp_min(1)
+        counts = inside(index, alignment.moving.grid.shape).to(squares.dtype)
+        return (squares * counts).sum(1) / counts.sum(1).clamp_min(1)
 
-    def _points(self, alignment):
+    def _points(self, alignment, generator):
         """(1, samples, dim) mm, uniform in the fixed image between its outermost voxel centres."""
         data, grid = alignment.fixed.data, alignment.grid
-        generator = self.generator or torch.Generator().manual_seed(self.seed)
         last = torch.tensor(grid.size, dtype=torch.float64) - 1
         index = torch.rand(1, self.samples, grid.dim, generator=generator, dtype=torch.float64, device=generator.device)
         return apply_matrix(grid.affine, index.cpu() * last).to(data)
+
+    def _differences(self, forward, reverse, points, grid):
+        """T(p) and the squared norm (B, N) of the derivative by forward differences along the axes of the lattice."""
+        step = self.step * float(grid.spacing.min())
+        moved = forward(points)
+        error, total = reverse(moved) - points, 0.0
+        for direction in torch.as_tensor(_axes(grid)).to(points):
+            shifted = points + step * direction
+            slope = (reverse(forward(shifted)) - shifted - error) / step
+            total = total + slope.square().sum(-1)
+        return moved, total
+
+    def _differentiated(self, forward, reverse, points, generator):
+        """The same by autograd. A map acts on each point alone, so a row of every point's derivative is the gradient of one sum."""
+        recording = torch.is_grad_enabled()
+        with torch.enable_grad():
+            points = points.clone().requires_grad_(True)
+            moved = forward(points)
+            if moved.shape[0] > 1:  # each map of a batch needs points of its own
+                points = points.detach().repeat(moved.shape[0], 1, 1).requires_grad_(True)
+                moved = forward(points)
+            error = reverse(moved) - points
+            total = 0.0
+            for rows in self._rows(error, generator):
+                (slope,) = torch.autograd.grad((error * rows).sum(), points, create_graph=recording, retain_graph=True)
+                total = total + slope.square().sum(-1)
+        return moved, total / self.probes if self.probes else total
+
+    def _rows(self, error, generator):
+        """What the rows of the derivative are multiplied by: each alone, or ``probes`` times all of them with random signs."""
+        if not self.probes:
+            return torch.eye(error.shape[-1], dtype=error.dtype, device=error.device)
+        signs = torch.randint(0, 2, (self.probes, *error.shape), generator=generator, device=generator.device)
+        return (2 * signs - 1).to(error)
+
+
+def _require_formula(transform):
+    """Linear interpolation on a lattice has no second derivative, which the optimisation of an exact derivative needs."""
+    for item in items_of(transform):
+        if hasattr(item, "grid"):
+            raise InputError(f"the exact derivative was asked for, but a {type(item).__name__} is read from a lattice; "
+                             "use the difference (exact=False), or a coordinate network")
 
 
 def _axes(grid):
