@@ -204,6 +204,35 @@ def test_masked_junk_has_no_influence(dim, similarity, side):
     assert float(near) < (1e-5 if side == "fixed" else 0.2), "linear interpolation reads one voxel across the border of the moving mask"
 
 
+@DIMS
+@pytest.mark.parametrize("similarity", ["mi", "ncc", "ngf"])
+def test_what_the_moving_image_does_not_show_is_no_agreement(dim, similarity):
+    """The moving image ends in the middle of the fixed one: what the fixed image shows beyond its end changes nothing."""
+    known = pair_of(dim, angle=0.2, rate=0.2)
+    size = np.array(known.moving.grid.size)
+    end = np.where(np.arange(dim) == 0, size // 2, size)
+    half = Image(known.moving.data[..., : end[0]].contiguous(), known.moving.grid.crop(np.zeros(dim, int), end))
+    beyond = torch.as_tensor(half.grid.world_to_index(known.fixed.grid.points())[..., 0] > end[0] + 3)
+    other = torch.where(beyond, known.fixed.data.flip(-2), known.fixed.data)
+    settings = CompositiveSettings(similarity, (1.0,), (6,), elastic=0.0)
+    one, two = (solved(replace(known.fixed, data=data), half, settings)[0].displacement for data in (known.fixed.data, other))
+    assert beyond.float().mean() > 0.2 and not torch.equal(other, known.fixed.data)
+    assert float((one - two).abs().max()) < 1e-4 < 0.1 < float(one.abs().max())
+
+
+@DIMS
+@pytest.mark.parametrize("similarity", ["mi", "ncc", "ngf"])
+def test_the_best_step_is_kept(dim, similarity):
+    """From the truth every long step leads away; what comes back costs no more than the start."""
+    known = pair_of(dim, angle=0.2, rate=0.2)
+    settings = CompositiveSettings(similarity, (1.0,), (12,), limit=4.0, elastic=0.0)
+    start = Displacement(known.truth.field(known.fixed.grid), known.fixed.grid)
+    transform, history, _ = solved(known.fixed, known.moving, settings, start=start)
+    costs = [h["cost"] for h in history]
+    again = solved(known.fixed, known.moving, replace(settings, iterations=(1,)), start=transform)[1][0]["cost"]
+    assert again <= min(costs) + 2e-4 and max(costs) > min(costs)
+
+
 def test_masked_junk_has_no_influence_in_the_symmetric_form():
     known = pair_of(2, angle=0.2, rate=0.2)
     settings = CompositiveSettings("mse", (1.0,), (6,), symmetric=True)

@@ -23,18 +23,16 @@ from ..errors import InputError
 from ..geometry import Grid
 from ..image import Image
 from ..ops import demons, fields
-from ..ops.nd import index_gradient
 from ..ops.sample import resample
 from ..runtime import Monitor
-from ..terms import SIMILARITIES
 from ..transforms import Affine, Displacement, Transform
 from .channels import CHANNELS, channels, normalised_pair
 from .extent import MARGIN, RUNOUT, content_box, fade, finest_spacing, widened
 from .guides import Guides, LandmarkGuide
 from .matching import IntensityMap, local_map
+from .slopes import SLOPES, SlopeDescent
 from .starts import background
 
-SLOPES = ("ncc", "mi", "ngf")
 REFRESH = 5
 NOISE = 0.01
 
@@ -86,6 +84,11 @@ class Level:
     @property
     def grid(self) -> Grid:
         return self.fixed.grid
+
+    def comparable(self, u: torch.Tensor) -> torch.Tensor:
+        """(1, 1, *S) bool: voxels that the displacement u (voxels) leaves inside the moving field of view and both masks."""
+        ones, zeros = torch.ones_like(self.moving.data[:, :1]), torch.zeros_like(self.fixed.data[:, :1])
+        return demons.pull(ones, self.moving.mask, self.matrix, u, zeros, self.fixed.mask) > 0.5
 
 
 def register(fixed: Image, moving: Image, linear: Affine, settings: CompositiveSettings, monitor: Monitor,
@@ -180,7 +183,7 @@ def _halves(u):
 
 
 def _run_level(level, state, iterations, settings, monitor, history, linear):
-    slope = SIMILARITIES[settings.similarity]() if settings.similarity in SLOPES else None
+    slope = SlopeDescent.of(settings.similarity, level.grid, _limit(level, settings), settings.fluid)
     costs: list[float] = []
     pending: list = []
     for k in monitor.steps(iterations):
@@ -200,7 +203,7 @@ def _run_level(level, state, iterations, settings, monitor, history, linear):
             monitor.preview(linear @ Displacement(demons.to_world(_joined(state), level.grid), level.grid))
         if level.labels is None and level.landmarks is None and len(costs) > 15 and min(costs[:-10]) - min(costs[-10:]) < settings.tolerance * costs[0]:
             break
-    return state
+    return state if slope is None else [slope.finished(state[0], level.fixed.data, _pulled(level, state)[1], level.comparable(state[0]))]
 
 
 def _match(level, state, settings):
@@ -235,8 +238,8 @@ def _step(level, state, settings, slope):
     if slope is None:
         v, cost, free = _update(level, state, level.target, warped, settings)
     else:
-        v, cost = _scaled_slope(slope, level, warped, settings)
-        v, free = demons.smooth(v, settings.fluid)[0], None
+        v, cost = slope.step(u, level.fixed.data, warped, level.comparable(u))
+        free = None
     composed = demons.compose(u, v, free)
     smoothed, _ = demons.smooth(composed, settings.elastic, u)
     return [smoothed if smoothed.data_ptr() == u.data_ptr() else u.copy_(smoothed)], cost
@@ -265,17 +268,6 @@ def _floor(level):
     """(``NOISE`` of the range per voxel) squared: a gradient below it is taken for noise."""
     wide = np.array(level.grid.size) > 1
     return (NOISE / float(level.grid.spacing[wide].max())) ** 2
-
-
-def _scaled_slope(term, level, warped, settings):
-    """Steepest descent of a similarity, scaled so that the longest step of all voxels is half the limit."""
-    cost, slope = term.gradient(level.fixed.data, warped, level.fixed.mask, level.grid)
-    spacing = torch.as_tensor(level.grid.spacing.copy(), dtype=warped.dtype, device=warped.device)
-    scale = spacing.reshape(1, -1, *[1] * level.grid.dim)
-    v = -(slope[:, :, None] * index_gradient(warped)).sum(1) / scale.square()
-    v, _ = demons.smooth(v, max(settings.fluid, 1.0))
-    longest = (v * scale).square().sum(1).max().sqrt().clamp_min(1e-30)
-    return v * (0.5 * _limit(level, settings) / longest), cost
 
 
 def _step_symmetric(level, state, settings):
