@@ -1,14 +1,14 @@
 """A network's answer for one pair of any size, spacing and direction: to the network's lattice and back.
 
 The lattice covers what either image shows, with the directions of the fixed image, as many voxels as the network is used to and sides
-that its pyramid can halve. The moving image is read through the linear start, the displacement comes back in mm and runs out
+that its pyramid can halve. The moving image is read through the start, the displacement comes back in mm and runs out
 to 0 on those sides of the lattice that lie inside the image. Before it starts, the memory that it will need is compared with what is free: too
 little on an accelerator means the CPU, too little there means half the resolution.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ from ..geometry import Grid
 from ..image import Image
 from ..networks.heads import displacement, on_lattice
 from ..runtime import Monitor, free_memory_mib
-from ..transforms import Affine, Displacement
+from ..terms import Alignment
+from ..transforms import Displacement, Transform
+from ..transforms.base import linear_part
 from .channels import normalised_pair
-from .compositive import content_box
+from .extent import content_box, fade
 
 MIB_PER_VOXEL = {2: 6e-4, 3: 1.2e-3}
 """Memory of a run of the shipped networks, measured (Testing/RESULTS.md)."""
-RUNOUT = 4
 COARSEST = 6
 
 
@@ -38,9 +39,9 @@ class PredictionSettings:
     shared_range: bool = False
 
 
-def predict(network, fixed: Image, moving: Image, linear: Affine, settings: PredictionSettings, device: torch.device,
+def predict(network, fixed: Image, moving: Image, start: Transform, settings: PredictionSettings, device: torch.device,
             monitor: Monitor) -> tuple[Displacement, dict]:
-    """The displacement u (mm) with moving = linear(x + u(x)), and how it was made: lattice spacing in mm, device, MiB expected.
+    """The displacement u (mm) with moving = start(x + u(x)), and how it was made: lattice spacing in mm, device, MiB expected.
 
     ``network`` is a ``SymmetricPyramid`` of the images' dimension; it is not changed. Raises InputError for more than one channel or one
     pair, MemoryError where half the resolution does not fit either, Cancelled between levels.
@@ -48,18 +49,18 @@ def predict(network, fixed: Image, moving: Image, linear: Affine, settings: Pred
     for image in (fixed, moving):
         if image.data.shape[0] != 1 or image.data.shape[1] != 1:
             raise InputError(f"{image.name} has {image.data.shape[0]} images of {image.data.shape[1]} channels; the network takes one grey image")
-    grid, levels = lattice(content_box(fixed, moving, linear), settings.edge)
+    grid, levels = lattice(content_box(fixed, moving, linear_part(start)), settings.edge)
     grid, levels, device, needed = fitting(grid, levels, settings.edge, device)
-    images = seen(*normalised_pair(fixed, moving, settings.shared_range), linear, grid)
+    images = seen(*normalised_pair(fixed, moving, settings.shared_range), start, grid)
     network = network.to(device).eval()
     steps = (settings.steps[0],) * (levels - len(settings.steps)) + settings.steps[-levels:]
-    with torch.inference_mode(False), torch.no_grad():
+    with torch.no_grad():
         made = network.by_level(*(image.to(device) for image in images), levels, steps)
         for _ in monitor.steps(levels, "network"):
             maps = next(made)
             u = _finished(maps, grid, fixed.grid)
             if monitor.wants_preview:
-                monitor.preview(linear @ u)
+                monitor.preview(start @ u)
     return u, {"lattice_spacing": [round(float(s), 4) for s in grid.spacing], "network_device": str(device), "expected_mib": round(needed)}
 
 
@@ -91,35 +92,15 @@ def fitting(grid: Grid, levels: int, edge: int, device: torch.device):
     return half, fewer, torch.device("cpu"), needed
 
 
-def seen(fixed: Image, moving: Image, linear: Affine, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both images (1, 1, *S) on the lattice, smoothed to its spacing; border values go on outside."""
-    folded = replace(moving, grid=moving.grid.moved(linear.inverse().numpy()))
-    out = []
-    for image in (fixed, folded):
-        spacing = np.minimum(grid.spacing.min(), image.grid.spacing.max())
-        out.append(image.smoothed_to(spacing if spacing > image.grid.spacing.min() else image.grid.spacing).at(grid, fill=None).data)
-    return tuple(out)
+def seen(fixed: Image, moving: Image, start: Transform, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both images (1, 1, *S) on the lattice, smoothed to its spacing, the moving one through ``start``; border values go on outside."""
+    spacing = grid.spacing.min()
+    frame = fixed.smoothed_to(spacing).at(grid, fill=None)
+    return frame.data, Alignment(Image(frame.data, grid), moving.smoothed_to(spacing), start).warped
 
 
 def _finished(maps, grid: Grid, whole: Grid) -> Displacement:
     """The displacement of one level in mm on the lattice."""
     level = grid.resample(grid.spacing * maps.factor)
     u = on_lattice(maps.forward.cpu(), level, grid)
-    return displacement(u * _runout(grid, whole), grid)
-
-
-def _runout(grid: Grid, whole: Grid) -> torch.Tensor:
-    """(1, 1, *S) weights of a lattice: a cosine from 0 over ``RUNOUT`` voxels at the ends that lie inside the image ``whole``, else 1."""
-    corner = grid.world_to_index(whole.corners())
-    inside = corner.min(0) < -0.5 - 1e-3, corner.max(0) > np.array(grid.size) - 0.5 + 1e-3
-    total = torch.ones(1, 1, *grid.shape)
-    for c, n in enumerate(grid.size):
-        length = min(RUNOUT, n // 4)
-        ramp = 0.5 - 0.5 * torch.cos(torch.pi * torch.arange(length) / max(length, 1))
-        weight = torch.ones(n)
-        if inside[0][c] and length:
-            weight[:length] = ramp
-        if inside[1][c] and length:
-            weight[n - length:] = ramp.flip(0)
-        total = total * weight.reshape([n if k == grid.dim - 1 - c else 1 for k in range(grid.dim)])
-    return total
+    return displacement(u * fade(grid, grid, whole), grid)
