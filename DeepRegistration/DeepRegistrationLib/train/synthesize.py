@@ -26,6 +26,7 @@ from ..ops.filters import gaussian
 from ..ops.sample import apply_matrix, index_points, inside, resample, sample
 from ..points import Points
 from ..problem import Pair
+from .degrade import between, chance, shaded, smooth_noise, smooth_velocity, thick_slices, without_piece, without_side
 
 
 LATTICE = 2.0
@@ -67,11 +68,11 @@ def random_shapes(count: int, shape, generator, labels=(4, 20), widths=(2.5, 9.0
     to a round body in an empty background."""
     made = []
     for _ in range(count):
-        number = int(_between(labels[0], labels[1] + 1, generator))
-        width = _between(*widths, generator)
-        fields_ = torch.cat([smooth_noise(shape, width * _between(0.7, 1.4, generator), generator) for _ in range(number)], 1)
+        number = int(between(labels[0], labels[1] + 1, generator))
+        width = between(*widths, generator)
+        fields_ = torch.cat([smooth_noise(shape, width * between(0.7, 1.4, generator), generator) for _ in range(number)], 1)
         map_ = fields_.argmax(1, keepdim=True).float() + 1
-        if _chance(0.33, generator):
+        if chance(0.33, generator):
             body = smooth_noise(shape, 0.15 * min(shape), generator) + 2.0 - 4.0 * _radius(shape)
             map_ = map_ * (body > 0)
         made.append(Source(map_))
@@ -83,7 +84,7 @@ def synthetic_pair(sources: list[Source], settings: Synthesis, generator: torch.
     the body of the fixed image where the motion stays in view. InputError where there is no source."""
     if not sources:
         raise InputError("no label map was given to make pairs from; give at least one, or random shapes")
-    source = sources[int(_between(0, len(sources), generator))]
+    source = sources[int(between(0, len(sources), generator))]
     grid = Grid.from_parts(settings.shape)
     lattice = grid.resample(LATTICE)
     velocities = [random_velocity(lattice, settings, generator) for _ in range(2)]
@@ -108,21 +109,8 @@ def _some_labels(seen, count, generator):
 
 def random_velocity(grid: Grid, settings: Synthesis, generator) -> torch.Tensor:
     """(1, dim, *S) mm: a sum of smooth random fields, each with a random share of its largest root mean square."""
-    total = torch.zeros(1, grid.dim, *grid.shape)
-    for width, motion in zip(settings.widths, settings.motions):
-        parts = [smooth_noise(grid.shape, width / float(grid.spacing[0]), generator) for _ in range(grid.dim)]
-        total += torch.cat(parts, 1) * (motion * float(torch.rand(1, generator=generator)) / 2**0.5)
-    return total
+    return smooth_velocity(grid, settings.widths, settings.motions, generator)
 
-
-def smooth_noise(shape, width: float, generator) -> torch.Tensor:
-    """(1, 1, *shape) normal noise smoothed by a Gaussian of ``width`` voxels, with root mean square 1."""
-    stride = max(1, int(width / 2.5))
-    coarse = [n // stride + 3 for n in shape]
-    noise = gaussian(torch.randn((1, 1, *coarse), generator=generator), width / stride)
-    noise = noise / noise.square().mean().sqrt().clamp_min(1e-6)
-    grid = Grid.from_parts(shape)
-    return noise if stride == 1 and list(shape) == coarse else sample(noise, index_points(grid) / stride + 1)
 
 
 def _random_view(grid, source, settings, generator):
@@ -130,7 +118,7 @@ def _random_view(grid, source, settings, generator):
     dim = grid.dim
     turn = np.eye(dim)[torch.randperm(dim, generator=generator).numpy()]
     turn = turn * np.where(torch.rand(dim, generator=generator).numpy() < 0.5, -1.0, 1.0)
-    scale = _between(*settings.scales, generator) * np.exp(0.15 * torch.randn(dim, generator=generator).numpy())
+    scale = between(*settings.scales, generator) * np.exp(0.15 * torch.randn(dim, generator=generator).numpy())
     size = np.array(source.labels.shape[:1:-1])
     room = np.maximum(size - 0.7 * np.abs(turn @ (scale * np.array(grid.size))), 0) / 2
     middle = (size - 1) / 2 + room * (2 * torch.rand(dim, generator=generator).numpy() - 1)
@@ -151,23 +139,23 @@ def _seen(source, grid, matrix, displacement):
 
 def _looks(source, seen, settings, generator):
     """The two images (1, 1, *S); where both share a contrast, the second curve is the first one a little changed."""
-    by_image = source.image is not None and _chance(0.6, generator)
+    by_image = source.image is not None and chance(0.6, generator)
     number = int(source.labels.max()) + 1
     size = 9 if by_image else number
     curves = [_random_curve(size, settings, generator)]
     other = _random_curve(size, settings, generator)
-    same = _chance(settings.same_contrast, generator)
+    same = chance(settings.same_contrast, generator)
     curves.append(curves[0] + 0.06 * (other - other.mean()) if same else other)
-    if by_image and _chance(0.5, generator):
+    if by_image and chance(0.5, generator):
         curves[0] = torch.linspace(0, 1, size)
-        curves[1] = torch.linspace(0, 1, size) ** _between(0.7, 1.4, generator) if same else curves[1]
+        curves[1] = torch.linspace(0, 1, size) ** between(0.7, 1.4, generator) if same else curves[1]
     return [_degraded(_painted(*pictures, curve, by_image), settings, generator) for pictures, curve in zip(seen, curves)]
 
 
 def _random_curve(size, settings, generator):
     """Brightness of ``size`` labels, or of equally spaced levels of an image; the first one is often 0, the background."""
     curve = torch.rand(size, generator=generator)
-    if _chance(settings.empty_background, generator):
+    if chance(settings.empty_background, generator):
         curve[0] = 0
     return curve
 
@@ -183,45 +171,21 @@ def _painted(labels, image, curve, by_image):
 def _degraded(image, settings, generator):
     shape = image.shape[2:]
     strength = settings.texture * float(torch.rand(1, generator=generator))
-    image = image + strength * smooth_noise(shape, _between(0.6, 2.0, generator), generator) * (image > 0)
-    image = gaussian(image, _between(0.0, settings.blur, generator))
-    image = image * (settings.bias * float(torch.rand(1, generator=generator)) * smooth_noise(shape, min(shape) / 3, generator)).exp()
-    if _chance(settings.thick_slices, generator):
-        image = _thick(image, generator)
+    image = image + strength * smooth_noise(shape, between(0.6, 2.0, generator), generator) * (image > 0)
+    image = gaussian(image, between(0.0, settings.blur, generator))
+    image = shaded(image, settings.bias, generator)
+    if chance(settings.thick_slices, generator):
+        image = thick_slices(image, generator)
     image = image + settings.noise * float(torch.rand(1, generator=generator)) ** 2 * torch.randn(image.shape, generator=generator)
-    if _chance(settings.lost_piece, generator):
-        image = _without_piece(image, generator)
-    if _chance(settings.lost_side, generator):
-        image = _without_side(image, generator)
+    if chance(settings.lost_piece, generator):
+        image = without_piece(image, generator)
+    if chance(settings.lost_side, generator):
+        image = without_side(image, generator)
     low, high = image.flatten().kthvalue(1 + image.numel() // 200)[0], image.flatten().kthvalue(image.numel() - image.numel() // 200)[0]
     return ((image - low) / (high - low).clamp_min(1e-3)).clamp(0, 1) + 1e-4 * torch.rand(image.shape, generator=generator)
 
 
-def _thick(image, generator):
-    """Slices two to four voxels thick along one axis."""
-    axis = int(_between(2, image.ndim, generator))
-    thickness = int(_between(2, 5, generator))
-    n = image.shape[axis] // thickness * thickness
-    body = image.narrow(axis, 0, n).unflatten(axis, (n // thickness, thickness))
-    thick = body.mean(axis + 1, keepdim=True).expand_as(body).flatten(axis, axis + 1)
-    return torch.cat([thick, image.narrow(axis, n, image.shape[axis] - n)], axis)
 
-
-def _without_piece(image, generator):
-    """A ball of another brightness."""
-    grid = Grid.from_parts(image.shape[2:])
-    centre = torch.rand(grid.dim, generator=generator) * torch.tensor([float(n) for n in grid.size])
-    ball = torch.linalg.vector_norm(index_points(grid) - centre, dim=-1) < _between(0.06, 0.15, generator) * min(grid.size)
-    return torch.where(ball[:, None], torch.rand(1, generator=generator), image)
-
-
-def _without_side(image, generator):
-    """Up to a fifth of the field of view at one end is 0."""
-    axis = int(_between(2, image.ndim, generator))
-    count = int(image.shape[axis] * _between(0.03, 0.2, generator))
-    image = image.clone()
-    image.narrow(axis, 0 if _chance(0.5, generator) else image.shape[axis] - count, count).zero_()
-    return image
 
 
 def _true_points(grid, lattice, there, back, labels, count, generator):
@@ -244,11 +208,3 @@ def _radius(shape):
     """(1, 1, *S) distance from the middle as a share of the half edges."""
     axes = [torch.linspace(-1, 1, n) for n in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0).sqrt()[None, None]
-
-
-def _between(low, high, generator) -> float:
-    return float(low) + float(high - low) * float(torch.rand(1, generator=generator))
-
-
-def _chance(probability, generator) -> bool:
-    return float(torch.rand(1, generator=generator)) < probability
