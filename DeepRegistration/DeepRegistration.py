@@ -1,6 +1,8 @@
 """3D Slicer module DeepRegistration: what the application needs to know of it. The panel is in ``DeepRegistrationUI/panel.py``,
 the functions for scripts in ``DeepRegistrationUI/logic.py``, the algorithms in ``DeepRegistrationLib``."""
 
+import sys
+
 import slicer
 from slicer.i18n import tr as _
 from slicer.i18n import translate
@@ -8,6 +10,9 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModule, ScriptedLoadab
 
 from DeepRegistrationUI import sampledata
 from DeepRegistrationUI.logic import DeepRegistrationLogic
+
+PACKAGES = ("DeepRegistrationUI", "DeepRegistrationLib")
+"""The packages beside this file, which the developer's 'Reload' loads anew as well."""
 
 __all__ = ["DeepRegistration", "DeepRegistrationLogic", "DeepRegistrationTest", "DeepRegistrationWidget"]
 
@@ -59,6 +64,13 @@ class DeepRegistrationWidget(ScriptedLoadableModuleWidget):
         """The scene is empty: a new parameter node, if the module is shown."""
         if self.parent.isEntered:
             self.panel.bind(self.logic.getParameterNode())
+
+    def onReload(self):
+        """The developer's button: the panel and its worker end, and this file and its packages are read again."""
+        self.cleanup()
+        for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
+            del sys.modules[name]
+        ScriptedLoadableModuleWidget.onReload(self)
 
     def cleanup(self):
         """The application ends or the module is loaded anew."""

@@ -170,6 +170,32 @@ def test_a_request_holds_what_the_nodes_hold(scene):
     assert np.array_equal(mrml.array_of(fixed), request["fixed"].array)
 
 
+def test_a_large_request_is_read_in_short_steps(scene):
+    """Masks, structures, a label map and a deformation as start at 192^3: no step takes a tenth of a second of this thread."""
+    import time
+
+    grid = exchange.Grid.from_parts((192, 192, 192), 1.0)
+    parts = np.zeros(grid.shape, np.int16)
+    for n in range(1, 7):
+        parts[10 * n : 60 + 10 * n, 20:90, 20 * n : 20 * n + 60] = n
+    fixed, moving = (mrml.volume_node(scene, Volume(parts, grid, name)) for name in ("fixed", "moving"))
+    value = exchange.LabelMap(parts, grid, tuple((n, f"part {n}") for n in range(1, 7)), "parts")
+    segments, labels = mrml.segmentation_node(scene, value), mrml.volume_node(scene, value)
+    start = mrml.transform_node(scene, [Lattice(np.ones((*grid.shape, 3), np.float32), grid)], "start")
+    steps, longest, count, request = outputs.request_steps(fixed, moving, fixed_mask=segments, fixed_labels=segments, moving_labels=labels,
+                                                           initial=start), 0.0, 0, None
+    while request is None:
+        began = time.thread_time()
+        try:
+            next(steps)
+        except StopIteration as end:
+            request = end.value
+        longest, count = max(longest, time.thread_time() - began), count + 1
+    assert longest < 0.1 and count > 10
+    assert np.array_equal(request["fixed_labels"].array, parts) and np.array_equal(request["fixed_mask"].array, parts)
+    assert request["fixed_labels"].names == value.names and np.abs(request["initial"][0].vectors[1:-1, 1:-1, 1:-1]).min() == 1
+
+
 def test_nodes_that_cannot_be_registered_are_refused_in_one_sentence(scene):
     fixed, moving = pair(scene, "plain")
     colour = mrml.volume_node(scene, Volume(np.zeros((3, 4, 5, 6), np.uint8), oblique((4, 5, 6)), "photo"))

@@ -103,14 +103,14 @@ def test_refreshes_are_seldom_enough_and_cheap_enough(pair, monkeypatch):
         clock.now += cost
 
     live = LiveView(*pair, clock=clock)
-    monkeypatch.setattr(views, "draw_slices", draw)
+    monkeypatch.setattr(views, "drawings", lambda scene: [lambda: draw(scene)])
     began, shown, waiting = clock.now, 0, 0
     while clock.now < began + 20:
         clock.now += 0.01
         done = live.show(preview(live))
         shown, waiting = shown + done, waiting + (not done)
     assert 30 < shown < 42 and waiting > 500  # 50 ms of drawing every half second
-    monkeypatch.setattr(views, "draw_slices", lambda scene: None)
+    monkeypatch.setattr(views, "drawings", lambda scene: [])
     live.cost = 0.0
     began, shown = clock.now + 1, 0
     clock.now = began
@@ -118,6 +118,26 @@ def test_refreshes_are_seldom_enough_and_cheap_enough(pair, monkeypatch):
         clock.now += 0.01
         shown += live.show(preview(live))
     assert 85 < shown <= 101  # never more than ten times a second
+
+
+def test_views_are_drawn_one_a_tick_and_all_of_them_count(pair, monkeypatch):
+    """Three views of 40 ms: each tick draws one, and the next refresh waits as for 120 ms of drawing."""
+    clock, drawn = Clock(), []
+
+    def draw():
+        clock.now += 0.04
+        drawn.append(clock.now)
+
+    monkeypatch.setattr(views, "drawings", lambda scene: [draw] * 3)
+    live = LiveView(*pair, clock=clock)
+    for count in (1, 2, 3):
+        assert not live.tick() and len(drawn) == count, "the first picture"
+    assert live.show(preview(live)) and len(drawn) == 4 and live.cost == pytest.approx(0.12)
+    began = clock.now
+    assert not live.show(preview(live)) and not live.tick() and not live.tick() and len(drawn) == 6
+    while not live.tick():
+        clock.now += 0.01
+    assert 1.0 < clock.now - began < 1.4 and len(drawn) == 7
 
 
 def test_what_came_too_early_is_shown_by_the_timer(pair):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -243,17 +244,42 @@ def test_cleanup_leaves_nothing(slicer, panel):
     settle(slicer)
 
 
-def test_reload_ends_the_old_panel_and_makes_a_new_one(slicer, panel):
-    holder = slicer.modules.deepregistration.createNewWidgetRepresentation()
-    holder.show_module(True)
-    old, runner = holder.self(), ScriptedRunner()
-    old.logic._runner = runner
-    old.onReload()
-    new = holder.self()
-    assert new is not old and old.panel is None and runner.stopped
-    assert new.panel.node is not None and not new.panel.page("register").ui.applyButton.enabled
-    new.panel.node.fixedVolume, new.panel.node.movingVolume = volume(slicer, "a"), volume(slicer, "b")
-    settle(slicer)
-    assert new.panel.page("register").ui.applyButton.enabled
-    holder.show_module(False)
-    new.cleanup()
+RELOAD = """
+import sys
+sys.path[:0] = [{testing!r}]
+from pathlib import Path
+from harness.application import install, load
+slicer = install()
+folder = Path({folder!r})
+module = load(folder / "DeepRegistration.py")
+holder = module.widgetRepresentation()
+holder.show_module(True)
+import panels
+old, runner = holder.self(), panels.ScriptedRunner()
+old.logic._runner = runner
+page = folder / "DeepRegistrationUI" / "pages" / "register.py"
+page.write_text(page.read_text("utf-8").replace('_("Apply")', '_("Align both")'), "utf-8")
+errors = folder / "DeepRegistrationLib" / "errors.py"
+errors.write_text(errors.read_text("utf-8") + "\\nEDITED = True\\n", "utf-8")
+old.onReload()
+new = holder.self()
+assert new is not old and old.panel is None and runner.stopped
+assert new.panel.page("register").ui.applyButton.text == "Align both", "the package was not read again"
+from DeepRegistrationLib import errors
+assert errors.EDITED
+new.panel.node.fixedVolume, new.panel.node.movingVolume = (panels.volume(slicer, name) for name in "ab")
+panels.settle(slicer)
+assert new.panel.page("register").ui.applyButton.enabled and new.panel.node is not None
+holder.show_module(False)
+new.cleanup()
+sys.stdout.write("reloaded")
+"""
+
+
+def test_reload_reads_the_packages_again(tmp_path):
+    """The developer edits files of both packages and presses Reload: in a process of its own, since the packages of this one are in use."""
+    root = Path(__file__).resolve().parents[1]
+    folder = shutil.copytree(root / "DeepRegistration", tmp_path / "DeepRegistration", ignore=shutil.ignore_patterns("__pycache__"))
+    code = RELOAD.format(testing=str(root / "Testing"), folder=str(folder))
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), timeout=120)
+    assert answer.stdout.endswith("reloaded"), answer.stderr

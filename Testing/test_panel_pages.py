@@ -124,6 +124,7 @@ def test_evaluate_fills_the_table(slicer, registered, tmp_path, monkeypatch):
     settle(slicer)
     assert page.ui.metricsTable.rowCount == 2, "the figures of the run are there"
     page.ui.evaluateButton.click()
+    wait_until(slicer, lambda: len(runner.jobs) == 2, 5)
     assert page.ui.evaluateButton.text == "Cancel" and runner.jobs[-1].request["command"] == "evaluate"
     rows = [{"name": "Dice", "structure": "box", "unit": "0 to 1", "before": 0.4, "value": 0.8}]
     runner.say("done", result={"rows": rows})
@@ -134,6 +135,7 @@ def test_evaluate_fills_the_table(slicer, registered, tmp_path, monkeypatch):
     page.ui.csvButton.click()
     assert "Dice" in path.read_text("utf-8-sig") and str(path) in status(page)
     page.ui.reportButton.click()
+    wait_until(slicer, lambda: len(runner.jobs) == 3, 5)
     assert runner.jobs[-1].request["command"] == "report" and runner.jobs[-1].request["path"] == str(path)
     runner.say("failed", kind="disk", message="the disk is full", offers=[])
     wait_until(slicer, lambda: page.evaluation is None, 5)

@@ -12,7 +12,7 @@ pytest.importorskip("PySide6")
 pytest.importorskip("slicer")
 
 from panels import (  # noqa: E402, F401
-    answer, application, landmarks, module_panel, no_slot_errors, pair, panel, scene, settle, slicer, status, volume, wait_until)
+    answer, application, landmarks, module_panel, no_slot_errors, pair, panel, scene, segmentation, settle, slicer, status, volume, wait_until)
 
 from DeepRegistrationLib.errors import InputError  # noqa: E402
 from DeepRegistrationUI import records  # noqa: E402
@@ -84,6 +84,8 @@ def test_continue_and_to_quality(slicer, pair):
     finish(slicer, pair, page, runner)
     assert not page.ui.nextWidget.isHidden()
     page.ui.continueButton.click()
+    assert page.running and len(runner.jobs) == 1, "a start is read in ticks before anything is sent"
+    wait_until(slicer, lambda: len(runner.jobs) == 2, 5)
     initial = runner.jobs[-1].request["initial"]
     np.testing.assert_allclose(initial[0].matrix[0, 3], 1.5)
     assert len(initial) == 2, "the deformation is part of the start"
@@ -92,6 +94,40 @@ def test_continue_and_to_quality(slicer, pair):
     page.ui.nextWidget.visible = True
     page.ui.toQualityButton.click()
     assert not pair.buttons["quality"].collapsed and pair.buttons["register"].collapsed
+
+
+def test_masks_and_structures_are_read_in_ticks(slicer, pair):
+    """Apply answers at once; what stands in the way is said when it is read; Cancel and a closed scene stop the reading."""
+    node = pair.node
+    node.live = False
+    node.fixedMask = segmentation(slicer, node.fixedVolume, "mask")
+    node.fixedStructures = node.movingStructures = segmentation(slicer, node.fixedVolume, "parts")
+    settle(slicer)
+    page, runner = apply(slicer, pair)
+    assert page.running and page.ui.applyButton.text == "Cancel" and not runner.jobs
+    wait_until(slicer, lambda: runner.jobs, 5)
+    request = runner.jobs[-1].request
+    assert request["fixed_mask"].array.sum() == request["moving_labels"].array.sum() == 4 * 5 * 5
+    finish(slicer, pair, page, runner)
+    assert status(page).startswith("Registered in ")
+    page.ui.applyButton.click()
+    page.ui.applyButton.click()
+    settle(slicer)
+    assert len(runner.jobs) == 1 and not page.running and "the scene is as it was before" in status(page)
+    slicer.util.updateVolumeFromArray(node.fixedVolume, slicer.util.arrayFromVolume(node.fixedVolume))
+    labels = slicer.util.addVolumeFromArray(slicer.util.arrayFromVolume(node.fixedVolume) + 0.5, name="fractions",
+                                            nodeClassName="vtkMRMLLabelMapVolumeNode")
+    node.fixedMask = labels
+    settle(slicer)
+    page.ui.applyButton.click()
+    wait_until(slicer, lambda: not page.running, 5)
+    assert "'fractions' is no label map" in status(page) and len(runner.jobs) == 1
+    node.fixedMask = segmentation(slicer, node.fixedVolume, "mask again")
+    settle(slicer)
+    page.ui.applyButton.click()
+    slicer.mrmlScene.Clear(0)
+    settle(slicer)
+    assert not page.running and len(runner.jobs) == 1
 
 
 def test_live_view_is_undone(slicer, pair):

@@ -1,5 +1,7 @@
 """Transfer: the right direction each time, exactly, for every kind of node; all or nothing."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,8 @@ from scenes import RAS, blocks, bump, image, inner_points, library_map, linear_n
 from vtk.util.numpy_support import vtk_to_numpy
 
 from DeepRegistrationLib.errors import InputError
-from DeepRegistrationLib.exchange import LabelMap, Volume
+from DeepRegistrationLib.exchange import LabelMap, Lattice, Volume
+from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Labels
 from DeepRegistrationLib.points import Points
 from DeepRegistrationLib.result import warp
@@ -254,7 +257,8 @@ def test_nothing_is_left_behind_when_the_worker_fails(scene, case, fail):
     runner = Recorder(fail)
     work = Transfer(nodes, case.transforms, runner=runner, on_end=ended.append)
     work.start()
-    runner.tick()
+    while work.tick():
+        runner.tick()
     assert ended == [work] and work.state == "failed" and work.message == fail and case.names() == before
 
 
@@ -266,6 +270,7 @@ def test_cancel_leaves_nothing(scene, case):
     assert work.state == "running" and case.names() != before
     work.cancel()
     work.cancel()
+    assert not work.tick()
     runner.tick()
     assert ended == [work] and work.state == "cancelled" and case.names() == before
 
@@ -275,8 +280,34 @@ def test_a_scene_closed_meanwhile(scene, case):
     work = Transfer(case.volumes[1], case.transforms, runner=runner, on_end=ended.append)
     work.start()
     scene.Clear(0)
-    runner.tick()
+    while work.tick():
+        runner.tick()
     assert work.state == "cancelled" and ended == [work] and scene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == 0
+
+
+def test_large_results_are_put_into_the_scene_in_short_steps(scene):
+    """A volume, a label map and a segmentation of four layers at 192^3: no tick takes a tenth of a second of this thread."""
+    grid = Grid.from_parts((192, 192, 192), 1.0)
+    values = np.zeros(grid.shape, np.uint8)
+    values[20:60, 20:90, 30:120], values[70:120, 40:90, 30:120] = 1, 2
+    parts = LabelMap(values, grid, ((1, "one"), (2, "two")), "parts")
+    nodes = [mrml.volume_node(scene, Volume(values.astype(np.int16), grid, "volume")), mrml.volume_node(scene, parts), mrml.segmentation_node(scene, parts)]
+    reference = mrml.volume_node(scene, Volume(values, grid, "reference"))
+    vectors = Lattice(np.ones((*grid.shape, 3), np.float32), grid)
+    transforms = {"linear": mrml.transform_node(scene, [vectors], "bent")}
+    runner, longest = Recorder(), 0.0
+    work = Transfer(nodes, transforms, reference=reference, runner=runner)
+    work.start()
+    ticks = 0
+    while work.state == "running":
+        began = time.thread_time()
+        work.tick()
+        longest, ticks = max(longest, time.thread_time() - began), ticks + 1
+        runner.tick()
+    assert work.state == "done" and len(work.made) == 3 and ticks > 3 and longest < 0.1
+    assert [node.GetClassName() for node in work.made] == [node.GetClassName() for node in nodes]
+    assert np.array_equal(mrml.array_of(work.made[1]), values)
+    assert mrml.labels_from_segmentation(work.made[2], reference).data.amax() == 2
 
 
 def test_shapes_that_cannot_bend_and_other_bad_input(scene, case):

@@ -107,7 +107,10 @@ def test_slices_turn_into_the_plane_of_a_slanted_volume_and_back(scene, applicat
     state.restore(slices=True)
     after = [mrml.matrix_values(n.GetSliceToRAS()) for n in views.nodes_of(scene, views.SLICE)]
     assert np.abs(np.array(after) - np.array(places)).max() < 1e-9
-    assert not views.draw_slices(scene)
+    drawings = views.drawings(scene)
+    assert len(drawings) == len([logic for logic in application.slices if logic.GetImageDataConnection() is not None])
+    for draw in drawings:
+        draw()
 
 
 def test_which_volumes_are_slanted():
@@ -118,7 +121,7 @@ def test_which_volumes_are_slanted():
 
 def test_another_scene_than_the_application_s_is_left_alone(application):
     other = slicer.vtkMRMLScene()
-    assert views.slice_logics(other) == [] and views.layout_manager(other) is None and not views.draw_slices(other)
+    assert views.slice_logics(other) == [] and views.layout_manager(other) is None and views.drawings(other) == []
 
 
 def test_slices_go_to_a_point(scene, application):

@@ -211,7 +211,7 @@ def _write_array(path: Path, array: np.ndarray):
         with open(partial, "wb") as stream:
             np.lib.format.write_array_header_1_0(stream, {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False,
                                                           "shape": array.shape})
-            for part in _blocks(array):
+            for part in blocks(array):
                 stream.write(np.ascontiguousarray(part).data)
                 yield part.nbytes
         os.replace(partial, path)
@@ -220,14 +220,14 @@ def _write_array(path: Path, array: np.ndarray):
         raise
 
 
-def _blocks(array: np.ndarray):
-    """Consecutive parts of ``array`` of at most about ``CHUNK`` bytes, whatever its strides."""
+def blocks(array: np.ndarray):
+    """Consecutive parts of ``array`` of at most about ``CHUNK`` bytes, whatever its strides: views."""
     if array.nbytes <= CHUNK or array.ndim == 1:
         if array.size:
             yield array
     elif array[0].nbytes > CHUNK:
         for part in array:
-            yield from _blocks(part)
+            yield from blocks(part)
     else:
         count = CHUNK // max(1, array[0].nbytes)
         yield from (array[first : first + count] for first in range(0, len(array), count))

@@ -132,7 +132,7 @@ def _transform(parts, role: str, name: str, fixed, moving):
 
 def _image(value, role: str, name: str, show):
     def prepare(scene):
-        data = yield from mrml.image_steps(mrml.voxels(value))
+        data = yield from mrml.volume_steps(value)
 
         def add(made):
             made[role] = mrml.node_of_vtk_image(scene, data, value, name, display=False)

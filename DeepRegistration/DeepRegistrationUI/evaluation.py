@@ -8,6 +8,9 @@ from DeepRegistrationLib.errors import InputError
 
 from . import outputs, records
 from .quality_tables import table_from_rows
+from .steps import advance
+
+STOPPED = "The evaluation was stopped."
 
 
 class Evaluation:
@@ -19,6 +22,7 @@ class Evaluation:
             raise InputError("a registration is needed; press Apply under Register first")
         self.runner, self.main, self.on_end = runner, main, on_end
         self.state, self.message, self.kind, self.job, self.rows, self.path = "new", "", "", None, [], None
+        self.reading, self.more = None, {}
 
     @property
     def running(self) -> bool:
@@ -29,14 +33,13 @@ class Evaluation:
         for first, second, what in ((fixed_labels, moving_labels, "structures"), (fixed_points, moving_points, "landmarks")):
             if (first is None) != (second is None):
                 raise InputError(f"only the {'moving' if first is None else 'fixed'} {what} are chosen; choose both, or none")
-        self._submit(outputs.evaluate_request(self._roles(), fixed_labels=fixed_labels, moving_labels=moving_labels, fixed_points=fixed_points,
-                                              moving_points=moving_points))
+        self._begin(outputs.evaluate_steps(self._roles(), fixed_labels=fixed_labels, moving_labels=moving_labels, fixed_points=fixed_points,
+                                           moving_points=moving_points))
 
     def report(self, path) -> None:
         """Ask for one HTML file at ``path``."""
         self.path = Path(path)
-        self._submit({**outputs.evaluate_request(self._roles()), "command": "report", "path": str(self.path),
-                      "figures": records.figures_of(self.main)})
+        self._begin(outputs.evaluate_steps(self._roles()), command="report", path=str(self.path), figures=records.figures_of(self.main))
 
     def _roles(self) -> dict:
         roles = records.roles_of(self.main)
@@ -45,9 +48,20 @@ class Evaluation:
                 raise InputError(f"the {name} {'transform' if name == 'linear' else 'volume'} of this registration was deleted; choose another one")
         return roles
 
-    def _submit(self, request: dict) -> None:
-        self.state = "running"
-        self.job = self.runner.submit(request, self._event)
+    def _begin(self, steps, **more) -> None:
+        """Read the request, which ``tick`` goes on with and then submits with ``more``."""
+        self.reading, self.more, self.state = steps, more, "running"
+        try:
+            self._read(0.0)
+        except InputError:
+            self.state = "failed"
+            raise
+
+    def _read(self, *seconds: float) -> None:
+        ended, request = advance(self.reading, *seconds)
+        if ended:
+            self.reading = None
+            self.job = self.runner.submit({**request, **self.more}, self._event)
 
     def _event(self, job, event: dict) -> None:
         if not self.running:
@@ -58,7 +72,7 @@ class Evaluation:
         elif kind == "failed":
             self._end("failed", event["message"], event.get("kind", ""))
         elif kind == "cancelled":
-            self._end("cancelled", "The evaluation was stopped.")
+            self._end("cancelled", STOPPED)
 
     def _done(self, result: dict) -> None:
         if self.path is not None:
@@ -75,21 +89,28 @@ class Evaluation:
         self._end("done", f"{len(self.rows)} figures; the table is in the scene too.")
 
     def tick(self) -> bool:
-        """Nothing to do between events."""
+        """A slice of reading the request; nothing between the events of its job."""
+        if self.running and self.reading is not None:
+            try:
+                self._read()
+            except InputError as error:
+                self._end("failed", str(error), "input")
         return self.running
 
     def cancel(self) -> None:
-        if self.running:
+        if self.running and self.job is None:
+            self._end("cancelled", STOPPED)
+        elif self.running:
             self.job.cancel()
 
     def abandon(self, sentence: str) -> None:
         """End without touching the scene any more."""
         if self.running:
-            self.job.cancel()
             self._end("cancelled", sentence)
 
     def _end(self, kind: str, sentence: str, cause: str = "") -> None:
-        self.state, self.message, self.kind = kind, sentence, cause
-        self.job.discard()
+        self.state, self.message, self.kind, self.reading = kind, sentence, cause, None
+        if self.job is not None:
+            self.job.discard()
         if self.on_end is not None:
             self.on_end(self, {"event": kind, "message": sentence, "rows": self.rows})

@@ -3,7 +3,7 @@
 A preview is the current map T(x) = A (x + u(x)): u (mm) on a coarse lattice, written in place into a transform node, A a matrix
 in a second one inside it. The moving volume is under the second. Only ``Modified`` on the displacement grid tells the views
 (setting its array or the grid does not), and every refresh makes them draw, so refreshes come at most ten times a second and so
-seldom that they take less than a tenth of the time.
+seldom that they take less than a tenth of the time. The views are drawn one a tick, so that none of the ticks is long.
 
 Nothing that the user had is lost: the parent of the moving volume, the layers and the places of the slices are remembered
 and given back, and the nodes of the view are not saved with the scene.
@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from DeepRegistrationLib.exchange import Lattice, finish
+from DeepRegistrationLib.exchange import Lattice, Volume, finish
 from DeepRegistrationLib.geometry import Grid
 
 from . import mrml, outputs, quality_maps, views
@@ -62,6 +62,7 @@ class LiveView:
         self.lattice, self._clock = lattice_of_previews(fixed, lattice_spacing), clock
         self._state, self._parent, self._arranged = views.ViewState(self.scene), moving.GetParentTransformNode(), arrange
         self._waiting, self._next, self._closed, self._longest = None, 0.0, False, 0.0
+        self._drawings: list = []
         self.cost, self.refreshes = 0.0, 0
         self.nodes: dict = {}
         self._add_transforms()
@@ -112,18 +113,18 @@ class LiveView:
         """Write the log-Jacobian (z, y, x): in place where the lattice is the one that the volume has."""
         node = self.nodes["log_jacobian"]
         if node.GetImageData() is None or mrml.array_of(node).shape != values.shape:
-            node.SetAndObserveImageData(mrml.image_data(np.ascontiguousarray(values, np.float32)[..., None]))
-            node.SetIJKToRASMatrix(mrml.vtk_matrix(mrml.FLIP @ self.lattice.affine))
+            data = mrml.image_data(np.asarray(values, np.float32)[..., None])
+            mrml.node_of_vtk_image(self.scene, data, Volume(values, self.lattice), display=False, node=node)
             return
         mrml.array_of(node)[...] = values
         node.GetImageData().GetPointData().GetScalars().Modified()
         node.GetImageData().Modified()
 
     def _arrange(self) -> None:
-        """Moving over fixed with the grid, and the first drawing, which costs several times the later ones, before the run."""
+        """Moving over fixed with the grid; ``tick`` draws it for the first time, which costs several times the later ones."""
         views.show_layers(self.fixed, self.moving, opacity=0.5, rotate=views.is_slanted(mrml.grid_of(self.fixed)))
         self._stretch(float(mrml.grid_of(self.fixed).extent.max()) / 40)
-        views.draw_slices(self.scene)
+        self._drawings = views.drawings(self.scene)
 
     def _stretch(self, longest: float) -> None:
         """Show the grid with colours up to ``longest`` mm. Its lines have few points: the scene moves them anew, one by one in every
@@ -158,14 +159,23 @@ class LiveView:
             self._iterations.add(preview, preview.get("grid") or self.lattice)
 
     def tick(self) -> bool:
-        """For the panel's timer: shows the latest preview that came too early as soon as its time has come; True where it did."""
+        """For the panel's timer: draws the next view, or shows the latest preview that came too early as soon as its time has come; True where
+        it did."""
+        if not self.alive:
+            return False
+        if self._drawings:
+            self._drawings.pop(0)()
+            return False
         began = self._clock()
-        if self._waiting is None or began < self._next or not self.alive:
+        if self._waiting is None or began < self._next:
             return False
         preview, self._waiting = self._waiting, None
         self._write(preview)
-        views.draw_slices(self.scene)
-        cost = self._clock() - began
+        self._drawings = views.drawings(self.scene)
+        written, count = self._clock(), len(self._drawings)
+        if count:
+            self._drawings.pop(0)()  # the only one that the application cannot have drawn by itself in between, so this one is timed
+        cost = written - began + count * (self._clock() - written)
         self.cost = cost if self.refreshes == 0 else 0.5 * (self.cost + cost)
         self.refreshes += 1
         self._next = began + max(SHORTEST_INTERVAL, self.cost / LARGEST_SHARE, cost / LARGEST_SHARE)

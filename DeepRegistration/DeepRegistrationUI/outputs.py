@@ -15,15 +15,21 @@ from . import mrml, records
 from .colors import DIVERGING
 from .delivery import ROLES, deliver, deliver_steps, gather, put_into
 
-__all__ = ["DIVERGING", "ROLES", "add_result", "apply_to", "deliver", "deliver_steps", "evaluate_request", "gather", "pair_from_nodes",
-           "planes_of", "put_into", "request_from_nodes", "split"]
+__all__ = ["DIVERGING", "ROLES", "add_result", "apply_to", "deliver", "deliver_steps", "evaluate_request", "evaluate_steps", "gather",
+           "pair_from_nodes", "planes_of", "put_into", "request_from_nodes", "request_steps", "split"]
 START_EDGE = 64
 """Nodes along the longest edge of the lattice on which a starting transform without one of its own (B-spline, thin plate) is read."""
 
 
-def request_from_nodes(fixed, moving, *, fixed_mask=None, moving_mask=None, fixed_mask_segment="", moving_mask_segment="", initial=None,
-                       fixed_labels=None, moving_labels=None, fixed_points=None, moving_points=None) -> dict:
-    """The 'register' request of two volume nodes for a worker, without torch; method, device and outputs are added by the caller.
+def request_from_nodes(fixed, moving, **guides) -> dict:
+    """``request_steps`` at once."""
+    return exchange.finish(request_steps(fixed, moving, **guides))
+
+
+def request_steps(fixed, moving, *, fixed_mask=None, moving_mask=None, fixed_mask_segment="", moving_mask_segment="", initial=None,
+                  fixed_labels=None, moving_labels=None, fixed_points=None, moving_points=None):
+    """The 'register' request of two volume nodes for a worker, without torch; method, device and outputs are added by the caller. A generator
+    that returns it; two volumes and landmarks alone take no step.
 
     fixed_mask, moving_mask: segmentation or label map nodes; fixed_mask_segment, moving_mask_segment: ID or IDs of the segments that count,
     all where empty. fixed_labels, moving_labels: segmentation or label map nodes. fixed_points, moving_points: markups nodes. initial: a
@@ -36,23 +42,24 @@ def request_from_nodes(fixed, moving, *, fixed_mask=None, moving_mask=None, fixe
     sides = ((fixed, "fixed", fixed_mask, fixed_mask_segment, fixed_labels, fixed_points),
              (moving, "moving", moving_mask, moving_mask_segment, moving_labels, moving_points))
     for volume, side, mask, segments, labels, points in sides:
-        if mask is not None:
-            chosen = tuple(s for s in ([segments] if isinstance(segments, str) else segments) if s)
-            request[f"{side}_mask"] = mrml.labelmap_of(mask, volume, chosen)
-        if labels is not None:
-            request[f"{side}_labels"] = mrml.labelmap_of(labels, volume)
         if points is not None:
             request[f"{side}_points"] = mrml.points_of(points)
+    for volume, side, mask, segments, labels, points in sides:
+        if mask is not None:
+            chosen = tuple(s for s in ([segments] if isinstance(segments, str) else segments) if s)
+            request[f"{side}_mask"] = yield from mrml.labelmap_steps(mask, volume, chosen)
+        if labels is not None:
+            request[f"{side}_labels"] = yield from mrml.labelmap_steps(labels, volume)
     if initial is not None and initial != "":
-        request["initial"] = _initial(initial, request["fixed"].grid)
+        request["initial"] = yield from _initial(initial, request["fixed"].grid)
     return request
 
 
 def _initial(initial, grid):
-    """A start's name or parts as they are, the parts of a transform node."""
+    """A start's name or parts as they are, the parts of a transform node; a generator."""
     if not hasattr(initial, "GetTransformFromWorld"):
         return initial
-    return mrml.parts_of(initial, grid.resample(np.maximum(grid.extent / START_EDGE, grid.spacing)))
+    return (yield from mrml.parts_steps(initial, grid.resample(np.maximum(grid.extent / START_EDGE, grid.spacing))))
 
 
 def _check_volumes(fixed, moving) -> None:
@@ -71,14 +78,20 @@ def _check_volumes(fixed, moving) -> None:
             raise InputError(f"'{node.GetName()}' is a color image of {values.shape[3]} channels; convert it to gray first (Vector to Scalar Volume)")
 
 
-def evaluate_request(roles: dict, *, fixed_labels=None, moving_labels=None, fixed_points=None, moving_points=None) -> dict:
+def evaluate_request(roles: dict, **guides) -> dict:
+    """``evaluate_steps`` at once."""
+    return exchange.finish(evaluate_steps(roles, **guides))
+
+
+def evaluate_steps(roles: dict, *, fixed_labels=None, moving_labels=None, fixed_points=None, moving_points=None):
     """The 'evaluate' request of a registration in the scene, role -> node with 'fixed', 'moving', 'linear' and, where there is one,
-    'inverse'; the transform is the one that its nodes are now. InputError as ``request_from_nodes``."""
-    request = request_from_nodes(roles["fixed"], roles["moving"], fixed_labels=fixed_labels, moving_labels=moving_labels,
-                                 fixed_points=fixed_points, moving_points=moving_points)
-    request |= {"command": "evaluate", "parts": mrml.parts_of(roles["linear"], request["fixed"].grid)}
+    'inverse'; the transform is the one that its nodes are now. A generator that returns it. InputError as ``request_steps``."""
+    request = yield from request_steps(roles["fixed"], roles["moving"], fixed_labels=fixed_labels, moving_labels=moving_labels,
+                                       fixed_points=fixed_points, moving_points=moving_points)
+    parts = yield from mrml.parts_steps(roles["linear"], request["fixed"].grid)
+    request |= {"command": "evaluate", "parts": parts}
     if roles.get("inverse") is not None:
-        request["inverse"] = mrml.parts_of(roles["inverse"], request["moving"].grid)
+        request["inverse"] = yield from mrml.parts_steps(roles["inverse"], request["moving"].grid)
     return request
 
 

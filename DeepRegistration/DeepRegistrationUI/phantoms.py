@@ -152,13 +152,15 @@ class Pair:
     truth: Truth
 
 
-def head_pair() -> Pair:
-    """A head on 96 x 96 x 96 voxels of 2 mm, and the same head deformed, turned and shifted on an oblique lattice of other voxels."""
+def head_pair(edge: int = 96) -> Pair:
+    """A head of 192 mm on ``edge`` voxels an axis, and the same head deformed, turned and shifted on an oblique lattice of other voxels."""
     bumps = (Bump((22, -20, 20), 55, (7, -5, 3)), Bump((-25, 10, 10), 50, (-6, 6, -4)), Bump((0, 35, -35), 45, (3, 5, 6)),
              Bump((5, -30, -20), 50, (-4, 3, -5)), Bump((-15, -35, 35), 45, (4, 5, -5)), Bump((20, 35, 30), 45, (-5, -4, 4)))
     truth = Truth(_rotation((0.3, -0.4, 0.85), 9.0, scale=1.03, shift=(6.0, -5.0, 7.0)), bumps)
-    fixed = _centred((96, 96, 96), (2.0, 2.0, 2.0), np.eye(4))
-    moving = _centred((102, 106, 100), (2.1, 2.0, 2.2), _rotation((0.6, 0.2, 0.5), -12.0, shift=(6.0, -5.0, 7.0)))
+    finer = edge / 96
+    fixed = _centred((edge, edge, edge), np.array((2.0, 2.0, 2.0)) / finer, np.eye(4))
+    moving = _centred([round(finer * n) for n in (102, 106, 100)], np.array((2.1, 2.0, 2.2)) / finer,
+                      _rotation((0.6, 0.2, 0.5), -12.0, shift=(6.0, -5.0, 7.0)))
     return _pair("PhantomHead", fixed, moving, truth, HEAD_LANDMARKS)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from DeepRegistrationLib.errors import InputError
+from DeepRegistrationLib.exchange import Volume
 
 from . import mrml
 from .colors import diverging_colors, magnitude_limit, single_hue
@@ -114,23 +115,12 @@ def difference(fixed: np.ndarray, moving: np.ndarray, absolute: bool = False, ma
 # ---------------------------------------------------------------------------------------------------------------- nodes
 
 
-def write_volume(scene, values: np.ndarray, grid, name: str, node=None):
-    """A scalar volume node of ``values`` (z, y, x) on ``grid`` with a display node; an existing ``node`` is rewritten."""
-    if node is None:
-        node = scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", name)
-    node.SetAndObserveImageData(mrml.image_data(np.ascontiguousarray(values)[..., None]))
-    node.SetIJKToRASMatrix(mrml.vtk_matrix(mrml.FLIP @ grid.affine))
-    if node.GetDisplayNode() is None:
-        node.CreateDefaultDisplayNodes()
-    return node
-
-
 def checkerboard_node(fixed, values: np.ndarray, square_mm: float | None = None, name: str = "Checkerboard", node=None):
     """A volume node with the checkerboard of a volume node and of ``values`` from ``resampled``, shown as the fixed one is."""
     _require_scalars(fixed)
     one, grid = mrml.array_of(fixed), mrml.grid_of(fixed)
     board = checkerboard(one, matched(one, values), grid, square_mm)
-    node = write_volume(fixed.GetScene(), board.astype(np.float32), grid, name, node)
+    node = mrml.volume_node(fixed.GetScene(), Volume(board.astype(np.float32, copy=False), grid), name, node)
     if fixed.GetDisplayNode() is not None:
         display = fixed.GetDisplayNode()
         node.GetDisplayNode().SetAndObserveColorNodeID(display.GetColorNodeID())
@@ -143,7 +133,7 @@ def difference_node(fixed, values: np.ndarray, absolute: bool = False, match: st
     """A volume node with ``values`` from ``resampled`` minus fixed in diverging colours symmetric about 0, or with its magnitude in grey."""
     _require_scalars(fixed)
     values = difference(mrml.array_of(fixed).astype(np.float32, copy=False), values, absolute, match)
-    node = write_volume(fixed.GetScene(), values, mrml.grid_of(fixed), name, node)
+    node = mrml.volume_node(fixed.GetScene(), Volume(values, mrml.grid_of(fixed)), name, node)
     limit, display = magnitude_limit(values, least=1e-6), node.GetDisplayNode()
     display.SetAutoWindowLevel(0)
     display.SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey" if absolute else diverging_colors(fixed.GetScene()).GetID())

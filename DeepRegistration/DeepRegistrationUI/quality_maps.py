@@ -181,13 +181,9 @@ def folds_node(source, name: str):
 
 def red_segmentation(scene, mask: np.ndarray, grid, name: str, segment: str):
     """A segmentation node with one filled red segment that covers ``mask`` (z, y, x) on ``grid``."""
-    import slicer
-
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
     node.CreateDefaultDisplayNodes()
-    image = slicer.vtkOrientedImageData()
-    image.ShallowCopy(mrml.image_data(mask.astype(np.uint8)[..., None]))
-    image.SetGeometryFromImageToWorldMatrix(mrml.vtk_matrix(mrml.FLIP @ grid.affine))
+    image = mrml.oriented_image(mrml.image_data(mask.astype(np.uint8)[..., None]), grid)
     identifier = node.AddSegmentFromBinaryLabelmapRepresentation(image, segment, RED)
     display = node.GetDisplayNode()
     display.SetSegmentOpacity2DFill(identifier, 1.0)

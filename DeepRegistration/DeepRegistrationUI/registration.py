@@ -15,12 +15,13 @@ from DeepRegistrationLib.errors import InputError
 from . import outputs, records
 from .live import LiveView, lattice_of_previews, preview_request
 from .sentences import duration, listed
+from .steps import advance
 
 MADE = {"linear": "transform", "inverse": "inverse", "linear_part": "linear part", "warped": "warped volume", "log_jacobian": "log-Jacobian",
         "folds": "fold map", "metrics": "metrics table", "chart": "loss chart", "browser": "iterations"}
 WANTED = {"inverse": "inverse", "warped": "warped", "logJacobian": "log_jacobian", "folds": "folds"}
+STOPPED = "The registration was stopped; the scene is as it was before."
 ALL_OUTPUTS = frozenset(("inverse", "linearPart", "warped", "logJacobian", "folds", "metrics", "lossChart"))
-SLICE_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -96,28 +97,33 @@ class Registration:
 
     def __init__(self, choices: Choices, runner, listener=None):
         self.choices, self.runner, self.listener = choices, runner, listener
-        self.state, self.job, self.live, self.delivery = "new", None, None, None
+        self.state, self.job, self.live, self.reading, self.delivery = "new", None, None, None, None
         self.nodes, self.main, self.message, self.kind, self.offers, self.figures = {}, None, "", "", (), {}
         self.began = time.perf_counter()
 
     @property
     def running(self) -> bool:
-        return self.state in ("running", "delivering")
+        return self.state in ("reading", "running", "delivering")
 
     def start(self) -> None:
-        """Check the request and hand it to the worker. InputError where it cannot be run; nothing has changed then."""
+        """Check the request and hand it to the worker; masks, structures and a start are read by ``tick`` before that. InputError where it cannot
+        be run; nothing has changed then."""
         sentence = missing(self.choices)
         if sentence:
             raise InputError(sentence)
-        request = self._request()
-        if self._watched:
-            request["preview"] = preview_request(lattice_of_previews(self.choices.fixed))
+        self.reading, self.state = self._request(), "reading"
         try:
-            self.job = self.runner.submit(request, self._event)
+            self._read(0.0)
         except (InputError, OSError) as error:
             self.state = "failed"
             raise InputError(str(error)) from error
-        self.state = "running"
+
+    def _read(self, *seconds: float) -> None:
+        """Go on with the request, and submit it when it is complete."""
+        ended, request = advance(self.reading, *seconds)
+        if ended:
+            self.job = self.runner.submit(request, self._event)
+            self.state = "running"
 
     @property
     def _watched(self) -> bool:
@@ -132,17 +138,19 @@ class Registration:
             except InputError as error:  # a volume was changed since Apply
                 self._abort(str(error))
 
-    def _request(self) -> dict:
+    def _request(self):
+        """The request; a generator."""
         c = self.choices
         start = c.start or None
         if not isinstance(start, str) and records.is_record(start):
             start = records.start_node(start)
-        request = outputs.request_from_nodes(
+        request = yield from outputs.request_steps(
             c.fixed, c.moving, fixed_mask=c.fixed_mask, moving_mask=c.moving_mask, fixed_mask_segment=c.fixed_mask_segment,
             moving_mask_segment=c.moving_mask_segment, fixed_points=c.fixed_points, moving_points=c.moving_points, fixed_labels=c.fixed_labels,
             moving_labels=c.moving_labels, initial=start)
         wanted = [name for key, name in WANTED.items() if key in c.outputs]
-        return {**request, "method": c.method, "values": c.values, "device": c.device, "seed": c.seed, "threads": c.threads, "preview": None,
+        preview = preview_request(lattice_of_previews(c.fixed)) if self._watched else None
+        return {**request, "method": c.method, "values": c.values, "device": c.device, "seed": c.seed, "threads": c.threads, "preview": preview,
                 "outputs": wanted} | ({"coarsen": 2.0} if c.half_resolution else {})
 
     # ------------------------------------------------------------------------------------------------------------ events
@@ -160,7 +168,7 @@ class Registration:
         elif kind == "failed":
             self._end("failed", event["message"], tuple(event.get("offers", ())), event.get("kind", ""))
         elif kind == "cancelled":
-            self._end("cancelled", "The registration was stopped; the scene is as it was before.")
+            self._end("cancelled", STOPPED)
         else:
             if kind == "log":
                 event = {"event": "log", "figures": {name: value for name, value in event.items() if name != "event"}}
@@ -181,24 +189,28 @@ class Registration:
         if gone is not None:
             self._abort(f"'{gone.GetName()}' was deleted during the registration, which was stopped; choose another volume.")
             return False
-        if self.state == "delivering":
-            self._deliver()
+        if self.state != "running":
+            self._go_on()
             return self.running
         self._open_live()
         if self.live is not None:
             self.live.tick()
         return self.running
 
-    def _deliver(self) -> None:
-        until = time.perf_counter() + SLICE_SECONDS
+    def _go_on(self) -> None:
+        """A slice of reading the request or of the delivery."""
         try:
-            while time.perf_counter() < until:
-                next(self.delivery)
-        except StopIteration as end:
-            self.nodes = end.value
-            self._finish()
-        except (InputError, OSError, MemoryError) as error:
-            self._end("failed", str(error) or "The memory of this computer does not hold the results; ask for fewer outputs.")
+            if self.state == "reading":
+                self._read()
+                return
+            ended, nodes = advance(self.delivery)
+            if ended:
+                self.nodes = nodes
+                self._finish()
+        except InputError as error:
+            self._end("failed", str(error), cause="input")
+        except (OSError, MemoryError) as error:
+            self._end("failed", str(error) or "The memory of this computer does not hold the data; use smaller images or fewer outputs.")
 
     def _finish(self) -> None:
         """Add what is made here, note what belongs together, and say so."""
@@ -228,6 +240,8 @@ class Registration:
         """Stop; the listener hears 'cancelled' from the worker's answer or after its end."""
         if self.state == "delivering":
             self._abort("The registration was stopped while its results were put into the scene.", "cancelled")
+        elif self.state == "reading":
+            self._abort(STOPPED, "cancelled")
         elif self.running:
             self.job.cancel()
 
@@ -242,8 +256,9 @@ class Registration:
             self._abort(sentence, "cancelled")
 
     def _end(self, kind: str, sentence: str, offers: tuple = (), cause: str = "") -> None:
-        if self.delivery is not None:
-            self.delivery.close()
+        for steps in (self.reading, self.delivery):
+            if steps is not None:
+                steps.close()
         if self.job is not None:
             self.job.discard()
         self._close_live()

@@ -21,6 +21,7 @@ from DeepRegistrationLib.errors import InputError, RegistrationError
 
 from . import mrml, outputs, transfer_voxels, views
 from .placement import parents_of, put_under, take_out
+from .steps import advance
 
 TO_FIXED, TO_MOVING = "moving_to_fixed", "fixed_to_moving"
 MODES = ("copy", "live")
@@ -45,7 +46,7 @@ def transfer(nodes, transforms: dict, direction: str = TO_FIXED, reference=None,
     work = Transfer(nodes, transforms, direction, reference, mode, runner, outside_nan=outside_nan)
     work.start()
     until = time.monotonic() + timeout
-    while work.state == "running":
+    while work.tick():
         runner.tick()
         if time.monotonic() > until:
             work.cancel()
@@ -64,7 +65,7 @@ class _Shape:
 
 
 class Transfer:
-    """``transfer`` without waiting: ``start`` it, and call ``runner.tick()`` from a timer while ``state`` is 'running'.
+    """``transfer`` without waiting: ``start`` it, and call ``tick()`` and ``runner.tick()`` from a timer while ``state`` is 'running'.
 
     ``on_end(transfer)`` is called once, when ``state`` is 'done' (``made``: the nodes), 'failed' (``message``) or 'cancelled'. An input that
     cannot be used raises InputError from the constructor or from ``start``, before anything was changed.
@@ -76,6 +77,7 @@ class Transfer:
         self.transforms, self.direction, self.mode, self.runner = dict(transforms), direction, mode, runner
         self.outside_nan, self._on_end = outside_nan, on_end
         self.state, self.message, self.made, self.job, self._live = "waiting", "", [], None, []
+        self._steps = None
         self._require_sound(direction, mode)
         self.scene = self.transforms["linear"].GetScene()
         self.reference = reference or self._noted_reference()
@@ -125,7 +127,8 @@ class Transfer:
                 raise InputError(f"'{voxels[0].name}' is made of voxels, which are carried by the worker; give a runner")
             self._copy_shapes(tasks)
             if voxels:
-                self._send(voxels)
+                self._steps = self._send(voxels)
+                self._advance(0.0)
             else:
                 self._end("done")
         except BaseException:
@@ -142,51 +145,68 @@ class Transfer:
         self._undo()
         self._end("cancelled")
 
-    def _send(self, voxels) -> None:
-        """One job for all that is made of voxels."""
+    def tick(self) -> bool:
+        """A slice of reading the transforms or of making nodes; True while the transfer runs."""
+        if self.state == "running" and not views.is_in(self.transforms["linear"], self.scene):
+            self.cancel()
+        elif self.state == "running" and self._steps is not None:
+            try:
+                self._advance()
+            except (RegistrationError, OSError) as error:
+                self._fail(str(error))
+        return self.state == "running"
+
+    def _advance(self, *seconds: float) -> None:
+        if advance(self._steps, *seconds)[0]:
+            self._steps = None
+
+    def _fail(self, sentence: str) -> None:
+        self._undo()
+        self.message = sentence
+        self._end("failed")
+
+    def _send(self, voxels):
+        """One job for all that is made of voxels; a generator."""
         inputs = [value for task in voxels for value in task.inputs]
-        request = {"command": "warp", "parts": list(self._parts()), "reference": mrml.grid_of(self.reference), "inputs": inputs}
+        parts = yield from self._parts()
+        request = {"command": "warp", "parts": list(parts), "reference": mrml.grid_of(self.reference), "inputs": inputs}
         self.job = self.runner.submit(request, lambda job, event: self._hear(job, event, voxels))
 
     def _parts(self):
-        """The map of points of the reference image to the other one, as exchange values."""
+        """The map of points of the reference image to the other one, as exchange values; a generator."""
         grid = mrml.grid_of(self.reference)
         if self.direction == TO_FIXED:
-            return mrml.parts_of(self.transforms["linear"], grid)
+            return (yield from mrml.parts_steps(self.transforms["linear"], grid))
         inverse = self.transforms.get("inverse")
         if views.is_in(inverse, self.scene):
-            return mrml.parts_of(inverse, grid)
-        return transfer_voxels.inverted(mrml.parts_of(self.transforms["linear"], grid))
+            return (yield from mrml.parts_steps(inverse, grid))
+        return transfer_voxels.inverted((yield from mrml.parts_steps(self.transforms["linear"], grid)))
 
     def _hear(self, job, event: dict, voxels) -> None:
         """An event of the worker."""
         if self.state != "running" or event["event"] not in ("done", "failed", "cancelled"):
             return
-        if event["event"] != "done" or not views.is_in(self.transforms["linear"], self.scene):
+        if event["event"] == "failed":
+            self._fail(event["message"])
+        elif event["event"] == "cancelled":
             self._undo()
-            self.message = event.get("message", "")
-            self._end("failed" if event["event"] == "failed" else "cancelled")
-            return
-        try:
-            self._add_voxels(voxels, event["result"]["outputs"])
-        except RegistrationError as error:
-            self._undo()
-            self.message = str(error)
-            self._end("failed")
-            return
-        self._end("done")
+            self._end("cancelled")
+        else:
+            self._steps = self._add_voxels(voxels, event["result"]["outputs"])
 
-    def _add_voxels(self, voxels, answers) -> None:
+    def _add_voxels(self, voxels, answers):
+        """The nodes of the worker's answers; a generator."""
         answers = list(answers)
         place = views.is_in(self.reference, self.scene) and self.reference.GetName() or "reference"
         for task in voxels:
             mine, answers = answers[:len(task.inputs)], answers[len(task.inputs):]
-            self.made.append(task.add(self.scene, mine, f"{task.name} on {place}"))
+            self.made.append((yield from task.add(self.scene, mine, f"{task.name} on {place}")))
+        self._end("done")
 
     def _end(self, state: str) -> None:
         if state == "done" and self.mode == "copy":
             gather_once(self.scene, f"On {self.reference.GetName()}", self.made)
-        self.state = state
+        self.state, self._steps = state, None
         if self.job is not None:
             self.job.discard()
         if self._on_end is not None:

@@ -1,4 +1,7 @@
-"""What of the scene is made of voxels, as values for the worker, and the worker's answers as nodes again."""
+"""What of the scene is made of voxels, as values for the worker, and the worker's answers as nodes again.
+
+A task has ``name``, ``inputs`` and ``add(scene, answers, name)``, a generator that returns the new node.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from DeepRegistrationLib import exchange
 from DeepRegistrationLib.errors import InputError
 
 from . import mrml
-from .quality_images import write_volume
 
 BINARY, SURFACE = "Binary labelmap", "Closed surface"
+COLORS = "DeepRegistration.colors"
+"""Attribute of a kept display: the ID of its colour node."""
 
 
 def kind_of(node) -> str:
@@ -37,7 +41,7 @@ def kind_of(node) -> str:
 
 
 def task_of(node, outside_nan: bool = False):
-    """What the worker has to do for ``node``: a task with ``name``, ``inputs`` and ``add(scene, answers, name)``; None for points."""
+    """What the worker has to do for ``node``: a task; None for points."""
     kind = kind_of(node)
     if kind == "shape":
         return None
@@ -75,18 +79,11 @@ class VolumeTask:
 
     def add(self, scene, answers, name: str):
         """A volume node with the display of the original."""
-        values, grid = np.asarray(answers[0].array), answers[0].grid
+        values = np.asarray(answers[0].array)
         if self.kind.kind in "iu" and values.dtype.kind == "f":
             values = np.rint(values)
-        values = values.astype(self.kind)
-        if values.ndim == 3:
-            node = write_volume(scene, values, grid, scene.GenerateUniqueName(name))
-        else:
-            node = scene.AddNewNodeByClass("vtkMRMLVectorVolumeNode", scene.GenerateUniqueName(name))
-            node.SetAndObserveImageData(mrml.image_data(np.moveaxis(values, 0, -1)))
-            node.SetIJKToRASMatrix(mrml.vtk_matrix(mrml.FLIP @ grid.affine))
-            node.CreateDefaultDisplayNodes()
-        return _look_alike(node, self.display)
+        value = exchange.Volume(values.astype(self.kind, copy=False), answers[0].grid)
+        return (yield from _new_volume(scene, value, name, self.display))
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,16 +106,14 @@ class LabelsTask:
 
     def add(self, scene, answers, name: str):
         """A label map node with the colours of the original."""
-        node = scene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", scene.GenerateUniqueName(name))
-        node.SetAndObserveImageData(mrml.image_data(np.ascontiguousarray(answers[0].array).astype(self.kind)[..., None]))
-        node.SetIJKToRASMatrix(mrml.vtk_matrix(mrml.FLIP @ answers[0].grid.affine))
-        node.CreateDefaultDisplayNodes()
-        return _look_alike(node, self.display)
+        value = exchange.LabelMap(np.asarray(answers[0].array).astype(self.kind, copy=False), answers[0].grid)
+        return (yield from _new_volume(scene, value, name, self.display))
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentationTask:
-    """A segmentation of voxels: one label map for each layer, so that segments that overlap stay whole."""
+    """A segmentation of voxels: one label map for each layer, so that segments that overlap stay whole. ``segmentation`` is a copy, which
+    becomes the one of the new node."""
 
     name: str
     display: object
@@ -144,26 +139,22 @@ class SegmentationTask:
 
     def add(self, scene, answers, name: str):
         """A segmentation node: the same segments with their names, colours and layers on the voxels of the answers."""
-        import slicer
-
+        grid, layers = answers[0].grid, []
+        for answer in answers:
+            layers.append(mrml.oriented_image((yield from mrml.volume_steps(answer)), grid))
         node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", scene.GenerateUniqueName(name))
-        segmentation, grid = node.GetSegmentation(), answers[0].grid
-        matrix = mrml.vtk_matrix(mrml.FLIP @ grid.affine)
-        segmentation.DeepCopy(self.segmentation)
+        segmentation = self.segmentation
         segmentation.SetSourceRepresentationName(BINARY)
-        for identifier in segmentation.GetSegmentIDs():
-            segmentation.GetSegment(identifier).RemoveRepresentation(SURFACE)
-        for identifiers, answer in zip(self.layers, answers):
-            image = slicer.vtkOrientedImageData()
-            image.ShallowCopy(mrml.image_data(np.ascontiguousarray(answer.array)[..., None]))
-            image.SetGeometryFromImageToWorldMatrix(matrix)
+        for identifiers, image in zip(self.layers, layers):
             for identifier in identifiers:
+                segmentation.GetSegment(identifier).RemoveRepresentation(SURFACE)
                 segmentation.GetSegment(identifier).AddRepresentation(BINARY, image)
-        converter = slicer.vtkSegmentationConverter
-        geometry = converter.SerializeImageGeometry(matrix, [limit for n in grid.size for limit in (0, n - 1)])
-        segmentation.SetConversionParameter(converter.GetReferenceImageGeometryParameterName(), geometry)
+        mrml.set_reference_geometry(segmentation, grid)
+        node.SetAndObserveSegmentation(segmentation)
         node.CreateDefaultDisplayNodes()
-        return _look_alike(node, self.display)
+        if self.display is not None:
+            node.GetDisplayNode().CopyContent(self.display, True)
+        return node
 
 
 def layer_of(image, to_world: np.ndarray):
@@ -193,16 +184,22 @@ def _kept_display(node):
     copy = display.NewInstance()
     copy.UnRegister(None)
     copy.CopyContent(display, True)
-    copy.SetAttribute("DeepRegistration.colors", display.GetColorNodeID() or "")
+    copy.SetAttribute(COLORS, display.GetColorNodeID() or "")
     return copy
 
 
-def _look_alike(node, display):
-    """Give ``node`` the display of the original."""
-    if display is not None and node.GetDisplayNode() is not None:
-        node.GetDisplayNode().CopyContent(display, True)
-        colors = display.GetAttribute("DeepRegistration.colors")
-        node.GetDisplayNode().RemoveAttribute("DeepRegistration.colors")
-        if colors and node.GetScene().GetNodeByID(colors) is not None:
-            node.GetDisplayNode().SetAndObserveColorNodeID(colors)
+def _new_volume(scene, value, name: str, display):
+    """A volume node of a Volume or LabelMap that looks like ``display``; a generator. No histogram is made, which takes long."""
+    data = yield from mrml.volume_steps(value)
+    node = mrml.node_of_vtk_image(scene, data, value, scene.GenerateUniqueName(name), display=display is None)
+    if display is None:
+        return node
+    made, colors = scene.AddNewNodeByClass(display.GetClassName()), display.GetAttribute(COLORS)
+    made.CopyContent(display, True)
+    made.RemoveAttribute(COLORS)
+    if hasattr(made, "SetAutoWindowLevel"):
+        made.SetAutoWindowLevel(0)
+    if colors and scene.GetNodeByID(colors) is not None:
+        made.SetAndObserveColorNodeID(colors)
+    node.SetAndObserveDisplayNodeID(made.GetID())
     return node

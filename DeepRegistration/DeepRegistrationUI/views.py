@@ -200,21 +200,17 @@ def is_slanted(grid) -> bool:
     return 1 in grid.size or bool((np.abs(grid.direction).max(0) < np.cos(np.deg2rad(1.0))).any())
 
 
-def draw_slices(scene) -> bool:
-    """Draw all slice views at once instead of at the next idle moment; False where there is no application with views.
+def drawings(scene) -> list:
+    """A function for each slice view that draws it at once instead of at the next idle moment; none where there is no application.
 
     Where there are slice logics without a layout manager, only their image pipelines are brought up to date.
     """
     manager = layout_manager(scene)
     if manager is not None:
-        for widget in map(manager.sliceWidget, manager.sliceViewNames()):
-            if widget is not None:  # a view of another layout that was never shown
-                widget.sliceView().forceRender()
-        return True
-    for logic in slice_logics(scene):
-        if logic.GetImageDataConnection() is not None:
-            logic.GetImageDataConnection().GetProducer().Update()
-    return False
+        widgets = map(manager.sliceWidget, manager.sliceViewNames())
+        return [widget.sliceView().forceRender for widget in widgets if widget is not None]  # None: a view of a layout that was never shown
+    connections = [logic.GetImageDataConnection() for logic in slice_logics(scene)]
+    return [connection.GetProducer().Update for connection in connections if connection is not None]
 
 
 def center_on(scene, point) -> None:

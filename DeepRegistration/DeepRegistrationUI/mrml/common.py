@@ -1,14 +1,20 @@
-"""What reading and writing the scene share: the two sign flips, matrices and VTK's arrays of voxels."""
+"""What reading and writing the scene share: the two sign flips, matrices and VTK's arrays of voxels.
+
+Large arrays are copied into VTK's memory in parts of a few MiB (``image_steps``, a generator), so that the interface stays alive.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from DeepRegistrationLib.errors import InputError
+from DeepRegistrationLib.exchange import finish
 from DeepRegistrationLib.geometry import Grid
 
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 """RAS <-> LPS; its own inverse."""
+STEP = 4 << 20
+"""Bytes that one step of a generator copies at most."""
 
 
 def matrix_values(matrix) -> np.ndarray:
@@ -60,21 +66,53 @@ def array_of(node) -> np.ndarray:
     return values.reshape(shape if values.ndim == 1 else (*shape, values.shape[-1]))
 
 
-def image_data(vectors: np.ndarray, spacing=(1, 1, 1), origin=(0, 0, 0)):
-    """(z, y, x, C) -> vtkImageData; the values are written once, straight into VTK's own memory."""
+def image_steps(array: np.ndarray, factor=None, spacing=(1, 1, 1), origin=(0, 0, 0), margin=(0, 0, 0)):
+    """(z, y, x, C), times ``factor`` (C,), -> vtkImageData with ``margin`` (z, y, x) voxels of zeros around; a generator."""
     import vtk
     from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
 
-    array = vtk.vtkDataArray.CreateDataArray(get_vtk_array_type(vectors.dtype))
-    array.SetNumberOfComponents(vectors.shape[-1])
-    array.SetNumberOfTuples(int(np.prod(vectors.shape[:-1])))
-    vtk_to_numpy(array).reshape(vectors.shape)[...] = vectors
+    margin = np.asarray(margin)
+    shape = (*(np.array(array.shape[:3]) + 2 * margin), array.shape[3])
+    made = vtk.vtkDataArray.CreateDataArray(get_vtk_array_type(array.dtype))
+    made.SetNumberOfComponents(shape[3])
+    made.SetNumberOfTuples(int(np.prod(shape[:3])))
+    values = vtk_to_numpy(made).reshape(shape)
+    yield
+    if margin.any():
+        for first in range(0, shape[0], rows := rows_of_a_step(values)):
+            values[first : first + rows] = 0
+            yield
+    inner = values[tuple(slice(m, n - m) for m, n in zip(margin, shape))]
+    for first in range(0, len(array), rows := rows_of_a_step(values)):
+        part = array[first : first + rows]
+        inner[first : first + rows] = part if factor is None else part * factor
+        yield
     data = vtk.vtkImageData()
-    data.SetDimensions(vectors.shape[2::-1])
+    data.SetDimensions(values.shape[2::-1])
     data.SetSpacing(spacing)
     data.SetOrigin(origin)
-    data.GetPointData().SetScalars(array)
+    data.GetPointData().SetScalars(made)
     return data
+
+
+def rows_of_a_step(values: np.ndarray) -> int:
+    """Slices of an array that one step may copy."""
+    return max(1, STEP // max(1, values[:1].nbytes))
+
+
+def image_data(array: np.ndarray):
+    """``image_steps`` at once."""
+    return finish(image_steps(array))
+
+
+def oriented_image(data, grid: Grid):
+    """A vtkImageData as vtkOrientedImageData (what segments are made of) on ``grid``; it shares the voxels."""
+    import slicer
+
+    image = slicer.vtkOrientedImageData()
+    image.ShallowCopy(data)
+    image.SetGeometryFromImageToWorldMatrix(vtk_matrix(FLIP @ grid.affine))
+    return image
 
 
 def lattice_of(transform) -> Grid:

@@ -1,6 +1,7 @@
 """Nodes of the scene as the plain values of ``exchange``: no torch. See the package for the conventions.
 
-Arrays are views of the scene's memory, as long as their type allows it: what is kept or changed must be copied.
+Arrays are views of the scene's memory, as long as their type allows it: what is kept or changed must be copied. What takes long is a generator
+(``labelmap_steps``, ``parts_steps``), so that the interface stays alive; ``labelmap_of`` and ``parts_of`` run it to its end.
 """
 
 from __future__ import annotations
@@ -8,10 +9,15 @@ from __future__ import annotations
 import numpy as np
 
 from DeepRegistrationLib.errors import InputError
-from DeepRegistrationLib.exchange import LabelMap, Lattice, Matrix, PointSet, Volume
+from DeepRegistrationLib.exchange import LabelMap, Lattice, Matrix, PointSet, Volume, blocks, finish
 from DeepRegistrationLib.geometry import Grid
 
-from .common import FLIP, array_of, grid_of, lattice_of, matrix_values, placement_of, vectors_of, vtk_matrix
+from .common import FLIP, array_of, grid_of, lattice_of, matrix_values, placement_of, rows_of_a_step, vectors_of, vtk_matrix
+
+SEGMENT_VOXELS = 34e6
+"""Voxels, counted once for each segment, that one step makes a label map of: about 80 ms."""
+POINTS = 40_000
+"""Points that one step moves by a transform without a lattice."""
 
 
 def volume_of(node) -> Volume:
@@ -27,46 +33,79 @@ def labelmap_of(node, reference=None, segments: tuple[str, ...] = ()) -> LabelMa
     segmentation logic, also from closed surfaces; where segments overlap, the later one wins. InputError for a non-linear parent, an
     empty segmentation, values that are no labels, and a segmentation without ``reference`` (a volume node).
     """
+    return finish(labelmap_steps(node, reference, segments))
+
+
+def labelmap_steps(node, reference=None, segments: tuple[str, ...] = ()):
+    """``labelmap_of`` as a generator."""
     if node.IsA("vtkMRMLSegmentationNode"):
         if reference is None:
             raise InputError(f"segmentation '{node.GetName()}' was given without a volume; choose the volume that it belongs to")
-        return _labelmap_of_segments(node, reference, tuple(segments))
-    values = array_of(node)
-    if values.ndim != 3 or (values.dtype.kind == "f" and not np.array_equal(values, np.round(values))):
-        raise InputError(f"'{node.GetName()}' is no label map (it has channels or fractions); choose a label map or a segmentation")
+        return (yield from _labelmap_of_segments(node, reference, tuple(segments)))
+    values, found = array_of(node), set()
+    if values.ndim != 3:
+        raise _no_labels(node)
+    for part in blocks(values):
+        if values.dtype.kind == "f" and not np.array_equal(part, np.round(part)):
+            raise _no_labels(node)
+        found.update(np.unique(part).tolist())
+        yield
     colors = node.GetDisplayNode().GetColorNode() if node.GetDisplayNode() else None
     whole = values if values.dtype.kind in "iu" else values.astype(np.int32)
-    named = tuple((int(v), colors.GetColorName(int(v))) for v in np.unique(whole) if v != 0) if colors else ()
+    named = tuple((int(v), colors.GetColorName(int(v))) for v in sorted(found) if v != 0) if colors else ()
     return LabelMap(whole, grid_of(node), named, node.GetName())
 
 
-def _labelmap_of_segments(node, reference, segments) -> LabelMap:
+def _no_labels(node) -> InputError:
+    return InputError(f"'{node.GetName()}' is no label map (it has channels or fractions); choose a label map or a segmentation")
+
+
+def _labelmap_of_segments(node, reference, segments):
+    """The segments on the voxels of the volume node ``reference``, a few of them a step; a generator."""
+    import slicer
+
+    grid, segmentation = grid_of(reference), node.GetSegmentation()
+    chosen = list(segments or segmentation.GetSegmentIDs())
+    for identifier in chosen:
+        if segmentation.GetSegment(identifier) is None:
+            raise InputError(f"segmentation '{node.GetName()}' has no segment '{identifier}'; choose one of its segments")
+    _require_labelmap(node, chosen)
+    geometry = slicer.vtkOrientedImageData()
+    geometry.SetDimensions(grid.size)
+    geometry.SetGeometryFromImageToWorldMatrix(vtk_matrix(np.linalg.inv(placement_of(node)) @ FLIP @ grid.affine))
+    count, values = max(1, int(SEGMENT_VOXELS / grid.voxels)), None
+    for first in range(0, len(chosen), count):
+        part = _merged(node, reference, geometry, chosen[first : first + count], first + 1)
+        if values is None:
+            values = part.copy() if part.dtype.kind in "iu" else part.astype(np.int32)
+        else:
+            inside = part > 0
+            values[inside] = part[inside]
+        yield
+    names = tuple((n, segmentation.GetSegment(identifier).GetName()) for n, identifier in enumerate(chosen, 1))
+    return LabelMap(values, grid, names, node.GetName())
+
+
+def _merged(node, reference, geometry, identifiers, first: int) -> np.ndarray:
+    """(z, y, x): a label map of some segments in Slicer's memory; they are numbered from ``first``."""
     import slicer
     import vtk
     from vtk.util.numpy_support import vtk_to_numpy
 
-    grid, segmentation, ids, values = grid_of(reference), node.GetSegmentation(), vtk.vtkStringArray(), vtk.vtkIntArray()
-    for n, identifier in enumerate(segments or segmentation.GetSegmentIDs(), 1):
-        if segmentation.GetSegment(identifier) is None:
-            raise InputError(f"segmentation '{node.GetName()}' has no segment '{identifier}'; choose one of its segments")
+    ids, values, merged = vtk.vtkStringArray(), vtk.vtkIntArray(), slicer.vtkOrientedImageData()
+    for n, identifier in enumerate(identifiers, first):
         ids.InsertNextValue(identifier)
         values.InsertNextValue(n)
-    _require_labelmap(node, ids)
-    geometry, merged = slicer.vtkOrientedImageData(), slicer.vtkOrientedImageData()
-    geometry.SetDimensions(grid.size)
-    geometry.SetGeometryFromImageToWorldMatrix(vtk_matrix(np.linalg.inv(placement_of(node)) @ FLIP @ grid.affine))
     extent = slicer.vtkSegmentation.EXTENT_REFERENCE_GEOMETRY
     if not node.GenerateMergedLabelmapForAllSegments(merged, extent, geometry, ids, values):
         raise InputError(f"segmentation '{node.GetName()}' could not be turned into a label map on '{reference.GetName()}'; "
                          "check that both overlap")
-    data = vtk_to_numpy(merged.GetPointData().GetScalars()).reshape(grid.shape)
-    names = tuple((n + 1, segmentation.GetSegment(ids.GetValue(n)).GetName()) for n in range(ids.GetNumberOfValues()))
-    return LabelMap(data.copy() if data.dtype.kind in "iu" else data.astype(np.int32), grid, names, node.GetName())
+    return vtk_to_numpy(merged.GetPointData().GetScalars()).reshape(grid_of(reference).shape)
 
 
-def _require_labelmap(node, ids):
+def _require_labelmap(node, identifiers):
     """Make sure that the segmentation has segments and a binary labelmap of them."""
-    if ids.GetNumberOfValues() == 0:
+    if not identifiers:
         raise InputError(f"segmentation '{node.GetName()}' has no segment; draw or import at least one")
     if not node.GetSegmentation().ContainsRepresentation("Binary labelmap") and not node.CreateBinaryLabelmapRepresentation():
         raise InputError(f"segmentation '{node.GetName()}' has no voxels or closed surface to make a label map from; "
@@ -98,43 +137,61 @@ def parts_of(node, grid: Grid | None = None) -> tuple[Matrix | Lattice, ...]:
     Matrices and displacement grids are taken as they are, an inverted grid as an inverted part. Any other kind (B-spline, thin plate)
     is read on ``grid``; InputError where none is given. A grid with cubic interpolation is read at its nodes and interpolated linearly.
     """
+    return finish(parts_steps(node, grid))
+
+
+def parts_steps(node, grid: Grid | None = None):
+    """``parts_of`` as a generator."""
     import slicer
     import vtk
 
-    general, found = vtk.vtkGeneralTransform(), vtk.vtkCollection()
+    general, found, parts = vtk.vtkGeneralTransform(), vtk.vtkCollection(), []
     node.GetTransformFromWorld(general)
     slicer.vtkMRMLTransformNode.FlattenGeneralTransform(found, general)
-    parts = [_part(found.GetItemAsObject(n), node.GetName(), grid) for n in range(found.GetNumberOfItems())]
+    for n in range(found.GetNumberOfItems()):
+        parts.append((yield from _part_steps(found.GetItemAsObject(n), node.GetName(), grid)))
     return tuple(reversed(parts)) or (Matrix(np.eye(4)),)
 
 
-def _part(transform, name: str, grid: Grid | None) -> Matrix | Lattice:
-    """One vtk transform (RAS) as a part (LPS)."""
+def _part_steps(transform, name: str, grid: Grid | None):
+    """One vtk transform (RAS) as a part (LPS); a generator."""
     if transform.IsA("vtkLinearTransform"):
         return Matrix(FLIP @ matrix_values(transform.GetMatrix()) @ FLIP)
     if transform.IsA("vtkOrientedGridTransform"):
         transform.Update()
         inverted = bool(transform.GetInverseFlag())
         plain = transform.GetInverse() if inverted else transform
-        vectors = vectors_of(plain)
-        if plain.GetDisplacementScale() != 1 or plain.GetDisplacementShift() != 0:
-            vectors = vectors * plain.GetDisplacementScale() + plain.GetDisplacementShift()
-        return Lattice(vectors * np.diag(FLIP)[:3].astype(vectors.dtype), lattice_of(plain), inverted)
+        vectors = yield from _flipped(vectors_of(plain), plain.GetDisplacementScale(), plain.GetDisplacementShift())
+        return Lattice(vectors, lattice_of(plain), inverted)
     if grid is None:
         raise InputError(f"transform '{name}' holds a {transform.GetClassName()}, which has no lattice of its own; "
                          "choose a reference volume or convert it to a grid transform (Transforms module)")
-    return Lattice(_sampled(transform, grid), grid)
+    return Lattice((yield from _sampled(transform, grid)), grid)
 
 
-def _sampled(transform, grid: Grid) -> np.ndarray:
-    """(z, y, x, 3) float32 LPS: the displacement of a vtk transform (RAS) at the voxels of ``grid``."""
+def _flipped(vectors: np.ndarray, scale: float, shift: float):
+    """(z, y, x, 3): RAS vectors times ``scale`` plus ``shift``, as LPS; a generator."""
+    factor, term = (np.diag(FLIP)[:3] * value for value in (scale, shift))
+    made = np.empty_like(vectors)
+    for first in range(0, len(vectors), rows := rows_of_a_step(vectors)):
+        made[first : first + rows] = vectors[first : first + rows] * factor.astype(vectors.dtype) + term.astype(vectors.dtype)
+        yield
+    return made
+
+
+def _sampled(transform, grid: Grid):
+    """(z, y, x, 3) float32 LPS: the displacement of a vtk transform (RAS) at the voxels of ``grid``; a generator."""
     import vtk
     from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 
-    start = np.ascontiguousarray(grid.points().reshape(-1, 3) * np.diag(FLIP)[:3])
-    before, after = vtk.vtkPoints(), vtk.vtkPoints()
-    after.SetDataTypeToDouble()
-    before.SetData(numpy_to_vtk(start))
-    transform.TransformPoints(before, after)
-    moved = (vtk_to_numpy(after.GetData()) - start) * np.diag(FLIP)[:3]
-    return moved.reshape(*grid.shape, 3).astype(np.float32)
+    flip = np.diag(FLIP)[:3]
+    points, moved = np.ascontiguousarray(grid.points().reshape(-1, 3) * flip), np.empty((grid.voxels, 3), np.float32)
+    for first in range(0, len(points), POINTS):
+        start = points[first : first + POINTS]
+        before, after = vtk.vtkPoints(), vtk.vtkPoints()
+        after.SetDataTypeToDouble()
+        before.SetData(numpy_to_vtk(start))
+        transform.TransformPoints(before, after)
+        moved[first : first + POINTS] = (vtk_to_numpy(after.GetData()) - start) * flip
+        yield
+    return moved.reshape(*grid.shape, 3)

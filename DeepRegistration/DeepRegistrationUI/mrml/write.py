@@ -1,6 +1,6 @@
 """Plain values of ``exchange`` as nodes of the scene: no torch. See the package for the conventions.
 
-Large values are copied into VTK's memory in parts of a few MiB (``image_steps``, ``grid_steps``: generators), before a node is made.
+Large values are copied into VTK's memory step by step (``common.image_steps``, ``grid_steps``), before a node is made.
 """
 
 from __future__ import annotations
@@ -10,44 +10,7 @@ import numpy as np
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.exchange import LabelMap, Lattice, Matrix, PointSet, Volume, finish
 
-from .common import FLIP, matrix_values, placement_of, vectors_of, vtk_matrix
-
-STEP = 4 << 20
-"""Bytes that one step of a generator copies at most."""
-
-
-def image_steps(array: np.ndarray, factor=None, spacing=(1, 1, 1), origin=(0, 0, 0), margin=(0, 0, 0)):
-    """(z, y, x, C), times ``factor`` (C,), -> vtkImageData with ``margin`` (z, y, x) voxels of zeros around; a generator."""
-    import vtk
-    from vtk.util.numpy_support import get_vtk_array_type, vtk_to_numpy
-
-    margin = np.asarray(margin)
-    shape = (*(np.array(array.shape[:3]) + 2 * margin), array.shape[3])
-    made = vtk.vtkDataArray.CreateDataArray(get_vtk_array_type(array.dtype))
-    made.SetNumberOfComponents(shape[3])
-    made.SetNumberOfTuples(int(np.prod(shape[:3])))
-    values = vtk_to_numpy(made).reshape(shape)
-    yield
-    if margin.any():
-        for first in range(0, shape[0], rows := _rows(values)):
-            values[first : first + rows] = 0
-            yield
-    inner = values[tuple(slice(m, n - m) for m, n in zip(margin, shape))]
-    for first in range(0, len(array), rows := _rows(values)):
-        part = array[first : first + rows]
-        inner[first : first + rows] = part if factor is None else part * factor
-        yield
-    data = vtk.vtkImageData()
-    data.SetDimensions(values.shape[2::-1])
-    data.SetSpacing(spacing)
-    data.SetOrigin(origin)
-    data.GetPointData().SetScalars(made)
-    return data
-
-
-def _rows(values: np.ndarray) -> int:
-    """Slices that one step may copy."""
-    return max(1, STEP // max(1, values[:1].nbytes))
+from .common import FLIP, image_data, image_steps, matrix_values, oriented_image, placement_of, rows_of_a_step, vectors_of, vtk_matrix
 
 
 def grid_steps(lattice: Lattice):
@@ -73,7 +36,7 @@ def grid_steps(lattice: Lattice):
 
 def _border_steps(vectors: np.ndarray):
     """True where a field is 0 on all border nodes; a generator, since the last axis touches all of its memory."""
-    rows = _rows(vectors)
+    rows = rows_of_a_step(vectors)
     for first in range(0, len(vectors), rows):
         part = vectors[first : first + rows]
         faces = [part[:, k] for k in (0, -1) if vectors.shape[1] > 1] + [part[:, :, k] for k in (0, -1) if vectors.shape[2] > 1]
@@ -121,13 +84,14 @@ def node_of_vtk_transform(scene, made, name: str, fixed=None, moving=None):
     return node
 
 
-def volume_node(scene, value: Volume | LabelMap, name: str | None = None):
-    """A new scalar, vector (several channels) or label map volume node of a Volume or LabelMap, with its display."""
-    return node_of_vtk_image(scene, finish(image_steps(voxels(value))), value, name)
+def volume_node(scene, value: Volume | LabelMap, name: str | None = None, node=None):
+    """A new scalar, vector (several channels) or label map volume node of a Volume or LabelMap, with its display; an existing ``node`` is
+    rewritten."""
+    return node_of_vtk_image(scene, finish(volume_steps(value)), value, name, node=node)
 
 
-def voxels(value: Volume | LabelMap) -> np.ndarray:
-    """(z, y, x, C) as VTK stores them, a view where the type allows; types that VTK's volumes do not know become ones they know."""
+def volume_steps(value: Volume | LabelMap):
+    """The voxels of a Volume or LabelMap as vtkImageData; a generator. Types that VTK's volumes do not know become ones they know."""
     array = value.array if value.array.ndim == 4 else value.array[None]
     if array.dtype.kind == "b":
         array = array.astype(np.uint8)
@@ -135,38 +99,41 @@ def voxels(value: Volume | LabelMap) -> np.ndarray:
         array = array.astype(np.float32)
     elif array.dtype.itemsize == 8 and array.dtype.kind in "iu":
         array = array.astype(np.int32)
-    return np.moveaxis(array, 0, -1)
+    return image_steps(np.moveaxis(array, 0, -1))
 
 
-def node_of_vtk_image(scene, data, value: Volume | LabelMap, name: str | None = None, display: bool = True):
-    """The same with an image that ``image_steps`` made of ``voxels(value)``; ``display`` False leaves it without a display."""
-    channels = data.GetNumberOfScalarComponents()
-    kind = "LabelMapVolume" if isinstance(value, LabelMap) else "ScalarVolume" if channels == 1 else "VectorVolume"
-    node = scene.AddNewNodeByClass(f"vtkMRML{kind}Node", name or value.name)
+def node_of_vtk_image(scene, data, value: Volume | LabelMap, name: str | None = None, display: bool = True, node=None):
+    """The same with an image that ``volume_steps`` made of ``value``; ``display`` False leaves it without a display."""
+    if node is None:
+        channels = data.GetNumberOfScalarComponents()
+        kind = "LabelMapVolume" if isinstance(value, LabelMap) else "ScalarVolume" if channels == 1 else "VectorVolume"
+        node = scene.AddNewNodeByClass(f"vtkMRML{kind}Node", name or value.name)
     node.SetIJKToRASMatrix(vtk_matrix(FLIP @ value.grid.affine))
     node.SetAndObserveImageData(data)
-    if display:
+    if display and node.GetDisplayNode() is None:
         node.CreateDefaultDisplayNodes()
     return node
 
 
 def segmentation_node(scene, value: LabelMap, name: str | None = None):
     """A new segmentation node: one segment a label that occurs, named by ``value.names``."""
-    import slicer
-
     array, names = np.asarray(value.array), dict(value.names)
     node = scene.AddNewNodeByClass("vtkMRMLSegmentationNode", name or value.name)
     node.CreateDefaultDisplayNodes()
-    matrix = vtk_matrix(FLIP @ value.grid.affine)
     for label in (int(v) for v in np.unique(array) if v != 0):
-        image = slicer.vtkOrientedImageData()
-        image.ShallowCopy(finish(image_steps((array == label).astype(np.uint8)[..., None])))
-        image.SetGeometryFromImageToWorldMatrix(matrix)
+        image = oriented_image(image_data((array == label).astype(np.uint8)[..., None]), value.grid)
         node.AddSegmentFromBinaryLabelmapRepresentation(image, names.get(label, f"label {label}"))
-    converter, extent = slicer.vtkSegmentationConverter, [limit for n in value.grid.size for limit in (0, n - 1)]
-    geometry = converter.SerializeImageGeometry(matrix, extent)
-    node.GetSegmentation().SetConversionParameter(converter.GetReferenceImageGeometryParameterName(), geometry)
+    set_reference_geometry(node.GetSegmentation(), value.grid)
     return node
+
+
+def set_reference_geometry(segmentation, grid) -> None:
+    """Let a vtkSegmentation make its label maps on the voxels of ``grid``."""
+    import slicer
+
+    converter, extent = slicer.vtkSegmentationConverter, [limit for n in grid.size for limit in (0, n - 1)]
+    geometry = converter.SerializeImageGeometry(vtk_matrix(FLIP @ grid.affine), extent)
+    segmentation.SetConversionParameter(converter.GetReferenceImageGeometryParameterName(), geometry)
 
 
 def points_node(scene, value: PointSet, name: str | None = None, kind: str = "Fiducial"):

@@ -104,7 +104,7 @@ class TransferPage(Page):
         self.say("done", _("The checked nodes are where they were before."))
 
     def tick(self) -> bool:
-        return self.work is not None
+        return self.work is not None and self.work.tick()
 
     def close(self) -> None:
         if self.work is not None:
