@@ -113,7 +113,7 @@ class ScriptedJob:
 class ScriptedRunner:
     """Follows a script instead of computing: ``say(event)`` gives the latest job an event at the next tick. ``refuses``: what submit raises."""
 
-    hello = None
+    hello, warming = None, False
 
     def __init__(self):
         self.jobs, self.queue, self.refuses, self.stopped = [], [], None, False

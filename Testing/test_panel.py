@@ -14,7 +14,10 @@ pytest.importorskip("slicer")
 
 from panels import (  # noqa: E402, F401
     ScriptedRunner, application, choose, landmarks, module_panel, no_slot_errors, pair,
-    panel, scene, segmentation, settle, slicer, status, volume)
+    panel, scene, segmentation, settle, slicer, status, volume, wait_until)
+
+from DeepRegistrationUI import torchgate  # noqa: E402
+from DeepRegistrationUI.job import WorkerRunner  # noqa: E402
 
 START = """
 import sys, time
@@ -127,6 +130,72 @@ def test_a_start_by_node_needs_a_node(slicer, pair):
     settle(slicer)
     assert page.ui.applyButton.enabled
     assert page.choices().start is pair.node.startTransform
+
+
+# ------------------------------------------------------------------------------------------------ the worker before Apply
+
+
+class QuietRunner(WorkerRunner):
+    """Counts how often a worker would have been started."""
+
+    def __init__(self):
+        super().__init__()
+        self.started = 0
+
+    def warm_up(self):
+        self.started += 1
+
+
+@pytest.fixture
+def choosing(slicer, panel, monkeypatch):
+    """The panel outside of testing mode, with a runner that counts; ``wait`` is longer than the pause before the worker starts."""
+    monkeypatch.setattr(slicer.app, "testing", False)
+    panel.page("register").soon.interval = 50
+    panel.logic._runner = QuietRunner()
+    panel.wait = lambda: wait_until(slicer, lambda: not panel.page("register").soon.active and not panel.later.active, 5)
+    return panel
+
+
+def test_the_worker_starts_once_both_volumes_are_chosen(slicer, choosing):
+    panel, runner = choosing, choosing.logic._runner
+    settle(slicer)
+    panel.wait()
+    assert runner.started == 0, "nothing runs on entering the module"
+    panel.node.fixedVolume = volume(slicer, "a")
+    settle(slicer)
+    panel.wait()
+    assert runner.started == 0
+    panel.node.movingVolume = volume(slicer, "b")
+    settle(slicer)
+    assert runner.started == 0 and panel.page("register").soon.active
+    panel.wait()
+    assert runner.started == 1 and runner.jobs == []
+    panel.node.prefix = "another change"
+    settle(slicer)
+    panel.wait()
+    assert runner.started == 1
+
+
+@pytest.mark.parametrize("reason", ["taken back", "left", "closed", "testing", "no torch", "a scene that was opened"])
+def test_the_worker_does_not_start(slicer, choosing, monkeypatch, reason):
+    panel, runner = choosing, choosing.logic._runner
+    if reason == "testing":
+        monkeypatch.setattr(slicer.app, "testing", True)
+    if reason == "no torch":
+        monkeypatch.setattr(torchgate, "state", lambda: torchgate.TorchState("", ""))
+    panel.node.fixedVolume, panel.node.movingVolume = volume(slicer, "a"), volume(slicer, "b")
+    if reason == "a scene that was opened":
+        panel.bind(panel.logic.getParameterNode())
+    settle(slicer)
+    if reason == "taken back":
+        panel.node.movingVolume = None
+    elif reason == "left":
+        panel.leave()
+    elif reason == "closed":
+        slicer.mrmlScene.Clear(0)
+    settle(slicer)
+    panel.wait()
+    assert runner.started == 0
 
 
 # ------------------------------------------------------------------------------------------------ method and parameters

@@ -292,6 +292,10 @@ def busy_machine():
 def test_worker_runs_cancels_and_survives(slicer, working):
     """A result, live refreshes, no long tick, Cancel within half a second, a killed worker, half resolution as offered."""
     page = working.page("register")
+    working.logic.warm_up()
+    working.wake()
+    wait_until(slicer, lambda: working.logic.hello is not None and not working.timer.active, 120)
+    assert "GB free" in page.ui.deviceLabel.text and working.logic.runner.jobs == []
     page.ui.applyButton.click()
     wait_until(slicer, lambda: not page.running, 120)
     assert status(page).startswith("Registered in "), status(page)

@@ -79,6 +79,11 @@ class WorkerRunner(Runner):
         self._session, self.hello = Tail(events), None
 
     @property
+    def warming(self) -> bool:
+        """True while a worker starts: until it has said what it is, or has died."""
+        return self._process is not None and self.hello is None
+
+    @property
     def process_id(self) -> int | None:
         """Of the worker, None where none runs."""
         return None if self._process is None else self._process.pid

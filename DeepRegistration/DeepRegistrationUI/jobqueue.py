@@ -82,6 +82,9 @@ class Runner:
             self._remover = weakref.finalize(self, shutil.rmtree, self._folder, True)
         return self._folder
 
+    warming = False
+    """True while a worker starts."""
+
     @property
     def busy(self) -> bool:
         """True while a job has not ended or an event has not been handed on."""

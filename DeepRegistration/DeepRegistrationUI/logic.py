@@ -63,6 +63,22 @@ class DeepRegistrationLogic(ScriptedLoadableModuleLogic):
             torchgate.ensure(others=others)
             self._torch_is_there = True
 
+    def warm_up(self) -> bool:
+        """Start the worker, so that the first run need not wait for it; True where one starts. Only where PyTorch is there already, and without a
+        word where it cannot be started: Apply says why."""
+        if not self.needs_torch or self.runner.process_id is not None or not torchgate.state().enough:
+            return False
+        try:
+            self.runner.warm_up()
+        except InputError:
+            return False
+        return True
+
+    @property
+    def hello(self) -> dict | None:
+        """What the worker has said of itself, None where none runs."""
+        return None if self._runner is None else self._runner.hello
+
     def getParameterNode(self) -> DeepRegistrationParameterNode:
         """The choices of the panel, kept in the scene."""
         return DeepRegistrationParameterNode(super().getParameterNode())
@@ -102,7 +118,7 @@ class DeepRegistrationLogic(ScriptedLoadableModuleLogic):
         for work in list(self.work):
             work.tick()
         self.work = [work for work in self.work if work.running]
-        return bool(self.work) or self._runner.busy
+        return bool(self.work) or self._runner.busy or self._runner.warming
 
     def cancel_all(self, why: str) -> None:
         """Stop everything that runs at once, without touching the scene: it is closing, or the module goes away."""
@@ -122,21 +138,19 @@ class DeepRegistrationLogic(ScriptedLoadableModuleLogic):
 
     def device_line(self) -> str:
         """'PyTorch 2.6.0 (CUDA 12.6), RTX 4070, 11.2 GB free' from the worker where it runs, else what the package's metadata say."""
-        hello = None if self._runner is None else self._runner.hello
-        if not hello:
+        if not self.hello:
             if self._torch_line is None or "Apply" in self._torch_line:
                 self._torch_line = torchgate.state().line()
             return self._torch_line
-        names = [(_("CPU") if d["name"] == "cpu" else d["title"], d.get("free_mib")) for d in hello["devices"]]
+        names = [(_("CPU") if d["name"] == "cpu" else d["title"], d.get("free_mib")) for d in self.hello["devices"]]
         devices = [_("{device}, {free:.1f} GB free").format(device=name, free=free / 1024) if free else name for name, free in names]
-        return f"PyTorch {hello['versions']['torch']}; " + "; ".join(devices)
+        return f"PyTorch {self.hello['versions']['torch']}; " + "; ".join(devices)
 
     def devices(self) -> list[tuple[str, str]]:
         """(name, title) of the devices that can be chosen."""
-        hello = None if self._runner is None else self._runner.hello
         known = [("auto", _("Automatic")), ("cpu", _("CPU"))]
-        if hello:
-            known += [(d["name"], d["title"]) for d in hello["devices"] if d["name"] not in ("auto", "cpu")]
+        if self.hello:
+            known += [(d["name"], d["title"]) for d in self.hello["devices"] if d["name"] not in ("auto", "cpu")]
         return known
 
     # ----------------------------------------------------------------------------------------------------------- waiting

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import qt
 import slicer
 from slicer.i18n import tr as _
 
@@ -17,6 +18,8 @@ from .base import Page, segments_of
 from .parameters import ParameterForm, plain
 from .placing import Placing
 
+WARM_MS = 700
+"""Milliseconds between the choice of both volumes and the start of the worker."""
 OFFERS = {"half_resolution": "halfResolutionButton", "cpu": "cpuButton"}
 OUTPUTS = ("inverse", "linearPart", "warped", "logJacobian", "folds", "metrics", "lossChart", "iterations")
 
@@ -31,7 +34,11 @@ class RegisterPage(Page):
 
     def __init__(self, panel, layout):
         super().__init__(panel, layout)
-        self.run, self.stages, self.device_line = None, "", ""
+        self.run, self.stages, self.hello, self.pair = None, "", None, (None, None)
+        self.soon = qt.QTimer(self.widget)
+        self.soon.singleShot = True
+        self.soon.interval = WARM_MS
+        self.soon.connect("timeout()", self.warm_up)
         self.form = ParameterForm(self.ui.parametersWidget, self.parameter_changed, lambda text: self.say("error", text))
         self.placing = Placing(self.ui, lambda: self.panel.node_changed())
         self.connect()
@@ -54,6 +61,8 @@ class RegisterPage(Page):
 
     def bind(self, node):
         self.placing.stop()
+        self.soon.stop()
+        self.pair = (None, None) if node is None else (node.fixedVolume, node.movingVolume)
         super().bind(node)
 
     def refresh(self) -> None:
@@ -69,6 +78,22 @@ class RegisterPage(Page):
         self.placing.show(self.node)
         self.fill(self.ui.deviceBox, self.logic.devices(), self.node.device)
         self.show_readiness()
+        self.expect_a_run()
+
+    def expect_a_run(self) -> None:
+        """Both volumes were just chosen, which is the user's act and no scene that was opened: the worker starts in a moment, unless the choice
+        is taken back, so that Apply need not wait for it."""
+        pair = self.node.fixedVolume, self.node.movingVolume
+        if pair != self.pair:
+            self.pair = pair
+            if None in pair or pair[0] is pair[1]:
+                self.soon.stop()
+            else:
+                self.soon.start()
+
+    def warm_up(self) -> None:
+        if not slicer.app.testingEnabled() and self.logic.warm_up():
+            self.panel.wake()
 
     def show_method(self) -> None:
         """Task, method, preset, their texts and the advanced page for the parameter node's method."""
@@ -216,8 +241,6 @@ class RegisterPage(Page):
             self.show_progress(event)
         elif kind == "log":
             self.log(", ".join(f"{name} {value:.5g}" for name, value in event["figures"].items()))
-        elif kind == "hello":
-            self.show_devices()
         elif kind in ("done", "failed", "cancelled"):
             self.ended(run, event)
 
@@ -272,12 +295,17 @@ class RegisterPage(Page):
 
     def left(self) -> None:
         self.placing.stop()
+        self.soon.stop()
 
     def tick(self) -> bool:
+        if self.logic.hello is not self.hello:
+            self.hello = self.logic.hello
+            self.show_devices()
         return self.running
 
     def close(self) -> None:
         self.placing.stop()
+        self.soon.stop()
         self.placing.removeObservers()
         self.show_running(False)
 
