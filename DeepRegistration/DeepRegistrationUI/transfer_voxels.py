@@ -5,7 +5,7 @@ A task has ``name``, ``inputs`` and ``add(scene, answers, name)``, a generator t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def task_of(node, outside_nan: bool = False):
     kind = kind_of(node)
     if kind == "shape":
         return None
-    return {"volume": VolumeTask, "labels": LabelsTask, "segmentation": SegmentationTask}[kind].of(node, outside_nan)
+    return {"volume": ImageTask.of_volume, "labels": ImageTask.of_labels, "segmentation": SegmentationTask.of}[kind](node, outside_nan)
 
 
 def inverted(parts) -> tuple:
@@ -60,8 +60,8 @@ def inverted(parts) -> tuple:
 
 
 @dataclass(frozen=True, eq=False)
-class VolumeTask:
-    """Intensities, read linearly; whole numbers stay whole numbers unless there must be NaN outside."""
+class ImageTask:
+    """A volume, read linearly (whole numbers stay whole numbers unless there must be NaN outside), or a label map, by nearest neighbour."""
 
     name: str
     display: object
@@ -69,45 +69,31 @@ class VolumeTask:
     inputs: list
 
     @classmethod
-    def of(cls, node, outside_nan: bool) -> "VolumeTask":
-        values = mrml.array_of(node)
-        values = np.moveaxis(values, -1, 0) if values.ndim == 4 else values
-        kind = np.dtype(np.float32) if outside_nan and values.dtype.kind != "f" else values.dtype
-        volume = exchange.Volume(values, mrml.grid_of(node), node.GetName())
+    def of_volume(cls, node, outside_nan: bool) -> "ImageTask":
+        volume = mrml.volume_of(node)
+        kind = np.dtype(np.float32) if outside_nan and volume.array.dtype.kind != "f" else volume.array.dtype
         outside = "nan" if outside_nan else "zero"
         return cls(node.GetName(), _kept_display(node), kind, [{"value": volume, "interpolation": "linear", "outside": outside}])
 
+    @classmethod
+    def of_labels(cls, node, outside_nan: bool) -> "ImageTask":
+        values = mrml.array_of(node)
+        if values.ndim != 3 or (values.dtype.kind == "f" and not np.array_equal(values, np.round(values))):
+            raise mrml.no_labels(node)
+        whole = values if values.dtype.kind in "iu" else values.astype(np.int32)
+        return cls(node.GetName(), _kept_display(node), values.dtype, [{"value": exchange.LabelMap(whole, mrml.grid_of(node), name=node.GetName())}])
+
     def add(self, scene, answers, name: str):
-        """A volume node with the display of the original."""
+        """A volume or label map node with the display of the original. No histogram is made, which takes long."""
         values = np.asarray(answers[0].array)
         if self.kind.kind in "iu" and values.dtype.kind == "f":
             values = np.rint(values)
-        value = exchange.Volume(values.astype(self.kind, copy=False), answers[0].grid)
-        return (yield from _new_volume(scene, value, name, self.display))
-
-
-@dataclass(frozen=True, eq=False)
-class LabelsTask:
-    """A label map, read by nearest neighbour."""
-
-    name: str
-    display: object
-    kind: np.dtype
-    inputs: list
-
-    @classmethod
-    def of(cls, node, outside_nan: bool) -> "LabelsTask":
-        values = mrml.array_of(node)
-        if values.ndim != 3 or (values.dtype.kind == "f" and not np.array_equal(values, np.round(values))):
-            raise InputError(f"'{node.GetName()}' is no label map (it has channels or fractions); choose a label map or a segmentation")
-        whole = values if values.dtype.kind in "iu" else values.astype(np.int32)
-        labels = exchange.LabelMap(whole, mrml.grid_of(node), name=node.GetName())
-        return cls(node.GetName(), _kept_display(node), values.dtype, [{"value": labels}])
-
-    def add(self, scene, answers, name: str):
-        """A label map node with the colours of the original."""
-        value = exchange.LabelMap(np.asarray(answers[0].array).astype(self.kind, copy=False), answers[0].grid)
-        return (yield from _new_volume(scene, value, name, self.display))
+        value = replace(answers[0], array=values.astype(self.kind, copy=False))
+        data = yield from mrml.volume_steps(value)
+        node = mrml.node_of_vtk_image(scene, data, value, scene.GenerateUniqueName(name), display=self.display is None)
+        if self.display is not None:
+            _show_like(node, self.display)
+        return node
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,13 +174,10 @@ def _kept_display(node):
     return copy
 
 
-def _new_volume(scene, value, name: str, display):
-    """A volume node of a Volume or LabelMap that looks like ``display``; a generator. No histogram is made, which takes long."""
-    data = yield from mrml.volume_steps(value)
-    node = mrml.node_of_vtk_image(scene, data, value, scene.GenerateUniqueName(name), display=display is None)
-    if display is None:
-        return node
-    made, colors = scene.AddNewNodeByClass(display.GetClassName()), display.GetAttribute(COLORS)
+def _show_like(node, display) -> None:
+    """Give a volume node the kept ``display`` of another one, with its window."""
+    scene, colors = node.GetScene(), display.GetAttribute(COLORS)
+    made = scene.AddNewNodeByClass(display.GetClassName())
     made.CopyContent(display, True)
     made.RemoveAttribute(COLORS)
     if hasattr(made, "SetAutoWindowLevel"):
@@ -202,4 +185,3 @@ def _new_volume(scene, value, name: str, display):
     if colors and scene.GetNodeByID(colors) is not None:
         made.SetAndObserveColorNodeID(colors)
     node.SetAndObserveDisplayNodeID(made.GetID())
-    return node

@@ -44,10 +44,10 @@ def labelmap_steps(node, reference=None, segments: tuple[str, ...] = ()):
         return (yield from _labelmap_of_segments(node, reference, tuple(segments)))
     values, found = array_of(node), set()
     if values.ndim != 3:
-        raise _no_labels(node)
+        raise no_labels(node)
     for part in blocks(values):
         if values.dtype.kind == "f" and not np.array_equal(part, np.round(part)):
-            raise _no_labels(node)
+            raise no_labels(node)
         found.update(np.unique(part).tolist())
         yield
     colors = node.GetDisplayNode().GetColorNode() if node.GetDisplayNode() else None
@@ -56,7 +56,8 @@ def labelmap_steps(node, reference=None, segments: tuple[str, ...] = ()):
     return LabelMap(whole, grid_of(node), named, node.GetName())
 
 
-def _no_labels(node) -> InputError:
+def no_labels(node) -> InputError:
+    """The error for a volume node that holds no labels."""
     return InputError(f"'{node.GetName()}' is no label map (it has channels or fractions); choose a label map or a segmentation")
 
 

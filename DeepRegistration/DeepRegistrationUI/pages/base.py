@@ -7,6 +7,8 @@ from pathlib import Path
 import qt
 import slicer
 
+from DeepRegistrationLib.errors import InputError
+
 RESOURCES = Path(__file__).resolve().parents[2] / "Resources"
 ICONS = {"error": "SP_MessageBoxCritical", "warning": "SP_MessageBoxWarning", "done": "SP_DialogApplyButton", "busy": "SP_BrowserReload"}
 
@@ -78,6 +80,16 @@ class Page:
             icon.pixmap = self.widget.style().standardIcon(getattr(qt.QStyle, ICONS[kind])).pixmap(size, size)
         icon.visible = bool(sentence) and kind in ICONS
         getattr(self.ui, f"{self.STATUS}StatusWidget").visible = bool(sentence)
+
+    def guarded(self, act) -> None:
+        """Do what a control says; what stands in the way becomes one sentence."""
+        if self.filling or self.node is None:
+            return
+        try:
+            self.say("", "")
+            act()
+        except InputError as error:
+            self.say("error", str(error))
 
     def fill(self, box, items, current) -> None:
         """Put ``items`` = [(data, text), ...] into a combo box and choose ``current`` (the first where it is missing)."""

@@ -45,12 +45,7 @@ class BatchPage(Page):
         self.ui.batchProgressBar.visible = False
 
     def guarded(self, act) -> None:
-        """Do what a button says; what stands in the way becomes one sentence."""
-        try:
-            self.say("", "")
-            act()
-        except InputError as error:
-            self.say("error", str(error))
+        super().guarded(act)
         self.refresh()
 
     # ---------------------------------------------------------------------------------------------------------- the rows

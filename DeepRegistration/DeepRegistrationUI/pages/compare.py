@@ -24,7 +24,7 @@ class ComparePage(Page):
         self.before = None
         for selector in (self.ui.firstSelector, self.ui.secondSelector):
             selector.addAttribute(MAIN, ATTRIBUTE)
-        self.ui.compareButton.connect("clicked()", self.compare)
+        self.ui.compareButton.connect("clicked()", lambda: self.guarded(self.compare))
         self.ui.backButton.connect("clicked()", self.back)
 
     def refresh(self) -> None:
@@ -44,21 +44,16 @@ class ComparePage(Page):
         fill_table(self.ui.compareTable, rows, ("name", "structure", "unit", "first", "second", "difference"))
 
     def compare(self) -> None:
-        """Show both results in two rows of views."""
+        """Show both results in two rows of views. InputError where that cannot be."""
         from ..quality import compare_views
         from ..views import ViewState
 
         first, second = roles_of(self.node.compareFirst), roles_of(self.node.compareSecond)
-        try:
-            if first.get("fixed") is None or first.get("fixed") is not second.get("fixed"):
-                raise InputError("the two registrations have different fixed volumes; choose two with the same one")
-            if self.before is None:
-                self.before = ViewState(slicer.mrmlScene)
-            compare_views(first["fixed"], first, second)
-        except InputError as error:
-            self.say("error", str(error))
-            return
-        self.say("", "")
+        if first.get("fixed") is None or first.get("fixed") is not second.get("fixed"):
+            raise InputError("the two registrations have different fixed volumes; choose two with the same one")
+        before = self.before or ViewState(slicer.mrmlScene)
+        compare_views(first["fixed"], first, second)
+        self.before = before
         self.ui.backButton.enabled = True
 
     def back(self) -> None:

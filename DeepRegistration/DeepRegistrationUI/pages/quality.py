@@ -48,16 +48,6 @@ class QualityPage(Page):
                               ("clearButton", self.clear)):
             getattr(self.ui, name).connect("clicked()", lambda pressed=pressed: self.guarded(pressed))
 
-    def guarded(self, act) -> None:
-        """Do what a control says; what stands in the way becomes one sentence."""
-        if self.filling or self.node is None:
-            return
-        try:
-            self.say("", "")
-            act()
-        except InputError as error:
-            self.say("error", str(error))
-
     # -------------------------------------------------------------------------------------------------------- up to date
 
     def refresh(self) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import qt
 
+LAST = "unit"
+"""Column that stands behind the numbers, where the width may end."""
+
 
 def fill_table(table, rows, columns: tuple[str, ...] = ()) -> None:
-    """Show ``rows`` (dicts) with the keys of the first one, or ``columns``, as the heading; numbers with five digits."""
+    """Show ``rows`` (dicts) with the keys of the first one, or ``columns``, as the heading, units last; numbers with four digits. The first column
+    takes the width that the others leave; what does not fit is in the tooltip."""
     columns = columns or tuple(rows[0] if rows else ())
+    columns = tuple(sorted(columns, key=lambda name: name == LAST))
     table.setRowCount(len(rows))
     table.setColumnCount(len(columns))
     table.setHorizontalHeaderLabels([name[:1].upper() + name[1:].replace("_", " ") for name in columns])
@@ -17,12 +22,13 @@ def fill_table(table, rows, columns: tuple[str, ...] = ()) -> None:
             item.setToolTip(shown(row.get(name)))
             table.setItem(r, c, item)
     table.verticalHeader().visible = False
-    table.horizontalHeader().stretchLastSection = True
-    table.resizeColumnsToContents()
+    header = table.horizontalHeader()
+    for c in range(len(columns)):
+        header.setSectionResizeMode(c, qt.QHeaderView.Stretch if c == 0 else qt.QHeaderView.ResizeToContents)
 
 
 def shown(value) -> str:
     """A figure as text; nothing where there is none."""
     if value is None:
         return ""
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
