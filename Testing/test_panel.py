@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("PySide6")
@@ -130,6 +131,24 @@ def test_a_start_by_node_needs_a_node(slicer, pair):
     settle(slicer)
     assert page.ui.applyButton.enabled
     assert page.choices().start is pair.node.startTransform
+
+
+def test_a_start_from_landmarks(slicer, pair):
+    """Three pairs, turned by a right angle about the third axis and shifted: the request begins there."""
+    page, node = pair.page("register"), pair.node
+    node.start = type(node.start).LANDMARKS
+    settle(slicer)
+    assert page.ui.missingLabel.text == "Choose the landmarks of both volumes to start from, or another start."
+    node.live = False
+    node.fixedLandmarks = landmarks(slicer, "F", [(0, 0, 0), (4, 0, 0), (0, 2, 0)])
+    node.movingLandmarks = landmarks(slicer, "M", [(1, 2, 3), (1, 6, 3), (-1, 2, 3)])
+    settle(slicer)
+    assert page.ui.applyButton.enabled
+    page.ui.applyButton.click()
+    matrix = pair.logic._runner.jobs[-1].request["initial"][0].matrix
+    assert np.allclose(matrix @ [-4, 0, 0, 1], [-1, -6, 3, 1]) and np.allclose(matrix @ [0, -2, 0, 1], [1, -2, 3, 1])
+    page.ui.applyButton.click()
+    wait_until(slicer, lambda: not page.running, 5)
 
 
 # ------------------------------------------------------------------------------------------------ the worker before Apply

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 pytest.importorskip("PySide6")
@@ -80,10 +81,10 @@ def test_every_display_can_be_shown_and_removed(slicer, registered):
     settle(slicer)
     ui = page.ui
     before = slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode")
-    for mode in ("blend", "checkerboard", "difference", "absolute", "inverse", "flicker", ""):
+    for mode in ("blend", "checkerboard", "difference", "absolute", "inverse", "flicker", "fade", ""):
         choose(ui.modeBox, mode)
         assert status(page) == "", mode
-        assert ui.blendSlider.enabled == (mode == "blend") and page.flicker.active == (mode == "flicker")
+        assert ui.blendSlider.enabled == (mode == "blend") and page.flicker.active == (mode in ("flicker", "fade"))
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") > before
     for kind in ("grid", "arrows", "contours", ""):
         choose(ui.deformationBox, kind)
@@ -95,6 +96,28 @@ def test_every_display_can_be_shown_and_removed(slicer, registered):
     ui.clearButton.click()
     settle(slicer)
     assert slicer.mrmlScene.GetNumberOfNodesByClass("vtkMRMLScalarVolumeNode") == before and not ui.foldsMapBox.checked
+
+
+def test_flicker_and_fade_change_the_views(slicer, registered):
+    """Flicker shows one image and then the other; fading goes there and back in small steps."""
+    page, composite = registered.page("quality"), slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
+    registered.open("quality")
+    settle(slicer)
+
+    def opacities(count):
+        seen = []
+        for _ in range(count):
+            page.flick()
+            seen.append(composite.GetForegroundOpacity())
+        return np.array(seen)
+
+    choose(page.ui.modeBox, "flicker")
+    assert page.flicker.interval == 600 and set(opacities(4)) == {0.0, 1.0}
+    choose(page.ui.modeBox, "fade")
+    seen = opacities(25)
+    assert page.flicker.interval == 100 and seen.min() < 0.01 and seen.max() > 0.99 and np.abs(np.diff(seen)).max() < 0.15
+    page.ui.clearButton.click()
+    assert not page.flicker.active
 
 
 def test_structures_and_landmarks(slicer, registered):
@@ -252,6 +275,19 @@ def test_lists_that_cannot_be_used(slicer, pair, tmp_path, monkeypatch, text, ex
     page = pair.page("batch")
     page.ui.addManifestButton.click()
     assert expected in status(page) and page.rows == []
+
+
+def test_a_start_that_fits_one_pair_only_is_refused(slicer, pair):
+    pair.node.start = type(pair.node.start).LANDMARKS
+    pair.open("batch")
+    page = pair.page("batch")
+    page.ui.batchFixedSelector.setCurrentNode(pair.node.fixedVolume)
+    page.ui.batchMovingSelector.setCurrentNode(pair.node.movingVolume)
+    page.ui.addPairButton.click()
+    pair.node.batchToScene = True
+    settle(slicer)
+    page.ui.batchButton.click()
+    assert "fit one pair only" in status(page) and page.work is None
 
 
 def test_a_list_of_files_needs_a_folder(slicer, pair, tmp_path, monkeypatch):

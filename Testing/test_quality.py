@@ -18,6 +18,7 @@ from DeepRegistrationLib.points import Points
 from DeepRegistrationLib.result import warp
 from DeepRegistrationLib.transforms import Affine
 from DeepRegistrationUI import mrml, quality_images, quality_maps, quality_shapes, quality_tables, views
+from DeepRegistrationUI.colors import DIVERGING
 from DeepRegistrationUI.quality import Quality, compare_rows, compare_tables, compare_views, export_csv, rows_of, table_from_rows
 
 assert scene  # a fixture
@@ -226,6 +227,22 @@ def test_log_jacobian_equals_the_library_on_oblique_flipped_grids():
         whole = (Affine(tilt()) @ bump(grid)).log_jacobian(grid)[0, 0].numpy()
         inner = (slice(1, -1),) * 3
         assert np.abs(quality_maps.log_jacobian(vectors, grid, tilt()) - whole)[inner].max() < 1e-3
+
+
+def test_log_jacobian_is_shown_in_diverging_colors_with_a_legend(case):
+    quality = Quality(case.fixed, case.moving, case.transforms)
+    node = quality.log_jacobian()
+    display, legend = node.GetDisplayNode(), slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node)
+    assert legend.GetTitleText() == "log Jacobian" and legend.GetVisibility()
+    assert display.GetWindowLevelMin() == pytest.approx(-display.GetWindowLevelMax()) and display.GetColorNode().GetName() == DIVERGING
+    quality.hide("log_jacobian")
+    assert slicer.vtkSlicerColorLogic.GetColorLegendDisplayNode(node) is None
+
+
+def test_arrows_fit_the_volume(case):
+    display = Quality(case.fixed, case.moving, case.transforms).deformation("arrows").GetDisplayNode()
+    assert display.GetVisualizationMode() == display.VIS_MODE_GLYPH and display.GetGlyphType() == display.GLYPH_TYPE_ARROW
+    assert display.GetGlyphSpacingMm() == pytest.approx(case.grids[0].extent.max() / 24) and display.GetGlyphScalePercent() == 100
 
 
 def test_folds_are_counted_and_red(case):

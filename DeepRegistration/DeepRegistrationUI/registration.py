@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 
 from DeepRegistrationLib.errors import InputError
 
-from . import outputs, records
+from . import mrml, outputs, records
+from .landmark_start import rigid_fit
 from .live import LiveView, lattice_of_previews, preview_request
 from .sentences import duration, listed
 from .steps import advance
@@ -20,6 +21,8 @@ from .steps import advance
 MADE = {"linear": "transform", "inverse": "inverse", "linear_part": "linear part", "warped": "warped volume", "log_jacobian": "log-Jacobian",
         "folds": "fold map", "metrics": "metrics table", "chart": "loss chart", "browser": "iterations"}
 WANTED = {"inverse": "inverse", "warped": "warped", "logJacobian": "log_jacobian", "folds": "folds"}
+LANDMARKS = "landmarks"
+"""The start from the pairs of ``fixed_points`` and ``moving_points``."""
 STOPPED = "The registration was stopped; the scene is as it was before."
 ALL_OUTPUTS = frozenset(("inverse", "linearPart", "warped", "logJacobian", "folds", "metrics", "lossChart"))
 
@@ -76,6 +79,8 @@ def missing(choices: Choices) -> str:
             return f"'{node.GetName()}' holds no voxels; load an image into it or choose another volume."
     if choices.start_by_node and choices.start is None:
         return "Choose the transform to start from, or another start."
+    if choices.start == LANDMARKS and choices.fixed_points is None and choices.moving_points is None:
+        return "Choose the landmarks of both volumes to start from, or another start."
     return _missing_guides(choices)
 
 
@@ -142,7 +147,9 @@ class Registration:
         """The request; a generator."""
         c = self.choices
         start = c.start or None
-        if not isinstance(start, str) and records.is_record(start):
+        if start == LANDMARKS:
+            start = [rigid_fit(mrml.points_of(c.fixed_points), mrml.points_of(c.moving_points))]
+        elif not isinstance(start, str) and records.is_record(start):
             start = records.start_node(start)
         request = yield from outputs.request_steps(
             c.fixed, c.moving, fixed_mask=c.fixed_mask, moving_mask=c.moving_mask, fixed_mask_segment=c.fixed_mask_segment,

@@ -19,7 +19,7 @@ DEFAULT_METHOD = "instance-optimisation:default"
 
 
 class Start(Enum):
-    """Where a registration begins; all but NODE are names of the library's starts."""
+    """Where a registration begins; all but LANDMARKS and NODE are names of the library's starts."""
 
     METHOD = ""
     HEADER = "header"
@@ -27,13 +27,14 @@ class Start(Enum):
     MOMENTS = "moments"
     GLOBAL = "global"
     AFFINE = "affine"
+    LANDMARKS = "landmarks"
     NODE = "node"
 
     def label(self) -> str:
         """Text of the combo box."""
         return {Start.METHOD: _("Chosen by the method"), Start.HEADER: _("As the headers place them"), Start.CENTER: _("Image centers"),
                 Start.MOMENTS: _("Centers of mass and axes"), Start.GLOBAL: _("Search over all rotations"), Start.AFFINE: _("Affine alignment"),
-                Start.NODE: _("Transform node")}[self]
+                Start.LANDMARKS: _("Landmark pairs"), Start.NODE: _("Transform node")}[self]
 
 
 class Direction(Enum):

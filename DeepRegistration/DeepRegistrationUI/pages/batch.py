@@ -11,6 +11,7 @@ from slicer.i18n import tr as _
 from DeepRegistrationLib.errors import InputError
 
 from ..batch import Batch, row_of_nodes, rows_of
+from ..registration import LANDMARKS
 from ..sentences import duration
 from .base import Page
 
@@ -160,8 +161,8 @@ class BatchPage(Page):
         template = self.panel.pages["register"].choices().with_(
             fixed=None, moving=None, fixed_mask=None, moving_mask=None, fixed_points=None, moving_points=None, fixed_labels=None,
             moving_labels=None, live=False)
-        if template.start_by_node:
-            raise InputError("the start under Register is a transform node, which fits one pair only; choose another start there")
+        if template.start_by_node or template.start == LANDMARKS:
+            raise InputError("the start under Register is a transform node or landmarks, which fit one pair only; choose another start there")
         work = Batch(self.logic, self.rows, template, self.node.batchFolder, self.node.batchToScene, self.changed)
         work.start()
         self.work = work

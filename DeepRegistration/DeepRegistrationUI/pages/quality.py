@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import qt
 from slicer.i18n import tr as _
 
@@ -11,8 +13,9 @@ from ..records import ATTRIBUTE, MAIN, figures_of, is_record, roles_of
 from .base import Page
 from .tables import fill_table
 
-FLICKER_MS = 600
-MODES = (("", "Unchanged"), ("blend", "Blend"), ("flicker", "Flicker"), ("checkerboard", "Checkerboard"), ("difference", "Difference"),
+FLICKER_MS, FADE_MS, FADE_SECONDS = 600, 100, 2.5
+"""Milliseconds between two beats of flicker and two steps of fading; seconds from one image to the other and back."""
+MODES = (("", "Unchanged"), ("blend", "Blend"), ("flicker", "Flicker"), ("fade", "Fade to and fro"), ("checkerboard", "Checkerboard"), ("difference", "Difference"),
          ("absolute", "Absolute difference"), ("inverse", "Inverse colors"))
 DEFORMATIONS = (("", "Nothing"), ("grid", "Grid"), ("arrows", "Arrows"), ("contours", "Contours"))
 CONTOURS = (("", "None"), ("before", "Before registration"), ("after", "After registration"))
@@ -27,12 +30,11 @@ class QualityPage(Page):
 
     def __init__(self, panel, layout):
         super().__init__(panel, layout)
-        self.quality, self.shown, self.evaluation, self.beat = None, None, None, False
+        self.quality, self.shown, self.evaluation, self.beat = None, None, None, 0
         self.ui.qualityResultSelector.addAttribute(MAIN, ATTRIBUTE)
         for name, items in (("modeBox", MODES), ("deformationBox", DEFORMATIONS), ("contoursBox", CONTOURS)):
             self.fill(getattr(self.ui, name), [(data, _(text)) for data, text in items], "")
         self.flicker = qt.QTimer(self.widget)
-        self.flicker.interval = FLICKER_MS
         self.flicker.connect("timeout()", self.flick)
         self.connect()
 
@@ -94,7 +96,8 @@ class QualityPage(Page):
         self.ui.blendSlider.enabled, self.ui.squareSpinBox.enabled = mode == "blend", mode == "checkerboard"
         if mode == "blend":
             self.display().blend(self.ui.blendSlider.value / 100)
-        elif mode == "flicker":
+        elif mode in ("flicker", "fade"):
+            self.beat, self.flicker.interval = 0, FLICKER_MS if mode == "flicker" else FADE_MS
             self.flick()
             self.flicker.start()
         elif mode == "checkerboard":
@@ -107,8 +110,12 @@ class QualityPage(Page):
             self.quality.unchanged()
 
     def flick(self) -> None:
-        self.beat = not self.beat
-        self.display().flicker(self.beat)
+        """One beat: the other image (flicker), or a little more of it (fade)."""
+        self.beat += 1
+        if self.chosen(self.ui.modeBox) == "flicker":
+            self.display().flicker(self.beat % 2 == 1)
+        else:
+            self.display().blend(0.5 - 0.5 * math.cos(2 * math.pi * self.beat * FADE_MS / (1000 * FADE_SECONDS)))
 
     def show_deformation(self) -> None:
         self.display().deformation(self.chosen(self.ui.deformationBox), visible_3d=self.ui.threeDBox.checked)
