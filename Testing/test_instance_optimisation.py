@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import contract
 import pytest
 import torch
 import truths
 
+from DeepRegistrationLib.commands.catalogue import references
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.evaluate.metrics import dice_per_label
 from DeepRegistrationLib.method import find
@@ -165,3 +167,18 @@ def test_the_linear_start_comes_first_and_inputs_stay(model):
     truth = lambda x: h(known.truth(x))  # noqa: E731
     assert distance(result.transform, truth, points) < 0.5 * distance(lambda x: x, truth, points)
     assert torch.equal(moving.data, kept) and result.affine.numpy().shape == (3, 3)
+
+
+@pytest.mark.parametrize("model, name", [("greedy", "gradicon"), ("velocity", "icon")])
+def test_a_tie_of_two_maps_needs_a_model_with_two(model, name):
+    with pytest.raises(InputError, match=f"'{name}' ties two maps, and the model '{model}' has one"):
+        find("instance-optimisation", {"model": model, "regulariser": name}).run(contract.smallest_pair(2).problem, Runtime("cpu"))
+
+
+def test_gradient_inverse_consistency_as_regulariser_beats_no_registration_and_is_cited():
+    truth = contract.smallest_pair(2)
+    method = find("instance-optimisation", {"model": "displacement", "regulariser": "gradicon", "similarity": "ncc", "start": "none",
+                                            "factors": (4.0, 2.0), "iterations": (40, 20)})
+    result = method.run(truth.problem, Runtime("cpu"))
+    assert truth.error(result.transform) < 0.5 * truth.error(lambda x: x)
+    assert any("Gradient Inverse Consistency" in entry for entry in references(method))

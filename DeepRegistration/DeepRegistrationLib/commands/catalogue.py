@@ -63,10 +63,10 @@ def run_cite(arguments) -> None:
 
 def references(method) -> list[str]:
     """BibTeX entries of a method and of the terms that its parameters name, each work once."""
-    from ..terms import REGULARITIES, SIMILARITIES
+    from ..terms import CONSISTENCIES, REGULARITIES, SIMILARITIES
 
-    values = method.values()
-    terms = [known[values[name]] for name, known in (("similarity", SIMILARITIES), ("regulariser", REGULARITIES)) if values.get(name) in known]
+    values, lists = method.values(), (("similarity", SIMILARITIES), ("regulariser", {**REGULARITIES, **CONSISTENCIES}))
+    terms = [known[values[name]] for name, known in lists if values.get(name) in known]
     entries = {}
     for entry in (*method.card.references, *(term.reference for term in terms)):
         if entry.strip():

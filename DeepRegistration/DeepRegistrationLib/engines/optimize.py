@@ -7,7 +7,8 @@ Ba, ICLR 2015) over the parameters p of
     bspline        phi(x) = x + sum_k p_k B(x - x_k)
 
 which are kept in voxels of the level, so that one step length serves all levels. Regularisers see phi alone: the linear start
-is folded into the header of the moving image.
+is folded into the header of the moving image. A displacement or spline has no exact inverse; ``paired`` optimises a second one,
+from moving to fixed, beside it, and the consistency terms of the objective tie the two.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ FAINT = 1e-5
 @dataclass(frozen=True)
 class DescentSettings:
     """spacings mm of the levels, coarse to fine; iterations per level; step in voxels; control distance in voxels (bspline);
-    symmetric adds the cost of the swapped pair (velocity only); tolerance ends a level early."""
+    symmetric adds the cost of the swapped pair under the inverse map (velocity only), paired the cost of the swapped pair under a map
+    of its own (displacement and bspline); tolerance ends a level early."""
 
     model: str = "velocity"
     spacings: tuple[float, ...] = (4.0, 2.0)
@@ -46,6 +48,7 @@ class DescentSettings:
     control: float = 4.0
     symmetric: bool = False
     tolerance: float = 1e-4
+    paired: bool = False
 
 
 def descend(pair, linear: Affine, objective: Term, settings: DescentSettings, monitor: Monitor, device="cpu",
@@ -59,13 +62,20 @@ def descend(pair, linear: Affine, objective: Term, settings: DescentSettings, mo
     fixed, moving = pair.fixed.to(device, torch.float32), _folded(pair.moving.to(device, torch.float32), linear)
     work = np.array([n / s**fixed.dim for n, s in zip(settings.iterations, settings.spacings)], float)
     ends = np.concatenate([[0], np.cumsum(work) / max(work.sum(), 1e-12)])
-    transform, history = start, []
+    maps, history = _starts(start, settings.paired), []
     for k, (spacing, iterations) in enumerate(zip(settings.spacings, settings.iterations)):
         guides = _guides(pair, linear, spacing, device)
         level = fixed.smoothed_to(spacing), moving.smoothed_to(spacing)
         part = monitor.part(ends[k], ends[k + 1], f"level {k + 1}/{len(settings.spacings)}")
-        transform = _descend_level(level, guides, transform, linear, objective, settings, iterations, part, history)
-    return transform, history
+        maps = _descend_level(level, guides, maps, linear, objective, settings, iterations, part, history)
+    return maps[0], history
+
+
+def _starts(start, paired):
+    """The maps that the first level takes over: fixed -> moving and, where two are optimised, moving -> fixed."""
+    if not paired:
+        return (start,)
+    return start, None if start is None else start.inverse()
 
 
 def _check(settings, pair):
@@ -73,6 +83,8 @@ def _check(settings, pair):
         raise InputError(f"model '{settings.model}' is not known here; expected one of {', '.join(MODELS)}")
     if settings.symmetric and settings.model != "velocity":
         raise InputError(f"the symmetric form needs the model 'velocity' (or 'greedy'); '{settings.model}' has no exact inverse")
+    if settings.paired and settings.model == "velocity":
+        raise InputError("a second map was asked for beside the model 'velocity', which has an exact inverse; use 'displacement' or 'bspline'")
     if len(settings.spacings) != len(settings.iterations):
         raise InputError(f"{len(settings.spacings)} levels and {len(settings.iterations)} iteration counts were given; "
                          "give one count per level")
@@ -148,42 +160,48 @@ def _fitted(field, grid, step, shape):
 
 
 def _descend_level(level, guides, previous, linear, objective, settings, iterations, monitor, history):
-    fixed, moving = level
-    p, make = _parameters(settings.model, previous, fixed.grid, settings.control, fixed.device)
-    p = p.detach().clone().requires_grad_(True)
+    """The maps of ``previous`` after the steps of one level: one, or fixed -> moving and moving -> fixed."""
+    grid, leaves, makers = level[0].grid, [], []
+    for before, image in zip(previous, level):
+        p, make = _parameters(settings.model, before, image.grid, settings.control, image.device)
+        leaves.append(p.detach().clone().requires_grad_(True))
+        makers.append(make)
     # Costs are means, so their slope at one voxel shrinks with the size of the image until Adam takes it for nothing; times the
     # number of voxels it does not, and slopes under FAINT are rounding noise for any image.
-    adam = torch.optim.Adam([p], lr=settings.step, eps=FAINT)
-    best, best_cost, costs = p.detach().clone(), float("inf"), []
+    adam = torch.optim.Adam(leaves, lr=settings.step, eps=FAINT)
+    best, best_cost, costs = [p.detach().clone() for p in leaves], float("inf"), []
     for _ in monitor.steps(iterations):
         adam.zero_grad(set_to_none=True)
-        alignment = _alignment(fixed, moving, make, p, guides, settings.symmetric)
+        alignment = _alignment(level, makers, leaves, guides, settings.symmetric)
         cost = objective(alignment).sum()
-        if settings.symmetric:
+        if alignment.reverse is not None:
             cost = (cost + objective(alignment.reverse).sum()) / 2
-        (cost * fixed.grid.voxels).backward()
+        (cost * grid.voxels).backward()
         value = float(cost.detach())
         if not math.isfinite(value):
-            raise ConvergenceError(f"the cost became {value} at spacing {fixed.grid.spacing.min():.3g} mm; "
-                                   "use a smaller step or more smoothing")
+            raise ConvergenceError(f"the cost became {value} at spacing {grid.spacing.min():.3g} mm; use a smaller step or more smoothing")
         if value < best_cost:
-            best, best_cost = p.detach().clone(), value
+            best, best_cost = [p.detach().clone() for p in leaves], value
         adam.step()
         costs.append(value)
-        history.append({"spacing": float(fixed.grid.spacing.min()), "cost": value})
+        history.append({"spacing": float(grid.spacing.min()), "cost": value})
         monitor.log(cost=value)
         if monitor.wants_preview:
-            monitor.preview(linear @ make(p.detach().clone()))
+            monitor.preview(linear @ makers[0](leaves[0].detach().clone()))
         if len(costs) > 20 and min(costs[:-10]) - min(costs[-10:]) < settings.tolerance * abs(costs[0]):
             break
-    transform = make(best)
-    require_finite(transform)
-    return transform
+    maps = tuple(make(p) for make, p in zip(makers, best))
+    for transform in maps:
+        require_finite(transform)
+    return maps
 
 
-def _alignment(fixed, moving, make, p, guides, symmetric):
-    forward = Alignment(fixed, moving, make(p), **guides)
-    if symmetric:
+def _alignment(level, makers, leaves, guides, symmetric):
+    """The alignment and, where the swapped pair counts, its reverse: by a map of its own or by the exact inverse."""
+    fixed, moving = level
+    forward = Alignment(fixed, moving, makers[0](leaves[0]), **guides)
+    if symmetric or len(makers) > 1:
         swapped = {key.replace("fixed", "@").replace("moving", "fixed").replace("@", "moving"): value for key, value in guides.items()}
-        forward.reverse = Alignment(moving, fixed, make(-p), **swapped, reverse=forward)
+        back = makers[1](leaves[1]) if len(makers) > 1 else makers[0](-leaves[0])
+        forward.reverse = Alignment(moving, fixed, back, **swapped, reverse=forward)
     return forward

@@ -4,7 +4,8 @@ The map minimises S(fixed, moving o phi) + R(phi). Four models of phi:
 
 * greedy: phi <- phi o (id + G_fluid * v), u <- G_elastic * u with the symmetric demons step v; smoothing is the regulariser,
   no gradient graph is kept, and every step is invertible (``engines/compositive.py``). Vercauteren et al., NeuroImage 2009.
-* displacement, velocity, bspline: Adam on S + weight * R for any pair of terms (``engines/optimize.py``).
+* displacement, velocity, bspline: Adam on S + weight * R for any pair of terms (``engines/optimize.py``). The regularizers 'icon' and
+  'gradicon' ask that a second map, moving to fixed, undoes the first one; displacement and bspline then optimize both.
 
 A starting transform (from a file, a network or another method) takes the place of the linear start; its linear part is kept
 and its deformation is what the first level begins with. Nothing that is given is changed.
@@ -30,7 +31,7 @@ from ..errors import InputError
 from ..method import Card, Method, Preset, method
 from ..parameters import parameter
 from ..result import Result
-from ..terms import REGULARITIES, SIMILARITIES, LandmarkDistance, SoftDice
+from ..terms import CONSISTENCIES, REGULARITIES, SIMILARITIES, LandmarkDistance, SoftDice
 from ..transforms import Affine, Displacement
 from ..transforms.base import Identity, linear_part
 
@@ -106,7 +107,8 @@ class InstanceOptimisation(Method):
     shared_range: bool = parameter(False, "Common units",
                                    "Both images are in the same units (CT); otherwise each is scaled by its own range.")
     symmetric: bool = parameter(False, "Symmetric", "Treat both images alike (greedy and velocity).")
-    regulariser: str = parameter("diffusion", "Regularizer", "What is kept small (all models but greedy).", choices=tuple(REGULARITIES))
+    regulariser: str = parameter("diffusion", "Regularizer", "What is kept small (all models but greedy); 'icon' and 'gradicon' also need "
+                                 "a model with a second map, displacement or bspline.", choices=(*REGULARITIES, *CONSISTENCIES))
     weight: float = parameter(0.5, "Regularizer weight", "Its weight against the similarity (all models but greedy).", minimum=0.0)
     step: float = parameter(0.1, "Step length", "Of Adam (all models but greedy), in voxels of the level.",
                             unit="voxels", minimum=1e-4, maximum=2.0)
@@ -159,6 +161,14 @@ class InstanceOptimisation(Method):
                              "or use the method 'affine'")
         if list(self.factors) != sorted(self.factors, reverse=True):
             raise InputError(f"the levels {self.factors} were given; order them from coarse to fine")
+        if self._paired and self.model not in ("displacement", "bspline"):
+            raise InputError(f"the regularizer '{self.regulariser}' ties two maps, and the model '{self.model}' has one; "
+                             "use the model 'displacement' or 'bspline'")
+
+    @property
+    def _paired(self):
+        """Two maps, which the regularizer ties, are optimised together."""
+        return self.regulariser in CONSISTENCIES
 
     def _linear_start(self, problem, runtime, monitor):
         """(linear map, whole starting map or None where it is linear)."""
@@ -192,9 +202,9 @@ class InstanceOptimisation(Method):
         finest = finest_spacing(box, self._compositive())
         used = [(finest * f, n) for f, n in zip(self.factors, self.iterations) if n > 0]
         settings = DescentSettings(self.model, tuple(s for s, _ in used), tuple(n for _, n in used), self.step, self.control,
-                                   self.symmetric, self.tolerance)
+                                   self.symmetric, self.tolerance, self._paired)
         fixed, moving = normalised_pair(problem.fixed, problem.moving, self.shared_range)
-        objective = self._similarity(fixed) + self.weight * REGULARITIES[self.regulariser]()
+        objective = self._similarity(fixed) + self.weight * {**REGULARITIES, **CONSISTENCIES}[self.regulariser]()
         if problem.fixed_labels is not None:
             objective = objective + self.guide_weight * SoftDice()
         if problem.fixed_points is not None:

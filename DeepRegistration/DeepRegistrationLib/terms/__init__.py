@@ -16,6 +16,9 @@ REGULARITIES: dict[str, type[Regularity]] = {"diffusion": Diffusion, "bending": 
                                              "folding": Folding, "logjacobian": LogJacobian}
 """Short name -> class, for the parameters of methods."""
 
-__all__ = ["Alignment", "Bending", "Curvature", "Diffusion", "Folding", "GradientInverseConsistency", "InverseConsistency", "LNCC",
+CONSISTENCIES: dict[str, type[Term]] = {"icon": InverseConsistency, "gradicon": GradientInverseConsistency}
+"""The same for regularizers of a map and its reverse together."""
+
+__all__ = ["Alignment", "Bending", "CONSISTENCIES", "Curvature", "Diffusion", "Folding", "GradientInverseConsistency", "InverseConsistency", "LNCC",
            "LabelMSE", "LandmarkDistance", "LogJacobian", "MINDSSC", "MSE", "MutualInformation", "NCC", "NGF", "Objective",
            "REGULARITIES", "Regularity", "SIMILARITIES", "Similarity", "SoftDice", "Term"]
