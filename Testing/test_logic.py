@@ -52,6 +52,25 @@ def test_register_transfer_evaluate(slicer, logic):
     assert "deformation" in again and len(records.all_records(slicer.mrmlScene)) == 2
 
 
+def test_the_result_is_the_one_of_the_library(slicer, logic):
+    """The map of the scene's nodes is the library's own for the same two images, method, values and seed."""
+    from scenes import inner_points, library_map, scene_map
+
+    from DeepRegistrationLib.method import find
+    from DeepRegistrationLib.runtime import Runtime
+    from DeepRegistrationUI import mrml, outputs
+
+    fixed, moving = volume(slicer, "fixed", (24, 22, 26)), volume(slicer, "moving", (24, 22, 26), shift=1)
+    nodes = logic.register(fixed, moving, preset="instance-optimisation:fast", values=QUICK, seed=3)
+    result = find("instance-optimisation:fast", QUICK).run(outputs.pair_from_nodes(fixed, moving), Runtime(seed=3))
+    points = inner_points(mrml.grid_of(fixed))
+    expected = library_map(result.transform, points)
+    assert np.abs(expected - points).max() > 0.3
+    assert np.abs(scene_map(nodes["linear"], points) - expected).max() < 1e-3
+    warped = result.warped.data[0, 0].numpy()
+    assert np.abs(slicer.util.arrayFromVolume(nodes["warped"]) - warped)[2:-2, 2:-2, 2:-2].max() < 0.02 * np.ptp(warped)
+
+
 def test_requests_without_a_wait(slicer, scripted):
     seen = []
     run = scripted.register(volume(slicer, "a"), volume(slicer, "b", shift=1), wait=False, listener=lambda run, event: seen.append(event["event"]))

@@ -329,7 +329,9 @@ def storage_of(annotation) -> Storage:
     import qt
 
     kind = plain_type(annotation)
-    origin, items = typing.get_origin(kind), tuple(plain_type(each) for each in typing.get_args(kind))
+    origin, items = typing.get_origin(kind), typing.get_args(kind)
+    if any(typing.get_origin(each) is typing.Annotated for each in items):
+        raise TypeError(f"this stand-in checks whole fields only, not the parts of {kind!r}")
     if origin in (typing.Union, types.UnionType):
         nodes = tuple(each for each in items if is_node(each))
         if nodes and len(nodes) + (type(None) in items) == len(items):
