@@ -15,8 +15,8 @@ from .tables import fill_table
 
 FLICKER_MS, FADE_MS, FADE_SECONDS = 600, 100, 2.5
 """Milliseconds between two beats of flicker and two steps of fading; seconds from one image to the other and back."""
-MODES = (("", "Unchanged"), ("blend", "Blend"), ("flicker", "Flicker"), ("fade", "Fade to and fro"), ("checkerboard", "Checkerboard"), ("difference", "Difference"),
-         ("absolute", "Absolute difference"), ("inverse", "Inverse colors"))
+MODES = (("", "Unchanged"), ("blend", "Blend"), ("flicker", "Flicker"), ("fade", "Fade to and fro"), ("checkerboard", "Checkerboard"),
+         ("difference", "Difference"), ("absolute", "Absolute difference"), ("inverse", "Inverse colors"))
 DEFORMATIONS = (("", "Nothing"), ("grid", "Grid"), ("arrows", "Arrows"), ("contours", "Contours"))
 CONTOURS = (("", "None"), ("before", "Before registration"), ("after", "After registration"))
 
