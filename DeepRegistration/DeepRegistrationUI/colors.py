@@ -36,6 +36,18 @@ def magnitude_limit(values: np.ndarray, least: float = 0.1) -> float:
     return max(float(np.partition(flat, place)[place]), least) if len(flat) else least
 
 
+def display_of(node):
+    """The display node of a scalar volume node with a window that is set by hand; a new one is made without a histogram of the voxels, which would
+    take long for a large volume."""
+    display = node.GetDisplayNode()
+    if display is None:
+        display = node.GetScene().AddNewNodeByClass("vtkMRMLScalarVolumeDisplayNode")
+        display.SetAutoWindowLevel(0)
+        node.SetAndObserveDisplayNodeID(display.GetID())
+    display.SetAutoWindowLevel(0)
+    return display
+
+
 def look_like(node, other) -> None:
     """Give a volume node the display of another one; without its histogram, which would take long for a large volume."""
     kind = "Vector" if node.IsA("vtkMRMLVectorVolumeNode") else "Scalar"

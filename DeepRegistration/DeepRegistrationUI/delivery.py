@@ -12,7 +12,7 @@ import math
 from DeepRegistrationLib.errors import InputError
 
 from . import mrml
-from .colors import diverging_colors, look_like, magnitude_limit
+from .colors import display_of, diverging_colors, look_like, magnitude_limit
 
 FOLDS = "DeepRegistration folds"
 ROLES = ("linear", "inverse", "warped", "log_jacobian", "folds", "metrics", "chart")
@@ -180,14 +180,8 @@ def _chart(history, name: str):
 
 def show_diverging(node, values) -> None:
     """Display a map blue - white - red, symmetric about 0, to the 99th percentile of its magnitude."""
-    limit = magnitude_limit(values)
-    display = node.GetDisplayNode()
-    if display is None:
-        display = node.GetScene().AddNewNodeByClass("vtkMRMLScalarVolumeDisplayNode")
-        display.SetAutoWindowLevel(0)
-        node.SetAndObserveDisplayNodeID(display.GetID())
+    limit, display = magnitude_limit(values), display_of(node)
     display.SetAndObserveColorNodeID(diverging_colors(node.GetScene()).GetID())
-    display.SetAutoWindowLevel(0)
     display.SetWindowLevelMinMax(-limit, limit)
 
 

@@ -12,7 +12,7 @@ from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.exchange import Volume
 
 from . import mrml
-from .colors import diverging_colors, magnitude_limit, single_hue
+from .colors import display_of, diverging_colors, magnitude_limit, single_hue
 from .views import nodes_of
 
 WARM, COLD = (1.0, 0.55, 0.10), (0.0, 0.45, 0.90)
@@ -65,17 +65,21 @@ def _require_scalars(node):
         raise InputError(f"volume '{node.GetName()}' has {data.GetNumberOfScalarComponents()} channels; choose a volume of one channel")
 
 
-def checkerboard(fixed: np.ndarray, moving: np.ndarray, grid, square_mm: float | None = None) -> np.ndarray:
-    """(z, y, x): squares of ``square_mm`` (default: an eighth of the shortest edge) along the volume's own axes, alternately of two
-    images on ``grid``; where ``moving`` is NaN the fixed image is shown."""
+def checkerboard(fixed: np.ndarray, moving: np.ndarray, grid, square_mm: float | None = None, match: str = "none") -> np.ndarray:
+    """(z, y, x) float32: squares of ``square_mm`` (default: an eighth of the shortest edge) along the volume's own axes, alternately of two
+    images on ``grid``, the moving one after ``matching``; where it is NaN the fixed image is shown."""
     if square_mm is not None and not square_mm > 0:
         raise InputError(f"squares of {square_mm} mm were asked for; their edge must be positive")
     wide = [e for e, n in zip(grid.extent, grid.size) if n > 1]
     square = float(min(wide, default=1.0)) / 8 if square_mm is None else float(square_mm)
     # Squares are counted from the middle of the volume, so that both images meet there.
     counts = [np.floor((np.arange(n) - (n - 1) / 2) * s / square + 0.5).astype(int) for n, s in zip(grid.size, grid.spacing)]
-    odd = (counts[2][:, None, None] + counts[1][None, :, None] + counts[0][None, None, :]) % 2 == 1
-    return np.where(odd & np.isfinite(moving), moving, fixed)
+    odd, (gain, offset) = (counts[1][:, None] + counts[0]) % 2 == 1, matching(fixed, moving, match)
+    board = np.empty(grid.shape, np.float32)
+    for k, count in enumerate(counts[2]):  # slice by slice, which needs no memory for what lies between
+        other = moving[k] * gain + offset
+        board[k] = np.where((odd if count % 2 == 0 else ~odd) & np.isfinite(other), other, fixed[k])
+    return board
 
 
 def looks_like_ct(values: np.ndarray) -> bool:
@@ -90,26 +94,32 @@ def _sample(values: np.ndarray) -> np.ndarray:
     return flat[np.isfinite(flat)]
 
 
-def matched(fixed: np.ndarray, moving: np.ndarray, how: str = "auto") -> np.ndarray:
-    """``moving`` with the robust range (1st to 99th percentile where both images are) of ``fixed``; unchanged for 'none' and, with
-    'auto', where both are CT: Hounsfield units are comparable as they are."""
+def matching(fixed: np.ndarray, moving: np.ndarray, how: str = "auto") -> tuple[float, float]:
+    """(gain, offset) that give ``moving`` the robust range (1st to 99th percentile where both images are) of ``fixed``; (1, 0) for 'none' and,
+    with 'auto', where both are CT: Hounsfield units are comparable as they are."""
     if how not in MATCHES:
         raise InputError(f"intensities matched by '{how}' were asked for; choose one of {', '.join(MATCHES)}")
     if how == "none" or (how == "auto" and looks_like_ct(fixed) and looks_like_ct(moving)):
-        return moving
+        return 1.0, 0.0
     step = max(1, fixed.size // 200_000)
     some = np.stack([fixed.reshape(-1)[::step], moving.reshape(-1)[::step]])
     some = some[:, np.isfinite(some).all(0)]
     if some.size == 0:
-        return moving
-    (low, start), (high, end) = np.percentile(some, (1, 99), axis=1)
-    return moving if end <= start or high <= low else (moving - start) * ((high - low) / (end - start)) + low
+        return 1.0, 0.0
+    (low, start), (high, end) = np.percentile(some, (1, 99), axis=1).tolist()
+    if end <= start or high <= low:
+        return 1.0, 0.0
+    gain = (high - low) / (end - start)
+    return gain, low - gain * start
 
 
 def difference(fixed: np.ndarray, moving: np.ndarray, absolute: bool = False, match: str = "auto") -> np.ndarray:
-    """(z, y, x) float32: moving - fixed, or its magnitude, after ``matched``; 0 where one of them is missing."""
-    out = np.nan_to_num(matched(fixed, moving, match) - fixed, nan=0.0).astype(np.float32)
-    return np.abs(out) if absolute else out
+    """(z, y, x) float32: moving - fixed, or its magnitude, after ``matching``; 0 where one of them is missing."""
+    (gain, offset), out = matching(fixed, moving, match), np.empty(fixed.shape, np.float32)
+    for k in range(len(fixed)):
+        out[k] = moving[k] * gain + offset - fixed[k]
+        out[k][~np.isfinite(out[k])] = 0
+    return np.abs(out, out=out) if absolute else out
 
 
 # ---------------------------------------------------------------------------------------------------------------- nodes
@@ -118,24 +128,28 @@ def difference(fixed: np.ndarray, moving: np.ndarray, absolute: bool = False, ma
 def checkerboard_node(fixed, values: np.ndarray, square_mm: float | None = None, name: str = "Checkerboard", node=None):
     """A volume node with the checkerboard of a volume node and of ``values`` from ``resampled``, shown as the fixed one is."""
     _require_scalars(fixed)
-    one, grid = mrml.array_of(fixed), mrml.grid_of(fixed)
-    board = checkerboard(one, matched(one, values), grid, square_mm)
-    node = mrml.volume_node(fixed.GetScene(), Volume(board.astype(np.float32, copy=False), grid), name, node)
+    grid = mrml.grid_of(fixed)
+    node = _written(fixed, checkerboard(mrml.array_of(fixed), values, grid, square_mm, "auto"), name, node)
     if fixed.GetDisplayNode() is not None:
         display = fixed.GetDisplayNode()
         node.GetDisplayNode().SetAndObserveColorNodeID(display.GetColorNodeID())
-        node.GetDisplayNode().SetAutoWindowLevel(0)
         node.GetDisplayNode().SetWindowLevel(display.GetWindow(), display.GetLevel())
+    return node
+
+
+def _written(fixed, values: np.ndarray, name: str, node):
+    """A volume node of ``values`` on the voxels of ``fixed``; an existing ``node`` is rewritten."""
+    node = mrml.volume_node(fixed.GetScene(), Volume(values, mrml.grid_of(fixed)), name, node, display=False)
+    display_of(node)
     return node
 
 
 def difference_node(fixed, values: np.ndarray, absolute: bool = False, match: str = "auto", name: str = "Difference", node=None):
     """A volume node with ``values`` from ``resampled`` minus fixed in diverging colours symmetric about 0, or with its magnitude in grey."""
     _require_scalars(fixed)
-    values = difference(mrml.array_of(fixed).astype(np.float32, copy=False), values, absolute, match)
-    node = mrml.volume_node(fixed.GetScene(), Volume(values, mrml.grid_of(fixed)), name, node)
+    values = difference(mrml.array_of(fixed), values, absolute, match)
+    node = _written(fixed, values, name, node)
     limit, display = magnitude_limit(values, least=1e-6), node.GetDisplayNode()
-    display.SetAutoWindowLevel(0)
     display.SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey" if absolute else diverging_colors(fixed.GetScene()).GetID())
     display.SetWindowLevelMinMax(0 if absolute else -limit, limit)
     return node

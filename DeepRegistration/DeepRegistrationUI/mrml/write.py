@@ -84,10 +84,10 @@ def node_of_vtk_transform(scene, made, name: str, fixed=None, moving=None):
     return node
 
 
-def volume_node(scene, value: Volume | LabelMap, name: str | None = None, node=None):
-    """A new scalar, vector (several channels) or label map volume node of a Volume or LabelMap, with its display; an existing ``node`` is
+def volume_node(scene, value: Volume | LabelMap, name: str | None = None, node=None, display: bool = True):
+    """A new scalar, vector (several channels) or label map volume node of a Volume or LabelMap, with its ``display``; an existing ``node`` is
     rewritten."""
-    return node_of_vtk_image(scene, finish(volume_steps(value)), value, name, node=node)
+    return node_of_vtk_image(scene, finish(volume_steps(value)), value, name, display, node)
 
 
 def volume_steps(value: Volume | LabelMap):
