@@ -17,6 +17,7 @@ RANKS = [{"errors", "parameters", "runtime"}, {"geometry"}, {"exchange", "planes
          {"engines"}, {"problem", "result", "method"}, {"methods", "train", "evaluate"}, {"commands", "__main__"}]
 RANK = {name: k for k, names in enumerate(RANKS) for name in names}
 MAY_KNOW_EACH_OTHER = ({"errors", "parameters", "runtime"}, {"problem", "result", "method"}, {"commands", "__main__"})
+AT_THE_POINT_OF_USE = {"safetensors": "networks/weights.py", "h5py": "networks/foreign.py", "unigradicon": "networks/foreign.py"}
 SOURCES = sorted(LIBRARY.rglob("*.py"))
 ALL = sorted(p for folder in ("DeepRegistration", "Testing") for p in (ROOT / folder).rglob("*.py")) + [ROOT / "run.py"]
 LONGEST_FILE, LONGEST_TEST_FILE, LONGEST_FUNCTION, LONGEST_LINE = 450, 700, 60, 160
@@ -88,6 +89,9 @@ def test_packages_the_library_may_use(path):
         elif first == "matplotlib":
             at_home = short(path).endswith("evaluate/report.py") and not at_top
             assert at_home, f"{short(path)}:{line}: matplotlib belongs into a function of evaluate/report"
+        elif first in AT_THE_POINT_OF_USE:
+            at_home = short(path).endswith(AT_THE_POINT_OF_USE[first]) and not at_top
+            assert at_home, f"{short(path)}:{line}: {first} belongs into a function of {AT_THE_POINT_OF_USE[first]}"
         elif first == "numba":
             assert short(path).endswith("ops/kernels.py"), f"{short(path)}:{line}: compiled loops belong into ops/kernels"
         else:

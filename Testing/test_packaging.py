@@ -150,10 +150,14 @@ def test_installed_files_are_those_of_the_tree(build, installed):
 
 
 def test_names_of_resources_are_unique():
-    """Resources of all modules of the extension share a folder: names tell whose they are, but for the list of packages that serves all."""
-    names = {path.name for path in (MODULE / "Resources").rglob("*") if path.is_file()}
+    """Resources of all modules of the extension share a folder: names tell whose they are, but for the list of packages that serves all.
+    The folder of models serves all modules too; there every file is a card or the file of a card."""
+    models = MODULE / "Resources" / "models"
+    names = {path.name for path in (MODULE / "Resources").rglob("*") if path.is_file() and models not in path.parents}
     shared = {name for name in names if not name.startswith("DeepRegistration")}
     assert shared == {"requirements.txt"}, f"another module may have a file of the same name: {sorted(shared)}"
+    files = {path.relative_to(models).as_posix() for path in models.rglob("*") if path.is_file()}
+    assert {Path(name).with_suffix(".json").as_posix() for name in files} <= files, "a file of weights has no card"
 
 
 def test_panel_of_the_installed_extension(installed):

@@ -18,7 +18,8 @@ def world(monkeypatch, tmp_path):
     """A Python with the packages of ``installed`` (name -> version); torch has a folder with a version file."""
 
     class World:
-        installed = {"torch": "2.6.0+cu126", "numpy": "2.4.6", "scipy": "1.17.1", "SimpleITK": "2.5.5", "numba": "0.61.0"}
+        installed = {"torch": "2.6.0+cu126", "numpy": "2.4.6", "scipy": "1.17.1", "SimpleITK": "2.5.5", "numba": "0.61.0",
+                     "safetensors": "0.5.0"}
         version_file = "__version__ = '2.6.0+cu126'\ncuda: Optional[str] = '12.6'\nhip: Optional[str] = None\n"
         found = True
         calls: list = []

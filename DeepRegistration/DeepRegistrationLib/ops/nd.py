@@ -35,6 +35,11 @@ def max_pool(x, size: int, stride: int | None = None, padding: int = 0):
     return (F.max_pool1d, F.max_pool2d, F.max_pool3d)[dim_of(x) - 1](x, size, stride or size, padding)
 
 
+def repeat(x, count: int = 2):
+    """Every voxel ``count`` times along every axis: (B, C, *S) -> (B, C, *count S), the nearest neighbour of a finer lattice."""
+    return F.interpolate(x, scale_factor=float(count), mode="nearest")
+
+
 def derivative(x: torch.Tensor, axis: int) -> torch.Tensor:
     """Central difference along one tensor axis in units per voxel, one-sided at the ends, 0 on a one-voxel axis."""
     n = x.shape[axis]

@@ -6,6 +6,7 @@ from .information import MutualInformation
 from .local_correlation import LNCC
 from .overlap import LabelMSE, SoftDice
 from .points import LandmarkDistance
+from .prior import VelocityPrior
 from .regularity import Bending, Curvature, Diffusion, Folding, LogJacobian, Regularity
 from .similarity import MINDSSC, MSE, NCC, NGF
 
@@ -21,4 +22,4 @@ CONSISTENCIES: dict[str, type[Term]] = {"icon": InverseConsistency, "gradicon": 
 
 __all__ = ["Alignment", "Bending", "CONSISTENCIES", "Curvature", "Diffusion", "Folding", "GradientInverseConsistency", "InverseConsistency", "LNCC",
            "LabelMSE", "LandmarkDistance", "LogJacobian", "MINDSSC", "MSE", "MutualInformation", "NCC", "NGF", "Objective",
-           "REGULARITIES", "Regularity", "SIMILARITIES", "Similarity", "SoftDice", "Term"]
+           "REGULARITIES", "Regularity", "SIMILARITIES", "Similarity", "SoftDice", "Term", "VelocityPrior"]
