@@ -64,7 +64,7 @@ def test_levels_halve_the_lattice_and_a_batch_is_its_parts():
     one, other = torch.cat([blobs(SHAPES[2], 1), blobs(SHAPES[2], 4)]), torch.cat([blobs(SHAPES[2], 2), blobs(SHAPES[2], 5)])
     made = network(2)
     with torch.no_grad():
-        together, first = made(one, other, 2, (1, 2)), made(one[:1], other[:1], 2, (1, 2))
+        together, first = made(one, other, 2, (1, 1)), made(one[:1], other[:1], 2, (1, 1))
     assert [tuple(level.forward.shape[2:]) for level in together] == [(24, 16), (48, 32)] and [level.factor for level in together] == [2, 1]
     torch.testing.assert_close(together[-1].forward[:1], first[-1].forward, atol=1e-4, rtol=1e-3)
 

@@ -44,7 +44,7 @@ def predict(network, fixed: Image, moving: Image, start: Transform, settings: Pr
     """The displacement u (mm) with moving = start(x + u(x)), and how it was made: lattice spacing in mm, device, MiB expected.
 
     ``network`` is a ``SymmetricPyramid`` of the images' dimension; it is not changed. Raises InputError for more than one channel or one
-    pair, MemoryError where half the resolution does not fit either, Cancelled between levels.
+    pair, MemoryError where half the resolution does not fit either, Cancelled between steps.
     """
     for image in (fixed, moving):
         if image.data.shape[0] != 1 or image.data.shape[1] != 1:
@@ -55,13 +55,12 @@ def predict(network, fixed: Image, moving: Image, start: Transform, settings: Pr
     network = network.to(device).eval()
     steps = (settings.steps[0],) * (levels - len(settings.steps)) + settings.steps[-levels:]
     with torch.no_grad():
-        made = network.by_level(*(image.to(device) for image in images), levels, steps)
-        for _ in monitor.steps(levels, "network"):
+        made = network.by_step(*(image.to(device) for image in images), levels, steps)
+        for _ in monitor.steps(sum(steps), "network"):
             maps = next(made)
-            u = _finished(maps, grid, fixed.grid)
             if monitor.wants_preview:
-                monitor.preview(start @ u)
-    return u, {"lattice_spacing": [round(float(s), 4) for s in grid.spacing], "network_device": str(device), "expected_mib": round(needed)}
+                monitor.preview(start @ _finished(maps, grid, fixed.grid))
+    return _finished(maps, grid, fixed.grid), {"lattice_spacing": [round(float(s), 4) for s in grid.spacing], "network_device": str(device), "expected_mib": round(needed)}
 
 
 def lattice(box: Grid, edge: int) -> tuple[Grid, int]:
@@ -100,7 +99,7 @@ def seen(fixed: Image, moving: Image, start: Transform, grid: Grid) -> tuple[tor
 
 
 def _finished(maps, grid: Grid, whole: Grid) -> Displacement:
-    """The displacement of one level in mm on the lattice."""
+    """The displacement after a step in mm on the lattice."""
     level = grid.resample(grid.spacing * maps.factor)
     u = on_lattice(maps.forward.cpu(), level, grid)
     return displacement(u * fade(grid, grid, whole), grid)

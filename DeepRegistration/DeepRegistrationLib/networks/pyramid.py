@@ -1,14 +1,14 @@
 """A recursive network for one pair, exactly inverse consistent by its construction: demons in learned features.
 
-Both images are halved until the coarsest level is reached; every level is treated by the same small network, so what it
-learns is how to align in voxels, at any scale. At a level, features f and m are read where the maps a and b carry the
+Both images and their MIND-SSC are halved until the coarsest level is reached; every level is treated by the same small network, so
+what it learns is how to align in voxels, at any scale. At a level, features f and m are read where the maps a and b carry the
 fixed and the moving image (to a space half way between them); with d = f - m and g the mean gradient of f and m, a step is
 
     v = G * ( w G*(d g) / (G*(|g|^2 + d^2) + floor) + N(f, m) - N(m, f) ),   a <- a o exp(-v/2),   b <- b o exp(v/2),
 
 N a few convolutions at half the resolution, bounded, and 0 < w < 2 a symmetric output of theirs. Every part changes its
 sign when the images are exchanged, so T = b o a^-1 becomes its inverse (Greer et al., MICCAI 2023; Honkamaa and Marttinen, SITReg, MELBA 2024). The features are MIND-SSC
-(Heinrich et al., MICCAI 2013), which knows no contrast, beside learned ones. Demons: Vercauteren et al., NeuroImage 2009.
+(Heinrich et al., MICCAI 2013), which knows no contrast, beside learned ones; averaging them for the coarse levels is ConvexAdam's. Demons: Vercauteren et al., NeuroImage 2009.
 All displacements are in voxels of their level.
 """
 
@@ -34,7 +34,7 @@ LONGEST = 1.5
 
 @dataclass(frozen=True, eq=False)
 class LevelMaps:
-    """Displacements (B, dim, *S) in voxels of a level ``factor`` times coarser than the input: fixed -> moving, and back."""
+    """What is known after a step: displacements (B, dim, *S) in voxels of a level ``factor`` times coarser than the input: fixed -> moving, and back."""
 
     forward: torch.Tensor
     backward: torch.Tensor
@@ -42,13 +42,13 @@ class LevelMaps:
 
 
 class SymmetricPyramid(nn.Module):
-    """(fixed, moving), both (B, 1, *S) in [0, 1], sides divisible by 2^levels -> one LevelMaps a level, coarse to fine.
+    """(fixed, moving), both (B, 1, *S) in [0, 1], sides divisible by 2^levels -> one LevelMaps a step, coarse to fine.
 
     learned: channels of the features beside MIND's; hidden, width: channels of the convolutions for features and for a step;
     smoothing: sigma of a step in voxels.
     """
 
-    def __init__(self, dim: int, learned: int = 8, hidden: int = 16, width: int = 32, smoothing: float = 1.2):
+    def __init__(self, dim: int, learned: int = 12, hidden: int = 16, width: int = 40, smoothing: float = 1.2):
         super().__init__()
         self.dim, self.smoothing = dim, smoothing
         described = 12 if dim == 3 else 4
@@ -58,30 +58,31 @@ class SymmetricPyramid(nn.Module):
         self.step = nn.Sequential(*chain(dim, (2 * channels + dim + 2, width, width)), silent(Convolution(dim, width, dim + 1), 1e-3))
 
     def forward(self, fixed, moving, levels: int, steps: tuple[int, ...]) -> list[LevelMaps]:
-        """``steps`` says how often the step is repeated on each level, coarse to fine."""
-        return list(self.by_level(fixed, moving, levels, steps))
+        """``steps`` says how often the step is repeated on each level, coarse to fine; one LevelMaps a step. While training, a step
+        learns from its own share of the map: what came before it is taken as given."""
+        return list(self.by_step(fixed, moving, levels, steps))
 
-    def by_level(self, fixed, moving, levels: int, steps: tuple[int, ...]):
-        """The same, level by level, so that a caller may show each and stop between them."""
-        pyramid = [torch.cat([fixed, moving])]
+    def by_step(self, fixed, moving, levels: int, steps: tuple[int, ...]):
+        """The same, step by step, so that a caller may show each and stop between them."""
+        images = torch.cat([fixed, moving])
+        pyramid = [torch.cat([images, mind_ssc(images, radius=1, dilation=1)], 1)]
         for _ in range(levels - 1):
             pyramid.append(nd.average_pool(pyramid[-1], 2))
         state = None
-        for k, images in enumerate(reversed(pyramid)):
-            grid = Grid(tuple(images.shape[2:]), np.eye(self.dim + 1))
-            features = self.features(images)
+        for k, described in enumerate(reversed(pyramid)):
+            grid = Grid(tuple(described.shape[2:]), np.eye(self.dim + 1))
+            features = self.features(described)
             state = self._carried(state, features, grid)
             for _ in range(steps[k]):
-                state = self._stepped(features, state, grid)
-            to_fixed, to_moving, from_fixed, from_moving = state.chunk(4)
-            both = fields.compose(torch.cat([to_moving, to_fixed]), torch.cat([from_fixed, from_moving]), grid, "border")
-            yield LevelMaps(*both.chunk(2), 2 ** (levels - 1 - k))
+                state = self._stepped(features, state.detach(), grid)
+                to_fixed, to_moving, from_fixed, from_moving = state.chunk(4)
+                both = fields.compose(torch.cat([to_moving, to_fixed]), torch.cat([from_fixed, from_moving]), grid, "border")
+                yield LevelMaps(*both.chunk(2), 2 ** (levels - 1 - k))
 
-    def features(self, images):
-        """(N, 1, *S) -> (N, C, *S): MIND-SSC with learned weights of its channels, and learned features."""
-        described = mind_ssc(images, radius=1, dilation=1)
-        learned = self.encoder(torch.cat([images, described], 1))
-        return torch.cat([described * self.scale.reshape(1, -1, *[1] * self.dim), learned], 1)
+    def features(self, described):
+        """(N, 1 + D, *S) image and MIND-SSC -> (N, C, *S): MIND-SSC with learned weights of its channels, and learned features."""
+        scale = self.scale.reshape(1, -1, *[1] * self.dim)
+        return torch.cat([described[:, 1:] * scale, self.encoder(described)], 1)
 
     def _carried(self, state, features, grid):
         """a, b, a^-1, b^-1 one after the other on the batch axis (4 B, dim, *S), on this level's lattice."""

@@ -107,9 +107,10 @@ def inside(index: torch.Tensor, shape) -> torch.Tensor:
 
 def _grid_sample(data, index, mode, padding):
     """torch's sampler; on the CPU it runs one batch entry a thread, so a single volume is cut into slabs of one batch."""
-    native = kernels_for(data, index) if mode == "linear" and data.shape[0] == 1 and index.shape[0] == 1 else None
+    native = kernels_for(data, index) if mode == "linear" else None
     if native is not None:
-        return _native_linear(native, data, index, padding)
+        positions = index.expand(data.shape[0], *index.shape[1:])
+        return torch.cat([_native_linear(native, d[None], i[None], padding) for d, i in zip(data, positions)])
     size = torch.tensor(data.shape[:1:-1], dtype=index.dtype, device=index.device)
     normalised = (2 * index + 1) / size - 1
     batch = data.shape[0]

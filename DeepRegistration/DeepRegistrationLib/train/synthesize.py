@@ -31,6 +31,8 @@ from .degrade import between, chance, shaded, smooth_noise, smooth_velocity, thi
 
 LATTICE = 2.0
 """Spacing of the random motion in voxels of the pair."""
+MARGIN = 2.0
+"""Points keep so many voxels from the border, where a coarse level has no voxel centres left."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +48,11 @@ class Synthesis:
     """What the pairs are like. ``shape`` of both images; widths (sigma) of the motion and the largest root mean square of each, in
     voxels; points and labels that are kept as truth; the other fields are upper ends of ranges or probabilities of a look."""
 
-    shape: tuple[int, ...] = (40, 40, 40)
-    widths: tuple[float, ...] = (10.0, 5.0, 2.5)
-    motions: tuple[float, ...] = (4.0, 2.0, 0.7)
+    shape: tuple[int, ...] = (32, 32, 32)
+    widths: tuple[float, ...] = (9.0, 4.5, 2.2)
+    motions: tuple[float, ...] = (3.5, 1.8, 0.7)
     scales: tuple[float, float] = (0.7, 1.4)
-    points: int = 2048
+    points: int = 1024
     kept_labels: int = 4
     same_contrast: float = 0.4
     texture: float = 0.1
@@ -191,7 +193,7 @@ def _degraded(image, settings, generator):
 def _true_points(grid, lattice, there, back, labels, count, generator):
     """(fixed, moving) Points: random positions and where T = exp(-w) o exp(v) takes them; 0.05 is the weight of empty places."""
     last = torch.tensor([float(n - 1) for n in grid.size])
-    start = torch.rand(1, count, grid.dim, generator=generator) * last
+    start = MARGIN + torch.rand(1, count, grid.dim, generator=generator) * (last - 2 * MARGIN)
     middle = start + _read(there, lattice, start)
     end = middle + _read(back, lattice, middle)
     body = sample(labels, start, "nearest")[:, 0] > 0
