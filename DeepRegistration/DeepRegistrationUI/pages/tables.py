@@ -10,7 +10,7 @@ LAST = "unit"
 
 def fill_table(table, rows, columns: tuple[str, ...] = ()) -> None:
     """Show ``rows`` (dicts) with the keys of the first one, or ``columns``, as the heading, units last; numbers with four digits. The first column
-    takes the width that the others leave; what does not fit is in the tooltip."""
+    takes the width that the others leave, in several lines where it must; tooltips hold whole texts."""
     columns = columns or tuple(rows[0] if rows else ())
     columns = tuple(sorted(columns, key=lambda name: name == LAST))
     table.setRowCount(len(rows))
@@ -22,6 +22,7 @@ def fill_table(table, rows, columns: tuple[str, ...] = ()) -> None:
             item.setToolTip(shown(row.get(name)))
             table.setItem(r, c, item)
     table.verticalHeader().visible = False
+    table.verticalHeader().setSectionResizeMode(qt.QHeaderView.ResizeToContents)  # long names take two lines
     header = table.horizontalHeader()
     for c in range(len(columns)):
         header.setSectionResizeMode(c, qt.QHeaderView.Stretch if c == 0 else qt.QHeaderView.ResizeToContents)
