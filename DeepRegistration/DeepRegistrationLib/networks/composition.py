@@ -7,7 +7,8 @@ lattice that it is given, components (x, y, z). So the parts nest freely:
     TwoStep(n, m)    u = n(fixed, moving),  v = m(fixed, moving o (id + u)),  id + result = (id + u) o (id + v)
 
 ``finer(n, m) = TwoStep(Downsampled(n), m)`` adds one resolution to what n has learned; with m silent at first it answers as n does, one
-level finer. Three resolutions are finer(finer(n, m), k). Tian, Greer et al., GradICON, CVPR 2023.
+level finer. ``MultiResolution`` is that of U-Nets: finer(finer(n, m), k) for three resolutions, each trained before the next one is
+added (``train/resolutions.py``). Tian, Greer et al., GradICON, CVPR 2023.
 """
 
 from __future__ import annotations
@@ -19,27 +20,8 @@ from torch import nn
 from ..geometry import Grid
 from ..ops import fields, nd
 from ..ops.sample import index_points, sample
-from .blocks import Convolution, chain, silent
 from .heads import on_lattice
-
-
-class PairNetwork(nn.Module):
-    """The simplest network for a pair: the images side by side through ``body``, then a layer that starts near 0.
-
-    body: (B, 2 C, *S) -> (B, width, *S).
-    """
-
-    def __init__(self, dim: int, body: nn.Module, width: int):
-        super().__init__()
-        self.body, self.last = body, silent(Convolution(dim, width, dim))
-
-    @classmethod
-    def plain(cls, dim: int, channels: int = 1, widths: tuple[int, ...] = (16, 16)) -> "PairNetwork":
-        """Convolutions at one resolution only: for refinements that see the neighbourhood alone."""
-        return cls(dim, chain(dim, (2 * channels, *widths)), widths[-1])
-
-    def forward(self, fixed, moving):
-        return self.last(self.body(torch.cat([fixed, moving], 1)))
+from .unet import UNet
 
 
 class Downsampled(nn.Module):
@@ -72,6 +54,36 @@ class TwoStep(nn.Module):
 def finer(network: nn.Module, refinement: nn.Module) -> TwoStep:
     """``network`` at half the resolution, followed by ``refinement`` at the full one."""
     return TwoStep(Downsampled(network), refinement)
+
+
+class MultiResolution(nn.Module):
+    """U-Nets of ``resolutions`` sizes: the first sees the images averaged over blocks of 2^(resolutions - 1) voxels, every further one twice
+    the resolution and the moving image warped by those before it.
+
+    encoder, decoder, tail, channels: of each ``UNet``. (B, channels, *S) with sides divisible by ``multiple``. ValueError as ``UNet``.
+    """
+
+    output = "displacement"
+
+    def __init__(self, dim: int, resolutions: int = 3, encoder=(16, 32, 32), decoder=(32, 32, 32), tail=(16,), channels: int = 1):
+        super().__init__()
+        if resolutions < 1:
+            raise ValueError(f"{resolutions} resolutions were asked for; at least 1 is needed")
+        self.dim, self.resolutions = dim, resolutions
+        self.shape = {"encoder": encoder, "decoder": decoder, "tail": tail, "channels": channels}
+        self.network = UNet(dim, **self.shape)
+        self.multiple = self.network.multiple * 2 ** (resolutions - 1)
+        for _ in range(resolutions - 1):
+            self.network = finer(self.network, UNet(dim, **self.shape))
+
+    def forward(self, fixed, moving):
+        return self.network(fixed, moving)
+
+    def grown(self) -> "MultiResolution":
+        """A network of one resolution more that begins with what this one has learned."""
+        larger = MultiResolution(self.dim, self.resolutions + 1, **self.shape)
+        larger.network.first.network.load_state_dict(self.network.state_dict())
+        return larger
 
 
 def halved(grid: Grid) -> Grid:
