@@ -97,6 +97,22 @@ def read_volume(path, time_as_channels: bool = False) -> Volume:
         return _volume(sitk.GetArrayFromImage(image), image, path)
 
 
+def read_grid(path) -> Grid:
+    """The grid of an image file by its header alone (a DICOM folder is read whole). InputError as ``read_image``."""
+    if os.path.isdir(path) or not os.path.exists(path) and "#" in str(path):
+        return read_volume(path).grid
+    path = require_file(path, "an image")
+    with quiet() as sitk:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            raise InputError(_why_unreadable(path, error)) from None
+        _require_axes(reader, path, False)
+        return grid_of(reader, path)
+
+
 def _why_unreadable(path, error) -> str:
     kind = suffix(path)
     if "orthonormal" in str(error):
