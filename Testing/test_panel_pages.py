@@ -152,7 +152,7 @@ def test_evaluate_fills_the_table(slicer, registered, tmp_path, monkeypatch):
     rows = [{"name": "Dice", "structure": "box", "unit": "0 to 1", "before": 0.4, "value": 0.8}]
     runner.say("done", result={"rows": rows})
     wait_until(slicer, lambda: page.evaluation is None, 5)
-    assert page.ui.metricsTable.rowCount == 1 and page.ui.metricsTable.item(0, 0).text() == "Dice" and page.ui.evaluateButton.text == "Evaluate"
+    assert page.ui.metricsTable.rowCount == 1 and page.ui.metricsTable.item(0, 0).text() == "Dice, box" and page.ui.evaluateButton.text == "Evaluate"
     path = tmp_path / "figures.csv"
     monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", staticmethod(lambda *a: str(path)))
     page.ui.csvButton.click()

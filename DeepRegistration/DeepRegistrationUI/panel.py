@@ -38,6 +38,8 @@ class Panel(VTKObservationMixin):
         self.node = None
         self.buttons = {name: getattr(self.ui, f"{name}Button") for name in PAGES}
         self.places = {name: qt.QVBoxLayout(button) for name, button in self.buttons.items()}
+        for place in self.places.values():
+            place.setContentsMargins(4, 4, 4, 4)  # the boxes of a page have margins of their own
         self.pages: dict = {}
         self.page("register")
         for name, button in self.buttons.items():

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import qt
 
-LAST = "unit"
-"""Column that stands behind the numbers, where the width may end."""
+LAST, BEHIND = "unit", "structure"
+"""The column that stands behind the numbers, and the one whose text stands behind the one of the first."""
 
 
 def fill_table(table, rows, columns: tuple[str, ...] = ()) -> None:
-    """Show ``rows`` (dicts) with the keys of the first one, or ``columns``, as the heading, units last; numbers with four digits. The first column
-    takes the width that the others leave, in several lines where it must; tooltips hold whole texts."""
+    """Show ``rows`` (dicts) with the keys of the first one, or ``columns``, as the heading, units last; numbers with four digits. The structure stands
+    behind the name ('Dice, lesion'); this first column takes the width that the others leave, and tooltips hold whole texts."""
     columns = columns or tuple(rows[0] if rows else ())
-    columns = tuple(sorted(columns, key=lambda name: name == LAST))
+    columns = tuple(sorted((name for name in columns if name != BEHIND), key=lambda name: name == LAST))
     table.setRowCount(len(rows))
     table.setColumnCount(len(columns))
     table.setHorizontalHeaderLabels([name[:1].upper() + name[1:].replace("_", " ") for name in columns])
     for r, row in enumerate(rows):
         for c, name in enumerate(columns):
-            item = qt.QTableWidgetItem(shown(row.get(name)))
-            item.setToolTip(shown(row.get(name)))
+            text = shown(row.get(name)) + (f", {row[BEHIND]}" if c == 0 and row.get(BEHIND) else "")
+            item = qt.QTableWidgetItem(text)
+            item.setToolTip(text)
             table.setItem(r, c, item)
     table.verticalHeader().visible = False
-    table.verticalHeader().setSectionResizeMode(qt.QHeaderView.ResizeToContents)  # long names take two lines
+    table.verticalHeader().setSectionResizeMode(qt.QHeaderView.ResizeToContents)
     header = table.horizontalHeader()
     for c in range(len(columns)):
         header.setSectionResizeMode(c, qt.QHeaderView.Stretch if c == 0 else qt.QHeaderView.ResizeToContents)
