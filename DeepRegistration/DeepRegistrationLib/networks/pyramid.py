@@ -26,6 +26,7 @@ from ..ops.features import mind_ssc
 from ..ops.filters import gaussian
 from ..ops.sample import index_points, resample, sample
 from .blocks import Convolution, chain, silent
+from .correlation import local_costs, offsets
 
 SQUARINGS = 4
 FLOOR = 1e-3
@@ -55,7 +56,10 @@ class SymmetricPyramid(nn.Module):
         self.encoder = nn.Sequential(*chain(dim, (1 + described, hidden, hidden)), silent(Convolution(dim, hidden, learned), 1e-2))
         self.scale = nn.Parameter(torch.ones(described))
         channels = described + learned
-        self.step = nn.Sequential(*chain(dim, (2 * channels + dim + 2, width, width)), silent(Convolution(dim, width, dim + 1), 1e-3))
+        seen = 2 * channels + 2 * dim + 2 + 3**dim
+        self.step = nn.Sequential(*chain(dim, (seen, width, width)), silent(Convolution(dim, width, dim + 1), 1e-3))
+        self.sharpness = nn.Parameter(torch.tensor(1.0))
+        self.share = nn.Parameter(torch.tensor(0.0))
 
     def forward(self, fixed, moving, levels: int, steps: tuple[int, ...]) -> list[LevelMaps]:
         """``steps`` says how often the step is repeated on each level, coarse to fine; one LevelMaps a step. While training, a step
@@ -110,15 +114,21 @@ class SymmetricPyramid(nn.Module):
         averaged = gaussian(torch.cat([force, sharp + error], 1), 1.0)
         demons = averaged[:, :-1] / (averaged[:, -1:] + FLOOR)
         seen = torch.cat([torch.cat([f, m, demons, sharp, error], 1), torch.cat([m, f, -demons, sharp, error], 1)])
-        one, other = self._at_half_resolution(seen).chunk(2)
+        one, other = self._at_half_resolution(seen, f.shape[1]).chunk(2)
         gain = 2 * torch.sigmoid(one[:, -1:] + other[:, -1:])
-        learned = LONGEST * torch.tanh((one[:, :-1] - other[:, :-1]) / LONGEST)
-        return gaussian(gain * demons + learned, self.smoothing)
+        return gaussian(gain * demons + one[:, :-1] - other[:, :-1], self.smoothing)
 
-    def _at_half_resolution(self, seen):
-        """The step's convolutions on blocks of two voxels an axis, read on the lattice of ``seen`` again."""
+    def _at_half_resolution(self, seen, channels):
+        """(2 B, dim + 1, *S) half of the odd part and the even part, from blocks of two voxels an axis, read on the lattice of ``seen`` again."""
         grid = Grid(tuple(seen.shape[2:]), np.eye(self.dim + 1))
-        half = self.step(nd.average_pool(seen, 2))
+        blocks = nd.average_pool(seen, 2)
+        costs = local_costs(blocks[:, :channels], blocks[:, channels : 2 * channels])
+        contrast = costs / (costs.mean(1, keepdim=True) + FLOOR) - 1
+        nearest = torch.softmax(-self.sharpness.exp() * contrast, 1)
+        matched = torch.einsum("bd...,dc->bc...", nearest, offsets(self.dim).to(nearest))
+        said = self.step(torch.cat([blocks, contrast, matched], 1))
+        odd = self.share * matched + LONGEST * torch.tanh(said[:, :-1] / LONGEST)
+        half = torch.cat([odd, said[:, -1:]], 1)
         return resample(half, _coarser(grid, half.shape[2:]), grid)
 
 
