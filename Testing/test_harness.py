@@ -91,7 +91,7 @@ def test_wrong_types_raise(node, name, value):
         setattr(node, name, value)
 
 
-@pytest.mark.parametrize("name, value", [("whole", 11), ("number", -1.0), ("choice", "c")])
+@pytest.mark.parametrize("name, value", [("whole", 11), ("number", -1.0), ("choice", "c"), ("whole", None), ("text", None), ("truth", None)])
 def test_validators(node, name, value):
     before = getattr(node, name)
     with pytest.raises(ValueError):

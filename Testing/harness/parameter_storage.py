@@ -19,7 +19,7 @@ import typing
 
 
 class Storage:
-    """One type's way to be kept; ``check`` raises TypeError for a value of another type."""
+    """One type's way to be kept; ``check`` raises TypeError for a value of another type, and ValueError for None where that is none of them."""
 
     def __init__(self, kind):
         self.kind = kind
@@ -28,6 +28,8 @@ class Storage:
         return self.kind()
 
     def check(self, value):
+        if value is None:
+            raise ValueError("a value was expected, not None")
         if not isinstance(value, self.kind) or (self.kind is int and isinstance(value, bool)):
             raise TypeError(f"a value of type {self.kind.__name__} was expected, not {value!r}")
         return value
@@ -258,7 +260,7 @@ class Alternatives(Storage):
         for k, item in enumerate(self.items):
             try:
                 item.check(value)
-            except TypeError:
+            except (TypeError, ValueError):
                 continue
             return k
         raise TypeError(f"{value!r} is of none of the types that are possible here")
