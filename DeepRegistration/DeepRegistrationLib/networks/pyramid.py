@@ -107,26 +107,30 @@ class SymmetricPyramid(nn.Module):
 
     def velocity(self, f, m):
         """(B, C, *S) features of both images -> (B, dim, *S); f and m exchanged give its negative."""
-        d = f - m
-        g = nd.index_gradient((f + m) / 2)
-        force = (d[:, :, None] * g).mean(1)
-        sharp, error = g.square().sum(2).mean(1, keepdim=True), d.square().mean(1, keepdim=True)
-        averaged = gaussian(torch.cat([force, sharp + error], 1), 1.0)
+        d, middle = f - m, (f + m) / 2
+        error, sharp, forces = d.square().mean(1, keepdim=True), 0.0, []
+        for component in range(self.dim):
+            g = nd.derivative(middle, nd.axis_of(component, self.dim))
+            forces.append((d * g).mean(1, keepdim=True))
+            sharp = sharp + g.square().mean(1, keepdim=True)
+        averaged = gaussian(torch.cat([*forces, sharp + error], 1), 1.0)
         demons = averaged[:, :-1] / (averaged[:, -1:] + FLOOR)
-        seen = torch.cat([torch.cat([f, m, demons, sharp, error], 1), torch.cat([m, f, -demons, sharp, error], 1)])
-        one, other = self._at_half_resolution(seen, f.shape[1]).chunk(2)
+        one, other = self._at_half_resolution(f, m, torch.cat([demons, sharp, error], 1)).chunk(2)
         gain = 2 * torch.sigmoid(one[:, -1:] + other[:, -1:])
         return gaussian(gain * demons + one[:, :-1] - other[:, :-1], self.smoothing)
 
-    def _at_half_resolution(self, seen, channels):
-        """(2 B, dim + 1, *S) half of the odd part and the even part, from blocks of two voxels an axis, read on the lattice of ``seen`` again."""
-        grid = Grid(tuple(seen.shape[2:]), np.eye(self.dim + 1))
-        blocks = nd.average_pool(seen, 2)
-        costs = local_costs(blocks[:, :channels], blocks[:, channels : 2 * channels])
+    def _at_half_resolution(self, f, m, figures):
+        """(2 B, dim + 1, *S) what the convolutions say of (f, m) and of (m, f): half of the odd part, and the even part. They see
+        blocks of two voxels an axis; ``figures`` are demons, sharpness and error of (f, m)."""
+        grid = Grid(tuple(f.shape[2:]), np.eye(self.dim + 1))
+        f, m, figures = (nd.average_pool(x, 2) for x in (f, m, figures))
+        turned = torch.cat([-figures[:, : self.dim], figures[:, self.dim :]], 1)
+        costs = torch.cat([local_costs(f, m), local_costs(m, f)])
         contrast = costs / (costs.mean(1, keepdim=True) + FLOOR) - 1
         nearest = torch.softmax(-self.sharpness.exp() * contrast, 1)
         matched = torch.einsum("bd...,dc->bc...", nearest, offsets(self.dim).to(nearest))
-        said = self.step(torch.cat([blocks, contrast, matched], 1))
+        pairs = torch.cat([torch.cat([f, m, figures], 1), torch.cat([m, f, turned], 1)])
+        said = self.step(torch.cat([pairs, contrast, matched], 1))
         odd = self.share * matched + LONGEST * torch.tanh(said[:, :-1] / LONGEST)
         half = torch.cat([odd, said[:, -1:]], 1)
         return resample(half, _coarser(grid, half.shape[2:]), grid)
