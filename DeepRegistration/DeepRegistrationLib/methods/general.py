@@ -1,0 +1,113 @@
+"""A general network finds the deformation in one pass over a pyramid; a few iterations of instance optimisation sharpen it.
+
+The network (``networks/pyramid.py``) was trained on synthetic pairs of random contrast and on the MNI template only, so it knows no
+organ and no modality. It works in voxels, on a lattice of about 96 voxels an axis over what the images show, after an affine
+start; its map is inverse consistent by construction. Refinement is the greedy model of ``instance-optimisation`` on the finest levels,
+begun at the network's map (``engines/compositive.py``).
+
+Greer et al., MICCAI 2023 (consistency by construction); Tian et al., GradICON, CVPR 2023 and uniGradICON, MICCAI 2024 (one network for all
+organs, refined per pair); Hoffmann et al., SynthMorph, IEEE TMI 2022 (synthetic training).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..engines.compositive import CompositiveSettings, register
+from ..engines.contrast import one_contrast
+from ..engines.linear import LinearSettings, align_linear
+from ..engines.predict import PredictionSettings, predict
+from ..errors import InputError
+from ..method import Card, Method, Preset, method
+from ..networks.pyramid import SymmetricPyramid
+from ..networks.weights import load
+from ..parameters import parameter
+from ..result import Result
+from ..transforms import Affine
+from ..transforms.base import linear_part
+
+GREER = """@inproceedings{Greer2023,
+  author = {Greer, Hastings and Tian, Lin and Vialard, Fran{\\c{c}}ois-Xavier and Kwitt, Roland and Bouix, Sylvain and
+  San Jos{\\'e} Est{\\'e}par, Ra{\\'u}l and Rushmore, Richard and Niethammer, Marc},
+  title = {Inverse Consistency by Construction for Multistep Deep Registration},
+  booktitle = {Medical Image Computing and Computer Assisted Intervention}, series = {LNCS}, volume = {14229}, pages = {688--698}, year = {2023}}"""
+
+TIAN = """@inproceedings{Tian2024uniGradICON,
+  author = {Tian, Lin and Greer, Hastings and Kwitt, Roland and Vialard, Fran{\\c{c}}ois-Xavier and San Jos{\\'e} Est{\\'e}par, Ra{\\'u}l and
+  Bouix, Sylvain and Rushmore, Richard and Niethammer, Marc},
+  title = {{uniGradICON}: A Foundation Model for Medical Image Registration},
+  booktitle = {Medical Image Computing and Computer Assisted Intervention}, series = {LNCS}, volume = {15002}, pages = {749--760}, year = {2024}}"""
+
+HOFFMANN = """@article{Hoffmann2022,
+  author = {Hoffmann, Malte and Billot, Benjamin and Greve, Douglas N. and Iglesias, Juan Eugenio and Fischl, Bruce and Dalca, Adrian V.},
+  title = {{SynthMorph}: Learning Contrast-Invariant Registration without Acquired Images},
+  journal = {IEEE Transactions on Medical Imaging}, volume = {41}, number = {3}, pages = {543--558}, year = {2022}}"""
+
+
+@method(Card(
+    title="General network",
+    summary="A network trained on synthetic images of any contrast finds the deformation in seconds; a few iterations sharpen it.",
+    task="deformable registration",
+    references=(GREER, TIAN, HOFFMANN),
+    assumptions=("both images show the same anatomy in any contrast",
+                 "after the linear start no structure is further away than about a fifth of the image",
+                 "one grey channel"),
+    failure_modes=("structures finer than the network's lattice: leave the refinement on",
+                   "sliding organs and missing tissue: the map is smooth everywhere"),
+    weights=("general-2d", "general-3d"),
+    symmetric=False,
+    presets={
+        "default": Preset("the network, then 20 iterations for this pair"),
+        "network-only": Preset("the network alone: inverse consistent, seconds", {"iterations": (0, 0)}),
+        "fine-lattice": Preset("a finer lattice for the network: more memory and time", {"edge": 128}),
+    },
+))
+@dataclass(frozen=True)
+class General(Method):
+    start: str = parameter("affine", "Linear start", "What comes first when no starting transform is given.",
+                           choices=("affine", "rigid", "none"), advanced=False)
+    edge: int = parameter(96, "Lattice", "The network works on a lattice as large as a cube (square) of this edge, never finer than the image.",
+                          unit="voxels", minimum=16, maximum=256)
+    repeats: tuple[int, ...] = parameter((3, 2, 2), "Repeats", "Steps of the network on each level, finest last; the first counts for all coarser.",
+                                         minimum=1, maximum=20)
+    iterations: tuple[int, ...] = parameter((14, 6), "Refinement", "Iterations at twice the voxel size and at the voxel size; 0, 0 leaves the network's map.",
+                                            minimum=0, maximum=1000, advanced=False)
+    shared_range: bool = parameter(False, "Common units",
+                                   "Both images are in the same units (CT); otherwise each is scaled by its own range.")
+    weights: str = parameter("", "Weights", "A weights file of your own training; empty takes the network that ships.")
+
+    def solve(self, problem, runtime):
+        if len(self.iterations) != 2:
+            raise InputError(f"iterations is {self.iterations}; two numbers are needed, for twice the voxel size and for the voxel size")
+        monitor = runtime.monitor
+        start = self._start(problem, runtime, monitor.part(0.0, 0.3, "linear start"))
+        settings = PredictionSettings(self.edge, self.repeats, self.shared_range)
+        network, card = self._network(problem.dim, runtime)
+        u, how = predict(network, problem.fixed, problem.moving, start, settings, runtime.torch_device(), monitor.part(0.3, 0.6))
+        how |= {"weights": card.title, "weights_sha256": card.sha256}
+        transform, history = start @ u, []
+        if any(self.iterations):
+            transform, history, chosen = self._refined(problem, transform, runtime, monitor.part(0.6, 1.0, "refinement"))
+            how["chosen_similarity"] = chosen
+        return Result(problem, transform, history=history, provenance=how)
+
+    def _network(self, dim, runtime):
+        """(network, card): the shipped one, or that of a file, which must be of the same kind and dimension."""
+        network, card = load(self.weights or f"general-{dim}d", runtime)
+        if not isinstance(network, SymmetricPyramid) or network.dim != dim:
+            what = f"a {network.dim}D network" if isinstance(network, SymmetricPyramid) else f"a {card.network}"
+            raise InputError(f"the weights '{self.weights}' are those of {what}; weights of a {dim}D network of 'run.py train general' are needed")
+        return network, card
+
+    def _start(self, problem, runtime, monitor):
+        if problem.initial is not None:
+            return problem.initial
+        return Affine.identity(problem.dim) if self.start == "none" else align_linear(problem, LinearSettings(freedom=self.start), runtime, monitor)
+
+    def _refined(self, problem, transform, runtime, monitor):
+        device = runtime.torch_device()
+        fixed, moving, linear = problem.fixed.to(device), problem.moving.to(device), linear_part(transform)
+        same, _ = one_contrast(fixed, moving, linear, transform, monitor.part(0.0, 0.1))
+        settings = CompositiveSettings(similarity="lncc" if same else "mind", factors=(2.0, 1.0), iterations=self.iterations, shared_range=self.shared_range)
+        deformation, history, _ = register(fixed, moving, linear, settings, monitor.part(0.1, 1.0), transform)
+        return linear @ deformation.to("cpu"), history, settings.similarity
