@@ -39,6 +39,7 @@ USAGE = """usage: python run.py COMMAND [arguments]
   warp ...                   carry an image, labels or points along a transform
   evaluate ...               score a transform: overlap, landmark error, folds
   batch MANIFEST --out DIR   many pairs, resumable
+  train RECIPE --out DIR     make a network from synthetic pairs or from your images
 Each command explains itself with --help. The first use installs the environment into .venv.
 """
 
@@ -85,7 +86,7 @@ def experiments() -> list[str]:
 
 def command_line(command: str, rest: list[str]) -> list[str]:
     """What the environment's Python is called with."""
-    library = ("list", "show", "cite", "register", "warp", "evaluate", "batch")
+    library = ("list", "show", "cite", "register", "warp", "evaluate", "batch", "train")
     if command in library:
         return ["-m", "DeepRegistrationLib", command, *rest]
     if command == "demo":

@@ -36,7 +36,7 @@ def add_method(parser: Parser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method; may be repeated")
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
-    parser.add_argument("--threads", type=_count, default=0, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--threads", type=count, default=0, metavar="N", help="CPU threads (default: all)")
     parser.add_argument("--write", type=output_list, default=OUTPUTS, metavar="LIST",
                         help="what to write, comma separated; scores are similarity, folds and SDlogJ in result.json, which is always written "
                              f"(default: {','.join(OUTPUTS)})")
@@ -65,7 +65,8 @@ def settings(pairs: list[str]) -> dict[str, str]:
     return out
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A whole number of at least 1; ArgumentTypeError otherwise."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' threads were asked for; give a whole number of at least 1")
     return int(text)

@@ -140,6 +140,8 @@ def read_scan(scan: Scan, lattice: Lattice) -> Seen:
     if float(seen.data.max()) - float(seen.data.min()) < 1e-6:
         raise InputError(f"{scan.image} shows nothing on the lattice of the cohort ({lattice.grid}); check the file, its mask and the lattice")
     labels = None if scan.labels is None else _on(_flat(read_labels(scan.labels), plane), shift, lattice)
+    if labels is not None and not bool(labels.data.any()):
+        raise InputError(f"{scan.labels} holds no label on the lattice of the cohort; check that it belongs to {scan.image.name}")
     points = None if scan.points is None else _points(read_points(scan.points), plane, shift)
     return Seen(seen, labels, points)
 

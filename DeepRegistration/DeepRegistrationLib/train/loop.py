@@ -78,7 +78,7 @@ def train(network: torch.nn.Module, view: Callable, objective: Term, draw: Calla
     network.to(device).train()
     adam = torch.optim.Adam(network.parameters(), lr=settings.rate)
     scaler = torch.amp.GradScaler(device.type, enabled=precision.wanted(settings.half, device))
-    _make(folder)
+    make(folder)
     run = _Run(network, Cost(precision.Half(network) if scaler.is_enabled() else network, view, objective), adam, scaler, settings, device, folder,
                runtime, watch, checkpoint.load(folder / CHECKPOINT, network, adam, scaler, settings, runtime.seed))
     runtime.monitor.check()
@@ -197,7 +197,7 @@ class _Run:
         """Note the figures of a validation, keep the parameters if they are the best so far, see whether patience has run out."""
         state, patience = self.state, self.settings.patience * self.settings.validate
         record.add_validation(step=state.step, **found)
-        self.runtime.monitor.log(**{f"validation_{k}": v for k, v in found.items()})
+        self.runtime.monitor.log(**{f"validation_{k}": v for k, v in found.items() if math.isfinite(v)})
         if found["score"] > state.best:
             state.best, state.best_step = found["score"], state.step
             checkpoint.write({"network": self.network.state_dict()}, self.folder / BEST)
@@ -208,7 +208,8 @@ class _Run:
             checkpoint.save(self.folder / CHECKPOINT, self.network, self.adam, self.scaler, self.settings, self.state, self.runtime.seed)
 
 
-def _make(folder: Path) -> None:
+def make(folder: Path) -> None:
+    """Make the folder of a run. InputError where it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()

@@ -1,0 +1,121 @@
+"""train: make a network by a recipe: from synthetic pairs, or from your own images.
+
+DIR gets the weights (DIR.safetensors with their card), checkpoints, training.csv and validation.csv, a picture at every validation and
+summary.json. Stopping (Ctrl-C) leaves a checkpoint and the weights so far; --resume goes on to the same numbers. Several processes:
+torchrun --nproc-per-node 2 -m DeepRegistrationLib train RECIPE ...
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import InputError
+from ..runtime import Console, JsonLines, Runtime, Silent
+from . import options
+from .output import note, say
+
+
+def add(commands) -> None:
+    parser = commands.add_parser("train", help="make a network from synthetic pairs or from your images", description=__doc__)
+    parser.add_argument("recipe", metavar="RECIPE", help="general (needs no images) or unet; 'train list' tells their parameters")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run")
+    parser.add_argument("--data", type=Path, metavar="FOLDER|LIST", help="images to learn from: a folder, or a .csv or .json list with the columns "
+                                                                         "image, labels, points, subject, split, or those of 'batch'")
+    parser.add_argument("--labels", metavar="RULE", help="names of label maps in a folder, for example '{name}_seg' (default: the usual ones)")
+    parser.add_argument("--dim", type=int, choices=(2, 3), help="dimension where the recipe needs no images (default: 3)")
+    parser.add_argument("--steps", type=int, metavar="N", help="updates of the network (default: the recipe's)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the recipe; may be repeated")
+    parser.add_argument("--spacing", type=numbers, default=(), metavar="MM", help="of the lattice, one number or x,y,z (default: the images' median)")
+    parser.add_argument("--shape", type=sides, default=(), metavar="Z,Y,X", help="voxels of the lattice (default: what covers the median image)")
+    parser.add_argument("--cache", type=float, default=2048.0, metavar="MIB", help="memory for images (default: %(default)s)")
+    parser.add_argument("--init", default="", metavar="WEIGHTS", help="begin with these weights")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in DIR; what is left away is taken from there")
+    parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's files (needs its package)")
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
+    parser.add_argument("--threads", type=options.count, default=0, metavar="N", help="CPU threads (default: all)")
+    voice = parser.add_mutually_exclusive_group()
+    voice.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    voice.add_argument("--json-progress", action="store_true", help="progress as one JSON object a line on stdout, no summary")
+    parser.set_defaults(run=run)
+
+
+def run(arguments) -> None:
+    """Train and tell what came of it. Raises InputError, ConvergenceError or Cancelled (after a checkpoint)."""
+    from ..train import processes
+    from ..train.running import Order, carry_out
+
+    if arguments.recipe == "list":
+        say(listing())
+        return
+    if arguments.out is None:
+        raise InputError("no folder for the run was given; name one by --out")
+    order = Order(arguments.recipe, arguments.out, options.settings(arguments.set), arguments.data, arguments.labels, arguments.dim, arguments.steps,
+                  arguments.seed, arguments.init, arguments.spacing, arguments.shape, arguments.cache, arguments.tensorboard, arguments.resume)
+    with processes.joined(arguments.device) as device:
+        silent = arguments.quiet or processes.rank() > 0
+        monitor = Silent() if silent else JsonLines() if arguments.json_progress else Console()
+        with stoppable(monitor):
+            summary = carry_out(order, Runtime(device, arguments.seed, arguments.threads, monitor=monitor))
+    if summary and not (arguments.quiet or arguments.json_progress):
+        tell(summary)
+
+
+@contextmanager
+def stoppable(monitor):
+    """Ctrl-C and SIGTERM end the run after the present step, with a checkpoint; a second one ends it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict = {}
+
+    def stop(number, frame):
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        note("stopping after this step; a checkpoint is written")
+        monitor.cancel()
+
+    before.update({number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)})
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def tell(summary: dict) -> None:
+    """The summary for people."""
+    for remark in summary["remarks"]:
+        note(f"set aside: {remark}")
+    say(f"{summary['steps']} steps of recipe {summary['recipe']} on {summary['device']}: cost {summary['cost']:.4g}, "
+        f"{summary['images_per_second']:.3g} images/s, {100 * summary['drawing']:.1f} % of the time waiting for pairs")
+    for name in ("validation", "test"):
+        if summary[name]:
+            say(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in summary[name].items() if value is not None))
+    say(f"weights: {summary['weights']}")
+
+
+def listing() -> str:
+    """The recipes with their parameters."""
+    from ..train.recipe import describe, registry
+    from .catalogue import limits, shown
+
+    lines = []
+    for name, cls in registry().items():
+        lines += [f"{name}: {cls.card.title}", f"  {cls.card.summary}; its weights are used by the method '{cls.card.method}'"]
+        for p in describe(cls):
+            lines.append(f"    {p.name} = {shown(p.default)}{f' {p.unit}' if p.unit else ''}{limits(p)}: {p.help}")
+    return "\n".join(lines)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """'2' or '1,1,2' -> numbers; ArgumentTypeError (of argparse, as ValueError) for anything else."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def sides(text: str) -> tuple[int, ...]:
+    """'96,96,64' -> whole numbers."""
+    return tuple(int(part) for part in text.split(","))

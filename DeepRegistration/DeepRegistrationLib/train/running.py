@@ -1,0 +1,182 @@
+"""A training run from its order to its weights: what the command line and the panel ask for, done in one folder.
+
+The folder gets ``run.json`` (the order, for going on), the checkpoints, the logs and the pictures of ``loop``, ``curves.png``,
+the weights under the folder's name (.safetensors) with their card (.json), and ``summary.json``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import platform
+import statistics
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from ..errors import Cancelled, InputError
+from ..evaluate import report
+from ..networks import weights
+from ..runtime import Runtime
+from . import checkpoint, loop, processes, record
+from .cohort import read_cohort
+from .data import open_data
+from .recipe import Plan, Request, find
+from .validate import Validation
+
+ORDER, SUMMARY = "run.json", "summary.json"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be trained: recipe and values of its parameters; out: the run's folder; data: a folder or a list, with the rule for label
+    maps in a folder; dim (None: that of the data, or 3); steps (None: the recipe's); init: weights to begin with; spacing (mm) and shape (z, y, x)
+    of the lattice ((): the medians of the data); cache_mib for images; resume: go on with the run in ``out``."""
+
+    recipe: str
+    out: Path
+    values: dict = field(default_factory=dict)
+    data: Path | None = None
+    labels: str | None = None
+    dim: int | None = None
+    steps: int | None = None
+    seed: int = 0
+    init: str = ""
+    spacing: tuple[float, ...] = ()
+    shape: tuple[int, ...] = ()
+    cache_mib: float = 2048.0
+    tensorboard: bool = False
+    resume: bool = False
+
+    def lasting(self) -> dict:
+        """What has to be the same when the run is gone on with, ready for JSON."""
+        held = {key: value for key, value in asdict(self).items() if key not in ("out", "resume", "tensorboard", "cache_mib")}
+        held["data"] = None if self.data is None else str(Path(self.data).resolve())
+        return json.loads(json.dumps(held))
+
+
+def carry_out(order: Order, runtime: Runtime) -> dict:
+    """Train as ordered and return the summary. InputError for an order that cannot be carried out (then nothing is written),
+    ConvergenceError, or Cancelled after the checkpoint and the best weights so far are there."""
+    monitor = runtime.monitor
+    given = find(order.recipe, order.values).values()
+    order = resumed(replace(order, values={key: given[key] for key in order.values}))
+    recipe = find(order.recipe, order.values)
+    with runtime.active():
+        request, remarks = _request(order, recipe, monitor)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(order.seed)
+            plan = recipe.plan(request)
+        device = runtime.torch_device()
+        if order.init:
+            _initialise(plan.network, order.init, runtime)
+        validation = None if plan.held_out is None else Validation(plan.held_out, plan.view, device, monitor)
+        watch = loop.Watch(validation, None if validation is None else validation.picture, order.tensorboard)
+        _note(order)
+        try:
+            loop.train(plan.network, plan.view, plan.objective, plan.draw, plan.settings, order.out, replace(runtime, seed=order.seed), watch=watch)
+        except Cancelled:
+            conclude(order, plan, device, remarks, "cancelled")
+            raise
+        return conclude(order, plan, device, remarks, "done")
+
+
+def resumed(order: Order) -> Order:
+    """The order, completed by the one that is noted in its folder where it goes on with that. InputError where both differ, and where the folder
+    holds a run and nothing was said about going on."""
+    path = order.out / ORDER
+    if not path.exists():
+        return order
+    if not order.resume:
+        raise InputError(f"{order.out} holds a training run already; go on with it by --resume, or give another folder")
+    held = json.loads(path.read_text("utf-8"))
+    default = Order(order.recipe, order.out).lasting()
+    asked = {key: value for key, value in order.lasting().items() if value != default[key]}
+    changed = sorted(key for key, value in asked.items() if held.get(key) != value)
+    if held["recipe"] != order.recipe or changed:
+        raise InputError(f"the run in {order.out} has another {(changed or ['recipe'])[0]}; leave it away, or give another folder")
+    known = {key: tuple(value) if isinstance(value, list) else value for key, value in held.items()}
+    known["data"] = None if known["data"] is None else Path(known["data"])
+    return replace(order, **known)
+
+
+def _request(order: Order, recipe, monitor) -> tuple[Request, tuple[str, ...]]:
+    """The request for the recipe's plan, and remarks on the data."""
+    if order.dim not in (None, *recipe.card.dims):
+        raise InputError(f"dimension {order.dim} was asked for; recipe '{recipe.id}' knows {' and '.join(map(str, recipe.card.dims))}")
+    if order.steps is not None and order.steps < 1:
+        raise InputError(f"{order.steps} steps were asked for; at least one is needed")
+    if not recipe.card.needs_data:
+        if order.data is not None:
+            raise InputError(f"recipe '{recipe.id}' makes its own pairs and {order.data} was given; leave the data away, or take another recipe")
+        return Request(order.dim or 3, order.seed, None, order.steps), ()
+    if order.data is None:
+        raise InputError(f"recipe '{recipe.id}' learns from images and none were given; name a folder or a list (.csv, .json) by --data")
+    data = open_data(read_cohort(order.data, order.labels), order.seed, order.spacing or None, order.shape or None, recipe.multiple, order.cache_mib,
+                     monitor.part(0.0, 0.05))
+    if order.dim not in (None, data.dim):
+        raise InputError(f"dimension {order.dim} was asked for and the images in {order.data} are {data.dim}D; leave it away, or give other images")
+    return Request(data.dim, order.seed, data, order.steps), data.remarks
+
+
+def _initialise(network: torch.nn.Module, name: str, runtime: Runtime) -> None:
+    """Give the network the parameters of a file of weights or of a known name. InputError where they do not fit."""
+    if Path(name).suffix == ".pt" and Path(name).is_file():
+        return checkpoint.initialise(network, Path(name))
+    source, card = weights.load(name, runtime)
+    try:
+        network.load_state_dict(source.state_dict())
+    except RuntimeError:
+        raise InputError(f"the weights '{card.title}' belong to another network; give weights of this recipe with these parameters") from None
+
+
+def _note(order: Order) -> None:
+    if processes.rank() == 0:
+        loop.make(order.out)
+        partial = order.out / f".{ORDER}"
+        partial.write_text(json.dumps(order.lasting(), indent=1), "utf-8")
+        os.replace(partial, order.out / ORDER)
+
+
+def conclude(order: Order, plan: Plan, device: torch.device, remarks, ended: str) -> dict:
+    """Write the weights with their card, the curves and the summary of what was done so far; the first process does, {} elsewhere and
+    where no update was made."""
+    rows = record.rows(order.out, "training")
+    if processes.rank() > 0 or not rows:
+        return {}
+    best = order.out / checkpoint.BEST
+    if plan.keep == "best" and best.exists():
+        checkpoint.initialise(plan.network, best)
+    done = f"{plan.card.training}; {len(rows)} steps were done, on {platform.processor() or platform.machine()}" + (
+        f" and {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "")
+    path = order.out / f"{order.out.resolve().name}.safetensors"
+    card = weights.write(path, plan.network, replace(plan.card, training=done))
+    validation = record.rows(order.out, "validation")
+    summary = {"recipe": order.recipe, "ended": ended, "steps": len(rows), "cost": rows[-1]["cost"], **cost_of(rows, plan.settings.pairs),
+               "validation": max(validation, key=lambda row: row["score"]) if validation else None, "test": None,
+               "weights": str(path), "sha256": card.sha256, "device": str(device), "remarks": list(remarks)}
+    if plan.test is not None and ended == "done":
+        summary["test"] = Validation(plan.test, plan.view, device)(plan.network)
+    if importlib.util.find_spec("matplotlib") is not None:
+        (order.out / "curves.png").write_bytes(report.history_picture(rows))
+    (order.out / SUMMARY).write_text(json.dumps(_plain(summary), indent=1, allow_nan=False), "utf-8")
+    return _plain(summary)
+
+
+def cost_of(rows: list[dict], pairs: int) -> dict:
+    """What a step costs: 'images_per_second' (two a pair), 'drawing', the share of the time in which pairs are waited for, 'seconds'. The
+    first steps, in which memory is asked for and code is loaded, do not count where there are more."""
+    counted = rows[2:] or rows
+    seconds = sum(row["seconds"] for row in counted)
+    return {"images_per_second": 2 * pairs * processes.world() / statistics.median(row["seconds"] for row in counted),
+            "drawing": sum(row["drawing"] * row["seconds"] for row in counted) / seconds, "seconds": sum(row["seconds"] for row in rows)}
+
+
+def _plain(value):
+    """Strict JSON: what is not finite is None."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
