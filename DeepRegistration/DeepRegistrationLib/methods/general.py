@@ -1,7 +1,7 @@
 """A general network finds the deformation in one pass over a pyramid; a few iterations of instance optimisation sharpen it.
 
 The network (``networks/pyramid.py``) was trained on synthetic pairs of random contrast and on the MNI template only, so it knows no
-organ and no modality. It works in voxels, on a lattice of about 96 voxels an axis over what the images show, after an affine
+organ and no modality. It works in voxels, on a lattice of about 64 voxels an axis over what the images show, after an affine
 start; its map is inverse consistent by construction. Refinement is the greedy model of ``instance-optimisation`` on the finest levels,
 begun at the network's map (``engines/compositive.py``).
 
@@ -25,6 +25,8 @@ from ..parameters import parameter
 from ..result import Result
 from ..transforms import Affine
 from ..transforms.base import linear_part
+
+FACTORS = (8.0, 4.0, 2.0, 1.0)
 
 GREER = """@inproceedings{Greer2023,
   author = {Greer, Hastings and Tian, Lin and Vialard, Fran{\\c{c}}ois-Xavier and Kwitt, Roland and Bouix, Sylvain and
@@ -58,27 +60,27 @@ HOFFMANN = """@article{Hoffmann2022,
     symmetric=False,
     presets={
         "default": Preset("the network, then 20 iterations for this pair"),
-        "network-only": Preset("the network alone: inverse consistent, seconds", {"iterations": (0, 0)}),
-        "fine-lattice": Preset("a finer lattice for the network: more memory and time", {"edge": 128}),
+        "network-only": Preset("the network alone: inverse consistent, seconds", {"edge": 96, "iterations": (0, 0, 0, 0)}),
+        "fine-lattice": Preset("a finer lattice for the network: more memory and time", {"edge": 96}),
     },
 ))
 @dataclass(frozen=True)
 class General(Method):
     start: str = parameter("affine", "Linear start", "What comes first when no starting transform is given.",
                            choices=("affine", "rigid", "none"), advanced=False)
-    edge: int = parameter(96, "Lattice", "The network works on a lattice as large as a cube (square) of this edge, never finer than the image.",
+    edge: int = parameter(64, "Lattice", "The network works on a lattice as large as a cube (square) of this edge, never finer than the image.",
                           unit="voxels", minimum=16, maximum=256)
     repeats: tuple[int, ...] = parameter((3, 2, 2), "Repeats", "Steps of the network on each level, finest last; the first counts for all coarser.",
                                          minimum=1, maximum=20)
-    iterations: tuple[int, ...] = parameter((14, 6), "Refinement", "Iterations at twice the voxel size and at the voxel size; 0, 0 leaves the network's map.",
+    iterations: tuple[int, ...] = parameter((0, 6, 8, 6), "Refinement", "Iterations at 8, 4, 2 and 1 times the voxel size; only 0 leaves the network's map.",
                                             minimum=0, maximum=1000, advanced=False)
     shared_range: bool = parameter(False, "Common units",
                                    "Both images are in the same units (CT); otherwise each is scaled by its own range.")
     weights: str = parameter("", "Weights", "A weights file of your own training; empty takes the network that ships.")
 
     def solve(self, problem, runtime):
-        if len(self.iterations) != 2:
-            raise InputError(f"iterations is {self.iterations}; two numbers are needed, for twice the voxel size and for the voxel size")
+        if len(self.iterations) != len(FACTORS):
+            raise InputError(f"iterations is {self.iterations}; {len(FACTORS)} numbers are needed, for {', '.join(map(str, FACTORS))} times the voxel size")
         monitor = runtime.monitor
         start = self._start(problem, runtime, monitor.part(0.0, 0.3, "linear start"))
         settings = PredictionSettings(self.edge, self.repeats, self.shared_range)
@@ -108,6 +110,6 @@ class General(Method):
         device = runtime.torch_device()
         fixed, moving, linear = problem.fixed.to(device), problem.moving.to(device), linear_part(transform)
         same, _ = one_contrast(fixed, moving, linear, transform, monitor.part(0.0, 0.1))
-        settings = CompositiveSettings(similarity="lncc" if same else "mind", factors=(2.0, 1.0), iterations=self.iterations, shared_range=self.shared_range)
+        settings = CompositiveSettings(similarity="lncc" if same else "mind", factors=FACTORS, iterations=self.iterations, shared_range=self.shared_range)
         deformation, history, _ = register(fixed, moving, linear, settings, monitor.part(0.1, 1.0), transform)
         return linear @ deformation.to("cpu"), history, settings.similarity
