@@ -170,10 +170,14 @@ def test_a_request_holds_what_the_nodes_hold(scene):
     assert np.array_equal(mrml.array_of(fixed), request["fixed"].array)
 
 
-def test_a_large_request_is_read_in_short_steps(scene):
+@pytest.mark.parametrize("voxels", [8.5e6, 2e6], ids=["a segment a step", "a slab of a segment a step"])
+def test_a_large_request_is_read_in_short_steps(scene, monkeypatch, voxels):
     """Masks, structures, a label map and a deformation as start at 192^3: no step takes a tenth of a second of this thread."""
     import time
 
+    from DeepRegistrationUI.mrml import read
+
+    monkeypatch.setattr(read, "SEGMENT_VOXELS", voxels)
     grid = exchange.Grid.from_parts((192, 192, 192), 1.0)
     parts = np.zeros(grid.shape, np.int16)
     for n in range(1, 7):

@@ -1,7 +1,8 @@
 """The panel at work on a large generated pair, with the real worker process: start, Apply, the longest work of the GUI thread in one piece, Cancel,
 a worker that dies, a scene that is closed, and what it costs to watch.
 
-    python Testing/Benchmarks/panel.py [--edge 256] [--preset instance-optimisation:fast] [--values JSON] [--size 400] [--out FILE]
+    python Testing/Benchmarks/panel.py [--edge 256] [--preset instance-optimisation:fast] [--values JSON] [--size 400]
+                                          [--parts runs guided cancels deaths] [--out FILE]
 
 prints a table (and writes it into FILE). The interface's own work does not depend on how many iterations the worker does: ``--values`` with few of
 them saves time where only that is of interest. Work of the GUI thread is its processor time between two looks at the event loop, so other programs on the
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "DeepRegistration"), str(Path(__file__).resolve().parent)]
 
 ENDLESS = {"iterations": [5000, 5000, 5000, 5000], "tolerance": 0.0}
+PARTS = ("runs", "guided", "cancels", "deaths")
 MOMENTS = ("uploading", "linear", "level 1", "level 2", "level 3", "output")
 """When Cancel is pressed, as words of the stage that is shown."""
 
@@ -187,7 +189,7 @@ class Bench:
         self.row("Scene closed: until the worker is idle", self.watch.until(lambda: not runner.busy), "s", "0.5")
 
     def guided(self) -> None:
-        """Masks, structures, landmarks and the last result as a start: all that a click has to read."""
+        """Masks, structures, landmarks and the last result as a start: all that a click has to read. The runs come first."""
         node = self.panel.node
         node.fixedMask, node.movingMask = self.structures
         node.fixedStructures, node.movingStructures = self.structures
@@ -201,14 +203,16 @@ class Bench:
         draw_views(self.slicer, self.arguments.size)
         self.load()
         self.start_worker()
+        for part in self.arguments.parts:
+            getattr(self, part)()
+        self.holder.self().cleanup()
+
+    def runs(self) -> None:
+        """With and without the live view, and what that costs."""
         self.run("First run, live", True)
         plain = self.run("Second run, not live", False)
         watched = self.run("Third run, live", True)
         self.row("Watching costs, processor time of worker and GUI", 100 * (watched - plain) / plain, "%", "10")
-        self.guided()
-        self.cancels()
-        self.deaths()
-        self.holder.self().cleanup()
 
 
 def draw_views(slicer, size: int) -> None:
@@ -229,6 +233,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--preset", default="instance-optimisation:fast")
     parser.add_argument("--values", default="{}", help="parameters that differ from the preset, as JSON")
     parser.add_argument("--size", type=int, default=400, help="pixels of a slice view")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what is measured, in this order")
     parser.add_argument("--out", type=Path, help="also write the table into this file")
     bench = Bench(parser.parse_args(arguments))
     bench.measure()
