@@ -89,53 +89,52 @@ def augmented(pair: Pair, settings: Augmentation, generator: torch.Generator) ->
     return Pair(**parts)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Motion:
-    """x -> linear(x + u(x)) and the inverse displacement, both (1, dim, *S) mm on ``lattice``; None without an elastic part."""
+    """x -> linear(x + u(x)), u the flow of ``velocity`` (1, dim, *S) mm on ``lattice``; None without an elastic part."""
 
     linear: Affine
     lattice: Grid
-    forward: torch.Tensor | None
-    backward: torch.Tensor | None
+    velocity: torch.Tensor | None
+    found: tuple | None = None
 
     @classmethod
     def drawn(cls, grid: Grid, common: Affine, settings: Augmentation, generator) -> "_Motion":
         linear = common @ _affine(grid, settings, settings.apart, generator, mirrored=False)
         lattice = grid.resample(LATTICE * grid.spacing.min())
         if not chance(settings.elastic, generator):
-            return cls(linear, lattice, None, None)
+            return cls(linear, lattice, None)
         size = float(grid.extent.mean())
-        velocity = smooth_velocity(lattice, [w * size for w in settings.widths], [m * size for m in settings.motions], generator)
-        return cls(linear, lattice, *(fields.exp(v, lattice, padding="border") for v in (velocity, -velocity)))
+        return cls(linear, lattice, smooth_velocity(lattice, [w * size for w in settings.widths], [m * size for m in settings.motions], generator))
 
-    def places(self, grid: Grid) -> torch.Tensor:
-        """(1, *S, dim) where each voxel of ``grid`` is looked up, mm."""
-        points = world_points(grid)
-        return self.linear(self._shifted(points.reshape(1, -1, grid.dim), self.forward)).reshape(points.shape)
-
-    def _shifted(self, points, field):
-        """points (1, N, dim) mm and what ``field`` adds to them."""
-        if field is None:
+    def _shifted(self, points, sign: float):
+        """points (1, N, dim) mm carried by the flow of ``sign`` times the velocity."""
+        if self.velocity is None:
             return points
-        index = apply_matrix(self.lattice.inverse_affine, points)
-        return points + sample(field, index).movedim(1, -1)
+        flow = fields.exp(sign * self.velocity, self.lattice, padding="border")
+        return points + sample(flow, apply_matrix(self.lattice.inverse_affine, points)).movedim(1, -1)
 
-    def _index(self, target: Grid, grid: Grid):
-        return apply_matrix(grid.inverse_affine, self.places(target))
+    def _index(self, grid: Grid):
+        """(1, *S, dim) where each voxel of ``grid`` is looked up, in its own voxels; found once for an image and its labels."""
+        if self.found is None or self.found[0] is not grid:
+            points = world_points(grid)
+            moved = self.linear(self._shifted(points.reshape(1, -1, grid.dim), 1.0)).reshape(points.shape)
+            self.found = grid, apply_matrix(grid.inverse_affine, moved)
+        return self.found[1]
 
     def of_image(self, image: Image) -> Image:
-        index = self._index(image.grid, image.grid)
+        index = self._index(image.grid)
         mask = None if image.mask is None else sample(image.mask.float(), index, "nearest", fill=0.0) > 0.5
         mask = mask if mask is None or bool(mask.any()) else None
         return replace(image, data=sample(image.data, index, fill=0.0), mask=mask)
 
     def of_labels(self, labels: Labels, seen: torch.Tensor, grid: Grid) -> Labels:
-        data = sample(labels.data.float(), self._index(labels.grid, labels.grid), "nearest", fill=0.0)
+        data = sample(labels.data.float(), self._index(grid if labels.grid.same_as(grid) else labels.grid), "nearest", fill=0.0)
         kept = sample(seen, index_points(labels.grid, grid), "nearest", fill=0.0)
         return replace(labels, data=(data * kept).to(labels.data.dtype))
 
     def of_points(self, points: Points, seen: torch.Tensor, grid: Grid) -> Points:
-        moved = self._shifted(self.linear.inverse()(points.positions.float()), self.backward)
+        moved = self._shifted(self.linear.inverse()(points.positions.float()), -1.0)
         kept = sample(seen, apply_matrix(grid.inverse_affine, moved), "nearest", fill=0.0)[:, 0]
         weights = kept if points.weights is None else points.weights * kept
         return replace(points, positions=moved, weights=weights)

@@ -5,6 +5,8 @@ Lengths are in voxels. Images are (1, 1, *S). Everything is drawn from the gener
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from ..geometry import Grid
@@ -28,8 +30,13 @@ def smooth_noise(shape, width: float, generator) -> torch.Tensor:
     coarse = [n // stride + 3 for n in shape]
     noise = gaussian(torch.randn((1, 1, *coarse), generator=generator), width / stride)
     noise = noise / noise.square().mean().sqrt().clamp_min(1e-6)
-    grid = Grid.from_parts(shape)
-    return noise if stride == 1 and list(shape) == coarse else sample(noise, index_points(grid) / stride + 1)
+    return noise if stride == 1 and list(shape) == coarse else sample(noise, _places(tuple(shape), stride))
+
+
+@lru_cache(maxsize=8)
+def _places(shape: tuple[int, ...], stride: int) -> torch.Tensor:
+    """(1, *shape, dim) where the voxels of ``shape`` lie in a noise that is ``stride`` times as coarse; a pair asks for the same few many times."""
+    return index_points(Grid.from_parts(shape)) / stride + 1
 
 
 def smooth_velocity(grid: Grid, widths, motions, generator) -> torch.Tensor:
