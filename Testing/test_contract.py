@@ -50,3 +50,8 @@ def test_same_seed_same_result_and_inputs_unchanged(name, dim):
 @pytest.mark.parametrize("name, dim", RUNS)
 def test_stops_at_the_first_step(name, dim):
     contract.stops_at_first_step(METHODS[name], dim)
+
+
+@pytest.mark.parametrize("name, dim", [(name, dim) for name, dim in RUNS if name in contract.TRAINED])
+def test_refuses_without_weights(name, dim):
+    contract.refuses_without_weights(METHODS[name], dim)

@@ -12,6 +12,7 @@ from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image
 from DeepRegistrationLib.networks import heads
+from DeepRegistrationLib.networks.blocks import Convolution, of_doubled
 from DeepRegistrationLib.networks.unet import AffineEncoder, Halving, UNet
 from DeepRegistrationLib.ops import nd
 from DeepRegistrationLib.terms import Alignment, Diffusion, VelocityPrior
@@ -64,6 +65,20 @@ def test_halving_reads_each_block_from_its_first_voxel():
 def test_repeat_is_the_nearest_neighbour():
     x = torch.arange(6.0).reshape(1, 1, 2, 3)
     assert torch.equal(nd.repeat(x)[0, 0], torch.tensor([[0.0, 0, 1, 1, 2, 2]] * 2 + [[3.0, 3, 4, 4, 5, 5]] * 2))
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_the_convolution_of_a_doubled_image_is_that_of_the_repeated_one(dim):
+    torch.manual_seed(2)
+    layer = Convolution(dim, 5, 4).double()
+    torch.nn.init.normal_(layer.bias)
+    x, kept = torch.rand(2, 3, *(3, 5, 4)[:dim], dtype=torch.float64), torch.rand(2, 2, *(6, 10, 8)[:dim], dtype=torch.float64)
+    leaves = [x.requires_grad_(True), kept.requires_grad_(True), *layer.parameters()]
+    fast, plain = of_doubled(layer, x, kept), layer(torch.cat([nd.repeat(x), kept], 1))
+    weights = torch.rand_like(plain)
+    assert torch.allclose(fast, plain, atol=1e-12)
+    for one, other in zip(torch.autograd.grad((fast * weights).sum(), leaves), torch.autograd.grad((plain * weights).sum(), leaves)):
+        assert torch.allclose(one, other, atol=1e-12)
 
 
 def test_fixed_and_moving_are_not_the_same_to_a_network():

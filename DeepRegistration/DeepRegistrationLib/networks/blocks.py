@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..ops import nd
@@ -27,6 +29,28 @@ class Convolution(nn.Module):
 
     def forward(self, x):
         return nd.conv(x, self.weight, self.bias, self.stride, self.padding)
+
+
+def of_doubled(convolution: Convolution, x, kept):
+    """``convolution`` (3 taps) of [``x`` doubled by its nearest neighbour, ``kept``]: (B, C, *S), (B, K, *2 S) -> (B, outputs, *2 S).
+
+    Equal to ``convolution(torch.cat([nd.repeat(x), kept], 1))``, without making the doubled channels: of three taps two fall on one voxel of
+    ``x``, so every one of the 2^dim places in a block is a convolution with two taps an axis on the coarse lattice. Half of the time.
+    """
+    dim, channels = nd.dim_of(x), x.shape[1]
+    out = nd.conv(kept, convolution.weight[:, channels:], convolution.bias, 1, 1)
+    padded, places = F.pad(x, (1, 1) * dim), list(product((0, 1), repeat=dim))
+    parts = []
+    for place in places:
+        weight, part = convolution.weight[:, :channels], padded
+        for axis, k in enumerate(place, 2):
+            first, middle, last = weight.unbind(axis)
+            weight = torch.stack([first + middle, last] if k else [first, middle + last], axis)
+            part = part.narrow(axis, k, x.shape[axis] + 1)
+        parts.append(nd.conv(part, weight))
+    for place, part in zip(places, parts):
+        out[(slice(None), slice(None), *(slice(k, None, 2) for k in place))] += part
+    return out
 
 
 def silent(convolution: Convolution, deviation: float = 1e-5) -> Convolution:

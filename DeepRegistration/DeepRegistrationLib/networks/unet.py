@@ -19,7 +19,7 @@ from torch import nn
 
 from ..ops import nd
 from ..transforms.linear import parameter_count
-from .blocks import SLOPE, Convolution, silent
+from .blocks import SLOPE, Convolution, of_doubled, silent
 from .heads import OUTPUTS, channels_of
 
 CERTAIN = -10.0
@@ -83,11 +83,10 @@ class UNet(nn.Module):
             else:
                 kept.append(stages(x))
                 x = nd.max_pool(kept[-1], 2)
-        for k, stages in enumerate(self.decoder):
-            x = stages(x)
-            if not (self.half and k == self.levels - 1):
-                x = torch.cat([nd.repeat(x), kept.pop()], 1)
-        return self.flow(self.tail(x))
+        x = self.decoder[0](x)
+        for stages in [*self.decoder[1:], nn.Sequential(*self.tail, self.flow)][: self.levels - self.half]:
+            x = stages[1:](of_doubled(stages[0], x, kept.pop()))
+        return self.flow(self.tail(x)) if self.half else x
 
     def next_draw(self) -> int:
         """Counts the samples that training has taken from a probabilistic network; the count is saved with it, so a resumed run goes on."""

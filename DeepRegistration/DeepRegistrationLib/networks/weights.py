@@ -24,18 +24,20 @@ from .unet import AffineEncoder, UNet
 
 MODELS = Path(__file__).resolve().parents[2] / "Resources" / "models"
 NEEDED = "reading and writing .safetensors files needs the package safetensors; install it with: pip install safetensors"
-SCALINGS = ("minmax", "robust", "none")
+SCALINGS = ("minmax", "robust", "bytes", "none")
 
 
 @dataclass(frozen=True)
 class WeightsCard:
     """What a file of weights is.
 
-    name: what users call it, the stem of both files; file: its name beside the card, or its address (https) where it is not ours to ship; sha256, size in bytes ('' and 0 where the source
-    states none); network: a name of ``builders``, arguments: those of its constructor. What the network was trained to see: spacing mm
-    along (x, y, z) of its lattice (() takes the image's), orientation of that lattice as three letters, for example LIA: x to the left, y
-    to inferior, z to anterior ('' takes the image's), shape (z, y, x) voxels (() takes any), scaling of intensities to [0, 1] by 'minmax',
-    'robust' (99 % of them) or 'none'. training: recipe, steps and hardware; limits: what it is not for.
+    name: what users call it, the stem of both files; file: its name beside the card, or its address (https) where it is not ours to ship;
+    sha256, size in bytes ('' and 0 where the source states none); network: a name of ``builders``, arguments: those of its constructor.
+
+    What the network was trained to see: spacing mm along (x, y, z) of its lattice (() takes the image's), orientation of that lattice as
+    three letters, for example LIA: x to the left, y to inferior, z to anterior ('' takes the image's), shape (z, y, x) voxels (() takes any),
+    scaling of intensities to [0, 1] by 'minmax', 'robust' (without the last 0.5 % on either side), 'bytes' (0 to 255 by 255, other ranges as
+    'minmax') or 'none'. training: recipe, steps and hardware; limits: what it is not for.
     """
 
     name: str
