@@ -1,63 +1,183 @@
-"""Pictures of the panel for the documentation: ``python Testing/screenshots.py`` writes Resources/Screenshots/panel-*.png; nothing is computed."""
+"""Pictures for the tutorial, of real registrations of the phantom pair of the sample data: the panel at 400 pixels and the slice views.
+
+    python Testing/screenshots.py [--folder DIR] [--long]
+
+writes ``panel-*.png`` and ``views-*.png`` into DIR (default: Resources/Screenshots); it takes a minute or two. With ``--long`` every text of the panel
+is as long as in German or French, to look at; such pictures go to a folder that is named.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "Resources" / "Screenshots"
 SECTIONS = ("guidesBox", "advancedBox", "outputsBox")
+PRESET = "instance-optimisation:fast"
+VIEW = 260
+"""Pixels of each of the three slice views of a picture."""
 
 
-def main() -> None:
+class Studio:
+    """One panel with the phantom pair, and the folder that its pictures go to."""
+
+    def __init__(self, folder: Path, long: bool):
+        from harness.application import install, load
+        from harness.fixtures import MODULES
+
+        self.folder, self.long, self.slicer = folder, long, install()
+        from DeepRegistrationUI import sampledata
+
+        self.holder = load(MODULES["DeepRegistration"]).createNewWidgetRepresentation()
+        self.holder.show_module(True)
+        self.panel = self.holder.self().panel
+        made = sampledata.load_head_pair()
+        self.fixed, self.moving, self.moving_t2 = made[:3]
+        self.structures, self.landmarks = made[3:5], made[5:7]
+        for node in (self.structures[0], self.landmarks[0]):
+            node.GetDisplayNode().SetVisibility(False)
+        self.panel.node.fixedVolume, self.panel.node.movingVolume, self.panel.node.method = self.fixed, self.moving, PRESET
+        self.page = self.panel.page("register")
+
+    def until(self, condition, seconds: float = 300.0) -> None:
+        """Run the event loop until ``condition``."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end:
+                raise SystemExit(f"waited in vain; the panel says: {self.page.ui.registerStatusLabel.text}")
+            self.slicer.app.processEvents()
+            time.sleep(0.005)
+
+    def picture(self, name: str) -> None:
+        """The panel as it is."""
+        from harness.fixtures import screenshot
+
+        self.until(lambda: not self.panel.later.active)
+        if self.long:
+            from test_panel_layout import lengthen, texts_of
+
+            for widget, text in list(texts_of(self.holder)):
+                if not widget.__dict__.get("lengthened"):
+                    widget.text, widget.__dict__["lengthened"] = lengthen(text), True
+        screenshot(self.holder, self.folder / f"panel-{name}.png")
+
+    def views(self, name: str) -> None:
+        """The three slice views side by side."""
+        import numpy as np
+        from harness.fixtures import view_image
+        from harness.rendering import save_png
+
+        self.slicer.app.processEvents()
+        save_png(np.concatenate([view_image(view, (VIEW, VIEW)) for view in ("Red", "Yellow", "Green")], 1), self.folder / f"views-{name}.png")
+
+    def run(self) -> None:
+        """Press Apply and wait for the result."""
+        self.until(lambda: not self.panel.later.active)
+        self.page.ui.applyButton.click()
+        self.until(lambda: not self.page.running)
+        if self.page.run.state != "done":
+            raise SystemExit(self.page.run.message)
+
+    # ------------------------------------------------------------------------------------------------------------ the pages
+
+    def register(self) -> None:
+        """Before, during and after a run, and with all sections open."""
+        self.panel.logic.warm_up()
+        self.panel.wake()
+        self.until(lambda: self.panel.logic.hello is not None and not self.panel.timer.active)
+        self.picture("register")
+        self.page.ui.applyButton.click()
+        self.until(lambda: not self.page.running or "level 3" in self.page.ui.stageLabel.text.lower())
+        self.until(lambda: not self.page.running or self.page.run.live.refreshes > 1)
+        self.picture("running")
+        self.views("running")
+        self.until(lambda: not self.page.running)
+        self.picture("done")
+        for name in SECTIONS:
+            getattr(self.page.ui, name).collapsed = False
+        self.picture("register-all")
+        for name in SECTIONS:
+            getattr(self.page.ui, name).collapsed = True
+
+    def transfer(self) -> None:
+        import qt
+
+        self.panel.open("transfer")
+        page = self.panel.page("transfer")
+        self.until(lambda: not self.panel.later.active)
+        wanted = {self.structures[1].GetID(), self.landmarks[1].GetID()}
+        for item in [page.ui.nodesList.item(k) for k in range(page.ui.nodesList.count)]:
+            if item.data(qt.Qt.UserRole) in wanted:
+                item.setCheckState(qt.Qt.Checked)
+        page.ui.transferButton.click()
+        self.until(lambda: page.work is None)
+        self.picture("transfer")
+
+    def quality(self) -> None:
+        from panels import choose
+
+        node = self.panel.node
+        self.panel.open("quality")
+        page = self.panel.page("quality")
+        node.qualityFixedStructures, node.qualityMovingStructures = self.structures
+        node.qualityFixedLandmarks, node.qualityMovingLandmarks = self.landmarks
+        self.until(lambda: not self.panel.later.active)
+        page.ui.evaluateButton.click()
+        self.until(lambda: page.evaluation is None)
+        if "figures" not in page.ui.qualityStatusLabel.text:
+            raise SystemExit(page.ui.qualityStatusLabel.text)
+        for made in (node for kind in ("Segmentation", "MarkupsFiducial") for node in self.slicer.util.getNodesByClass(f"vtkMRML{kind}Node")):
+            made.GetDisplayNode().SetVisibility(False)
+        choose(page.ui.modeBox, "checkerboard")
+        choose(page.ui.deformationBox, "grid")
+        self.picture("quality")
+        self.views("checkerboard")
+        for box in (page.ui.modeBox, page.ui.deformationBox):
+            choose(box, "")
+        page.ui.logJacobianMapBox.click()
+        self.views("log-jacobian")
+        page.ui.clearButton.click()
+
+    def compare(self) -> None:
+        """A second result, with more smoothing, beside the first one."""
+        node = self.panel.node
+        self.panel.open("register")
+        node.compareFirst, node.prefix, node.values, node.live = node.result, "More smoothing", '{"elastic": 1.5}', False
+        self.run()
+        node.compareSecond, node.prefix, node.values = node.result, "", "{}"
+        self.panel.open("compare")
+        self.picture("compare")
+
+    def batch(self) -> None:
+        """Two pairs; the second one has another contrast."""
+        self.panel.open("batch")
+        page, self.panel.node.batchToScene = self.panel.page("batch"), True
+        page.ui.batchFixedSelector.setCurrentNode(self.fixed)
+        for moving in (self.moving, self.moving_t2):
+            page.ui.batchMovingSelector.setCurrentNode(moving)
+            page.ui.addPairButton.click()
+        self.until(lambda: not self.panel.later.active)
+        page.ui.batchButton.click()
+        self.until(lambda: not page.work.running)
+        self.picture("batch")
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the pictures go")
+    parser.add_argument("--long", action="store_true", help="texts of German or French length")
+    chosen = parser.parse_args(arguments)
+    if chosen.long and chosen.folder == FOLDER:
+        parser.error("pictures with long texts are no pictures of the tutorial; name another --folder")
     sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "DeepRegistration")]
-    from harness.application import install, load
-    from harness.fixtures import MODULES, screenshot
-
-    slicer = install()
-    import panels
-
-    holder = load(MODULES["DeepRegistration"]).createNewWidgetRepresentation()
-    holder.show_module(True)
-    panel = holder.self().panel
-    panel.logic._runner, panel.node.live = panels.ScriptedRunner(), False
-    panel.node.fixedVolume, panel.node.movingVolume = (panels.volume(slicer, name, (24, 24, 24), k) for k, name in enumerate(("MRI day 1", "MRI day 90")))
-
-    def picture(name: str) -> None:
-        panels.settle(slicer)
-        screenshot(holder, FOLDER / f"panel-{name}.png")
-
-    register_pictures(panel, picture, panels)
-    panels.segmentation(slicer, panel.node.fixedVolume, "Liver")
-    panels.landmarks(slicer, "Nodules", [(1, 2, 3)])
-    for name in ("transfer", "quality", "compare", "batch"):
-        panel.open(name)
-        if name == "batch":
-            ui = panel.page("batch").ui
-            ui.batchFixedSelector.setCurrentNode(panel.node.fixedVolume)
-            ui.batchMovingSelector.setCurrentNode(panel.node.movingVolume)
-            ui.addPairButton.click()
-        picture(name)
-    holder.self().cleanup()
-
-
-def register_pictures(panel, picture, panels) -> None:
-    """Before, during and after a run, and with all sections open."""
-    page, runner = panel.page("register"), panel.logic._runner
-    picture("register")
-    page.ui.applyButton.click()
-    runner.say("progress", share=0.42, text="deformation, level 2/4", step=37, steps=100, seconds_left=8.0)
-    panel.tick()
-    picture("running")
-    runner.say("done", result=panels.answer(runner.jobs[-1].request))
-    while page.running:
-        panel.tick()
-    picture("done")
-    for name in SECTIONS:
-        getattr(page.ui, name).collapsed = False
-    picture("register-all")
+    studio = Studio(chosen.folder, chosen.long)
+    for make in (studio.register, studio.transfer, studio.quality, studio.compare, studio.batch):
+        make()
+    studio.holder.self().cleanup()
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -10,7 +10,7 @@ LAST, BEHIND = "unit", "structure"
 
 def fill_table(table, rows, columns: tuple[str, ...] = ()) -> None:
     """Show ``rows`` (dicts) with the keys of the first one, or ``columns``, as the heading, units last; numbers with four digits. The structure stands
-    behind the name ('Dice, lesion'); this first column takes the width that the others leave, and tooltips hold whole texts."""
+    behind the name ('Dice, lesion'); this first column takes the width that the others leave, in two lines where it must, and tooltips hold whole texts."""
     columns = columns or tuple(rows[0] if rows else ())
     columns = tuple(sorted((name for name in columns if name != BEHIND), key=lambda name: name == LAST))
     table.setRowCount(len(rows))
@@ -23,10 +23,13 @@ def fill_table(table, rows, columns: tuple[str, ...] = ()) -> None:
             item.setToolTip(text)
             table.setItem(r, c, item)
     table.verticalHeader().visible = False
-    table.verticalHeader().setSectionResizeMode(qt.QHeaderView.ResizeToContents)
     header = table.horizontalHeader()
+    if not table.property("wraps"):  # once a table: long names take two lines, also when the panel is made narrower
+        table.setProperty("wraps", True)
+        header.connect("sectionResized(int,int,int)", lambda *_: table.resizeRowsToContents())
     for c in range(len(columns)):
         header.setSectionResizeMode(c, qt.QHeaderView.Stretch if c == 0 else qt.QHeaderView.ResizeToContents)
+    table.resizeRowsToContents()
 
 
 def shown(value) -> str:
