@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +25,7 @@ sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "DeepRegistration"), str(Path(
 
 ENDLESS = {"iterations": [5000, 5000, 5000, 5000], "tolerance": 0.0}
 PARTS = ("runs", "guided", "cancels", "deaths")
+FINER = 4
 MOMENTS = ("uploading", "linear", "level 1", "level 2", "level 3", "output")
 """When Cancel is pressed, as words of the stage that is shown."""
 
@@ -111,9 +112,9 @@ class Bench:
         """The generated pair, with structures and landmarks, as the choices of the panel."""
         from DeepRegistrationUI import mrml, phantoms
 
-        made, scene, node = phantoms.head_pair(self.arguments.edge), self.slicer.mrmlScene, self.panel.node
-        node.fixedVolume, node.movingVolume = (mrml.volume_node(scene, value) for value in (made.fixed, made.moving))
-        self.structures = [mrml.segmentation_node(scene, value) for value in (made.fixed_labels, made.moving_labels)]
+        made, scene, node = phantoms.head_pair(self.arguments.edge // FINER), self.slicer.mrmlScene, self.panel.node
+        node.fixedVolume, node.movingVolume = (mrml.volume_node(scene, finer(value)) for value in (made.fixed, made.moving))
+        self.structures = [mrml.segmentation_node(scene, finer(value)) for value in (made.fixed_labels, made.moving_labels)]
         self.landmarks = [mrml.points_node(scene, value) for value in (made.fixed_points, made.moving_points)]
         node.method = self.arguments.preset
         self.slicer.util.setSliceViewerLayers(background=node.fixedVolume, fit=True)
@@ -213,6 +214,19 @@ class Bench:
         plain = self.run("Second run, not live", False)
         watched = self.run("Third run, live", True)
         self.row("Watching costs, processor time of worker and GUI", 100 * (watched - plain) / plain, "%", "10")
+
+
+def finer(value):
+    """A Volume or LabelMap with each voxel cut into ``FINER`` along every axis, which takes a second where to paint the phantom takes minutes."""
+    import numpy as np
+
+    array, grid = value.array, value.grid
+    for axis in range(3):
+        array = np.repeat(array, FINER, axis)
+    affine = grid.affine.copy()
+    affine[:3, :3] /= FINER
+    affine[:3, 3] -= grid.affine[:3, :3].sum(1) * 0.5 * (1 - 1 / FINER)
+    return replace(value, array=array, grid=type(grid)(array.shape, affine))
 
 
 def draw_views(slicer, size: int) -> None:
