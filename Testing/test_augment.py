@@ -64,7 +64,7 @@ def test_nothing_is_changed_where_nothing_is_asked_for():
 @pytest.mark.parametrize("changes", [{"affine": 1.0}, {"elastic": 1.0, "motions": (0.04, 0.01)}, {"affine": 1.0, "elastic": 1.0, "mirror": 0.5}])
 def test_labels_and_points_follow(dim, changes):
     """After the motion the label map is still where the image is bright, the first point in the middle of the ball, the second on its edge."""
-    for seed in range(6):
+    for seed in range(6 if dim == 2 else 3):
         before = pair_on(dim)
         after = augmented(before, replace(NONE, **changes), generator(seed))
         for side in ("fixed", "moving"):
@@ -127,8 +127,9 @@ def test_what_is_cropped_is_neither_seen_nor_labelled_and_its_points_count_nothi
 
 
 def test_changes_happen_as_often_as_said():
-    changed = sum(not torch.equal(look(seed, intensity=0.3), look(0)) for seed in range(100))
-    assert 18 <= changed <= 42
+    plain = look(0)
+    changed = sum(not torch.equal(look(seed, intensity=0.3), plain) for seed in range(60))
+    assert 9 <= changed <= 28
 
 
 def test_masks_move_with_their_image():

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import cohorts
 import numpy as np
 import pytest
 import torch
+from conftest import LIBRARY
 
 from DeepRegistrationLib.errors import Cancelled, InputError
 from DeepRegistrationLib.geometry import Grid
@@ -115,6 +119,22 @@ def test_training_begins_with_given_weights(tmp_path):
     assert all(torch.allclose(a[key], b[key], atol=1e-6) for key in a)
     with pytest.raises(InputError, match="belong to another network"):
         carry_out(ordered(tmp_path / "third", data=folder, init=first["weights"], values={**SMALL, "width": 4}), runtime())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed engine")
+def test_torchrun_starts_two_processes(tmp_path):
+    """One log, one set of weights, and the costs of one process that draws two pairs a step."""
+    folder, out = cohorts.write(tmp_path / "images", 4), tmp_path / "two"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "DeepRegistrationLib", "train", "unet",
+               "--data", folder, "--out", out, "--steps", "4", *FLAGS]
+    done = subprocess.run([str(word) for word in command], env={**os.environ, "PYTHONPATH": str(LIBRARY.parent), "OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("4 steps of recipe unet") == 1 and (out / "two.safetensors").exists()
+    alone = carry_out(ordered(tmp_path / "one", data=folder, steps=4, values={**SMALL, "pairs": 2}), runtime())
+    rows = [[row["cost"] for row in record.rows(each, "training")] for each in (out, tmp_path / "one")]
+    assert rows[0] == pytest.approx(rows[1], rel=1e-4) and alone["steps"] == 4
 
 
 @pytest.mark.parametrize("arguments, sentence", [

@@ -7,6 +7,7 @@ torchrun --nproc-per-node 2 -m DeepRegistrationLib train RECIPE ...
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ def add(commands) -> None:
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
     parser.add_argument("--threads", type=options.count, default=0, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument("--json", action="store_true", help="with 'list': all about the recipes as JSON, as the panel in 3D Slicer reads it")
     voice = parser.add_mutually_exclusive_group()
     voice.add_argument("--quiet", action="store_true", help="no progress and no summary")
     voice.add_argument("--json-progress", action="store_true", help="progress as one JSON object a line on stdout, no summary")
@@ -49,7 +51,7 @@ def run(arguments) -> None:
     from ..train.running import Order, carry_out
 
     if arguments.recipe == "list":
-        say(listing())
+        say(json.dumps(catalogue(), indent=1, ensure_ascii=False, allow_nan=False) if arguments.json else listing())
         return
     if arguments.out is None:
         raise InputError("no folder for the run was given; name one by --out")
@@ -109,6 +111,16 @@ def listing() -> str:
         for p in describe(cls):
             lines.append(f"    {p.name} = {shown(p.default)}{f' {p.unit}' if p.unit else ''}{limits(p)}: {p.help}")
     return "\n".join(lines)
+
+
+def catalogue() -> dict:
+    """All recipes as JSON types, for programs that have no torch: {"recipes": [{"id", "title", "summary", "needs_data", "method", "dims",
+    "parameters"}]}, parameters as in the catalogue of methods."""
+    from ..train.recipe import describe, registry
+    from .catalogue import jsonable, type_name
+
+    return {"recipes": [{"id": name, **jsonable(vars(cls.card)),
+                         "parameters": [jsonable({**vars(p), "type": type_name(p.type)}) for p in describe(cls)]} for name, cls in registry().items()]}
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -69,6 +69,12 @@ def shared(value, device: torch.device):
     return box[0]
 
 
+def meet() -> None:
+    """Every process waits here for all others."""
+    if world() > 1:
+        distributed.barrier()
+
+
 def mean(value: float, device: torch.device) -> float:
     """The mean of a figure over the processes."""
     if world() == 1:

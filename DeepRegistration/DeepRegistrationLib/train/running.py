@@ -73,8 +73,10 @@ def carry_out(order: Order, runtime: Runtime) -> dict:
         device = runtime.torch_device()
         if order.init:
             _initialise(plan.network, order.init, runtime)
-        validation = None if plan.held_out is None else Validation(plan.held_out, plan.view, device, monitor)
+        alone = processes.world() == 1  # one of several that stopped by itself would leave the others waiting
+        validation = None if plan.held_out is None else Validation(plan.held_out, plan.view, device, monitor if alone else None)
         watch = loop.Watch(validation, None if validation is None else validation.picture, order.tensorboard)
+        processes.meet()
         _note(order)
         try:
             loop.train(plan.network, plan.view, plan.objective, plan.draw, plan.settings, order.out, replace(runtime, seed=order.seed), watch=watch)
