@@ -75,7 +75,7 @@ def test_a_network_from_a_folder_registers_a_pair(tmp_path, cli):
 
 
 def test_a_stopped_run_leaves_weights_and_goes_on(tmp_path, process):
-    folder, out = cohorts.write(tmp_path / "images", 4), tmp_path / "run"
+    folder, out = cohorts.write(tmp_path / "images", 4), tmp_path / "order"
     running = process("train", "unet", "--data", folder, "--out", out, "--steps", 100000, *FLAGS)
     began = time.monotonic()
     while len(record.rows(out, "training")) < 6 and time.monotonic() - began < 240:
@@ -85,7 +85,8 @@ def test_a_stopped_run_leaves_weights_and_goes_on(tmp_path, process):
     errors = running.communicate(timeout=120)[1]
     assert running.returncode == 130 and "a checkpoint is written" in errors and "Traceback" not in errors
     done = torch.load(out / "checkpoint.pt", weights_only=True)["state"]["step"]
-    assert done == len(record.rows(out, "training")) >= 6 and (out / "run.safetensors").exists()
+    assert done == len(record.rows(out, "training")) >= 6 and (out / "order-weights.safetensors").exists()
+    assert json.loads((out / "order.json").read_text())["recipe"] == "unet", "the card of the weights has another name"
     assert json.loads((out / "summary.json").read_text())["ended"] == "cancelled"
 
 

@@ -42,7 +42,7 @@ from .jobqueue import Job, Runner, Tail, disk_sentence
 __all__ = ["InProcessRunner", "Job", "Runner", "WorkerRunner", "half_resolution", "retry", "wait"]
 
 PATIENCE = 0.3
-"""Seconds that the worker has to stop by itself before it is killed."""
+"""Seconds that the worker has to stop by itself before it is killed, where the request says nothing else by ``patience_s``."""
 STARVED = ("out of memory", "bad_alloc", "cannot allocate memory", "not enough memory")
 """Words of a worker's last output that mean that the memory ran out."""
 MEMORY = "the memory ran out and the registration was stopped; try again at half resolution, with smaller images, or close other programs"
@@ -100,7 +100,7 @@ class WorkerRunner(Runner):
 
     def _ask_to_stop(self, job: Job) -> None:
         self._say({"cancel": str(job.folder)})
-        job.deadline = job.deadline or time.perf_counter() + PATIENCE
+        job.deadline = job.deadline or time.perf_counter() + job.request.get("patience_s", PATIENCE)
 
     def _watch(self) -> None:
         self._dying = [process for process in self._dying if process.poll() is None]

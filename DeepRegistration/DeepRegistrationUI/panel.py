@@ -1,4 +1,4 @@
-"""The panel: five sections of which one is open, the parameter node that they share, and the timer that drives the runs.
+"""The panel: six sections of which one is open, the parameter node that they share, and the timer that drives the runs.
 
 Nothing here waits: a timer of 30 ms lets the logic do a slice of work (upload, events, previews, delivery) while something runs.
 """
@@ -17,10 +17,11 @@ from .pages.batch import BatchPage
 from .pages.compare import ComparePage
 from .pages.quality import QualityPage
 from .pages.register import RegisterPage
+from .pages.train import TrainPage
 from .pages.transfer import TransferPage
 
 TICK_MS = 30
-PAGES = {"register": RegisterPage, "transfer": TransferPage, "quality": QualityPage, "compare": ComparePage, "batch": BatchPage}
+PAGES = {"register": RegisterPage, "transfer": TransferPage, "quality": QualityPage, "compare": ComparePage, "batch": BatchPage, "train": TrainPage}
 
 
 class Panel(VTKObservationMixin):

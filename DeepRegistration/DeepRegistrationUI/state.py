@@ -14,7 +14,7 @@ from slicer.i18n import tr as _
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
 LISTS = ("DeepRegistrationRegister.ui", "DeepRegistrationTransfer.ui", "DeepRegistrationQuality.ui",
-         "DeepRegistrationCompare.ui", "DeepRegistrationBatch.ui")
+         "DeepRegistrationCompare.ui", "DeepRegistrationBatch.ui", "DeepRegistrationTrain.ui")
 DEFAULT_METHOD = "instance-optimisation:default"
 
 
@@ -109,3 +109,11 @@ class DeepRegistrationParameterNode:
     batchPairs: str = "[]"  # JSON: list of rows
     batchFolder: str
     batchToScene: bool = False
+
+    trainRecipe: str = "unet"
+    trainValues: str = "{}"  # JSON: parameter name -> value that differs from the recipe's
+    trainSource: str = "folder"
+    trainData: str
+    trainDim: str = "3"
+    trainSteps: Annotated[int, WithinRange(1, 10_000_000)] = 2000
+    trainFolder: str

@@ -15,6 +15,9 @@ warp: ``parts`` (points of the space of ``reference`` -> points of the space of 
 evaluate: ``parts`` or ``result``; ``fixed`` and ``moving`` Volumes (default with ``result``: its own); labels and points as above;
     ``inverse`` parts (default: the result's, or the transform is inverted). -> ``rows``.
 report: as evaluate, with ``path`` of the HTML file, ``title`` and ``figures``. -> ``path``.
+train: ``recipe`` and ``values`` of its parameters, ``out`` the run's folder, ``steps``, ``seed``, ``device``, ``threads``; ``data`` a folder or a list, or
+    ``images`` [Volume] with ``labels`` [LabelMap or None], or ``dim`` where the recipe needs no images; ``resume``: go on with the run in ``out``.
+    -> ``summary``, see ``train.running``. Its log events are the figures of a step, or of a validation with names 'validation_...'.
 catalogue: -> ``catalogue``, see ``catalogue.catalogue``.
 
 Rows are {"name", "structure", "unit", "before", "value"}: ``before`` is the figure without the transform (None where that is no question),
@@ -32,10 +35,10 @@ OUTPUTS = ("inverse", "warped", "log_jacobian", "folds")
 
 def do(request: dict, monitor, folder: Path) -> dict:
     """The result of a request. Raises InputError for one that is not understood, and what the job raises."""
-    from . import jobs_measure, jobs_register, jobs_warp
+    from . import jobs_measure, jobs_register, jobs_train, jobs_warp
 
     known = {"register": jobs_register.register, "warp": jobs_warp.warp, "evaluate": jobs_measure.evaluate, "report": jobs_measure.report,
-             "catalogue": _catalogue}
+             "train": jobs_train.train, "catalogue": _catalogue}
     name = request.get("command")
     if name not in known:
         raise InputError(f"the command '{name}' was given; expected one of {', '.join(known)}")

@@ -1,6 +1,6 @@
 """A training run from its order to its weights: what the command line and the panel ask for, done in one folder.
 
-The folder gets ``run.json`` (the order, for going on), the checkpoints, the logs and the pictures of ``loop``, ``curves.png``,
+The folder gets ``order.json`` (the order, for going on), the checkpoints, the logs and the pictures of ``loop``, ``curves.png``,
 the weights under the folder's name (.safetensors) with their card (.json), and ``summary.json``.
 """
 
@@ -27,7 +27,7 @@ from .data import open_data
 from .recipe import Plan, Request, find
 from .validate import Validation
 
-ORDER, SUMMARY = "run.json", "summary.json"
+ORDER, SUMMARY = "order.json", "summary.json"
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,10 @@ def resumed(order: Order) -> Order:
         return order
     if not order.resume:
         raise InputError(f"{order.out} holds a training run already; go on with it by --resume, or give another folder")
-    held = json.loads(path.read_text("utf-8"))
+    try:
+        held = json.loads(path.read_text("utf-8"))
+    except ValueError:
+        raise InputError(f"{path} cannot be read; give another folder") from None
     default = Order(order.recipe, order.out).lasting()
     asked = {key: value for key, value in order.lasting().items() if value != default[key]}
     changed = sorted(key for key, value in asked.items() if held.get(key) != value)
@@ -154,7 +157,7 @@ def conclude(order: Order, plan: Plan, device: torch.device, remarks, ended: str
         checkpoint.initialise(plan.network, best)
     done = f"{plan.card.training}; {len(rows)} steps were done, on {platform.processor() or platform.machine()}" + (
         f" and {torch.cuda.get_device_name(device)}" if device.type == "cuda" else "")
-    path = order.out / f"{order.out.resolve().name}.safetensors"
+    path = weights_of(order.out)
     card = weights.write(path, plan.network, replace(plan.card, training=done))
     validation = record.rows(order.out, "validation")
     summary = {"recipe": order.recipe, "ended": ended, "steps": len(rows), "cost": rows[-1]["cost"], **cost_of(rows, plan.settings.pairs),
@@ -166,6 +169,12 @@ def conclude(order: Order, plan: Plan, device: torch.device, remarks, ended: str
         (order.out / "curves.png").write_bytes(report.history_picture(rows))
     (order.out / SUMMARY).write_text(json.dumps(_plain(summary), indent=1, allow_nan=False), "utf-8")
     return _plain(summary)
+
+
+def weights_of(folder: Path) -> Path:
+    """Where the weights of the run in ``folder`` are: they have its name, and their card must not be one of the other files."""
+    name = folder.resolve().name
+    return folder / f"{name}{'-weights' if f'{name}.json' in (ORDER, SUMMARY) else ''}.safetensors"
 
 
 def cost_of(rows: list[dict], pairs: int) -> dict:

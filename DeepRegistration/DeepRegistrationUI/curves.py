@@ -1,0 +1,42 @@
+"""Curves drawn as a picture for a label, without another package: the cost of training and the score of validation over the steps."""
+
+from __future__ import annotations
+
+import math
+
+import qt
+
+from .live_records import COLORS
+
+MARGIN, LINE = 6, 15
+
+
+def drawn(width: int, height: int, curves, texts):
+    """A QPixmap of ``curves``, lists of (step, value), each between its own smallest and largest value; ``texts`` are shown in their colors."""
+    pixmap = qt.QPixmap(width, height)
+    pixmap.fill(qt.QColor(255, 255, 255))
+    painter = qt.QPainter(pixmap)
+    last = max([point[0] for points in curves for point in points] or [1.0])
+    for k, (points, text) in enumerate(zip(curves, texts)):
+        color = qt.QColor(*(round(255 * part) for part in COLORS[k]))
+        pen = qt.QPen(color)
+        pen.setWidth(2)
+        painter.setPen(pen)
+        painter.drawText(MARGIN, LINE * (k + 1), text)
+        placed = places(points, last, width, height, LINE * len(texts) + MARGIN)
+        for (x, y), (u, v) in zip(placed, placed[1:]):
+            painter.drawLine(x, y, u, v)
+    painter.end()
+    return pixmap
+
+
+def places(points, last: float, width: int, height: int, top: int) -> list[tuple[int, int]]:
+    """Pixels of points (step, value) below ``top``: steps from 0 to ``last``, values between their 2nd and 98th hundredth and never beyond."""
+    kept = [point for point in points if math.isfinite(point[1])]
+    if not kept:
+        return []
+    values = sorted(value for _, value in kept)
+    low, high = values[len(values) // 50], values[-1 - len(values) // 50]
+    room, tall = width - 2 * MARGIN, height - top - MARGIN
+    shares = [min(max((value - low) / (high - low), 0.0), 1.0) if high > low else 0.5 for _, value in kept]
+    return [(round(MARGIN + room * step / max(last, 1e-9)), round(height - MARGIN - tall * share)) for (step, _), share in zip(kept, shares)]
