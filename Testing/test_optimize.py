@@ -291,7 +291,8 @@ def test_the_same_bits_twice(model):
 
 @pytest.mark.parametrize("settings, word", [
     (DescentSettings("spline"), "model 'spline'"), (DescentSettings("displacement", symmetric=True), "no exact inverse"),
-    (DescentSettings("bspline", symmetric=True), "no exact inverse"), (DescentSettings("velocity", paired=True), "has an exact inverse"), (DescentSettings(spacings=(2.0,)), "one count per level"),
+    (DescentSettings("bspline", symmetric=True), "no exact inverse"),
+    (DescentSettings("velocity", paired=True), "has an exact inverse"), (DescentSettings(spacings=(2.0,)), "one count per level"),
     (DescentSettings(iterations=(0, 0)), "no step at all")])
 def test_what_does_not_fit_together_is_said(settings, word):
     with pytest.raises(InputError, match=word):

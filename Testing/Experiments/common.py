@@ -95,9 +95,9 @@ def load(data: Path, out: Path, full: bool) -> Case:
 
 
 class Experiment:
-    """Command line, claims and the written result of one experiment."""
+    """Command line, claims and the written result of one experiment; one that makes its own images does without the ``pair``."""
 
-    def __init__(self, name: str, description: str):
+    def __init__(self, name: str, description: str, pair: bool = True):
         parser = argparse.ArgumentParser(prog=f"experiment {name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--out", type=Path, default=Path("experiment-out") / name, metavar="DIR")
         parser.add_argument("--full", action="store_true", help="the pair at 1 mm and full numbers of steps; takes longer")
@@ -108,7 +108,8 @@ class Experiment:
         self.name, self.began = name, time.perf_counter()
         self.claims, self.figures, self.seed = [], {}, 0
         self.runtime = Runtime("cpu", self.seed, self.arguments.threads)
-        self.case = load(self.arguments.data, self.arguments.out, self.arguments.full)
+        self.arguments.out.mkdir(parents=True, exist_ok=True)
+        self.case = load(self.arguments.data, self.arguments.out, self.arguments.full) if pair else None
 
     def at_least(self, what: str, value: float, bar: float) -> None:
         self._claim(what, value, bar, value >= bar)
@@ -137,7 +138,8 @@ class Experiment:
         from DeepRegistrationLib import __version__
 
         (self.arguments.out / "picture.png").write_bytes(picture)
-        record = {"experiment": self.name, "pair": self.case.name, "full": self.arguments.full, "claims": self.claims, "figures": self.figures,
+        record = {"experiment": self.name, "pair": self.case.name if self.case else "generated", "full": self.arguments.full,
+                  "claims": self.claims, "figures": self.figures,
                   "seed": self.seed, "threads": self.arguments.threads, "wall_seconds": round(time.perf_counter() - self.began, 1),
                   "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
                   "versions": {"DeepRegistrationLib": __version__, "torch": torch.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}}

@@ -1,0 +1,76 @@
+"""The recipe of three resolutions: networks that are trained from coarse to fine, each begun from the one before.
+
+    stage 1  one U-Net on images averaged over blocks of 4 voxels          objective: S(A, B o T) + weight |d (R o T - id)|^2,
+    stage 2  the same at half of the resolution of a second U-Net          T = network(A, B), R = network(B, A), both directions
+    stage 3  both at half of the resolution of a third one, full images
+
+Distances are in mm and the gradient of inverse consistency has no unit, so one weight serves all stages. The stages are runs of the one
+training loop with a folder each: a stopped recipe goes on where it stopped. Tian, Greer et al., GradICON, CVPR 2023.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable
+
+from ..errors import InputError
+from ..image import Image
+from ..networks.composition import MultiResolution, halved
+from ..networks.heads import displacement
+from ..ops import nd
+from ..problem import Pair
+from ..runtime import Runtime
+from ..terms import Alignment, Term
+from .loop import TrainingSettings, Watch, scored, train
+
+
+def both_ways(network, pair) -> list[tuple[float, Alignment]]:
+    """The network's map of a pair and of the swapped pair, each the reverse of the other, for ``loop.train``."""
+    there = network(pair.fixed.data, pair.moving.data)
+    back = network(pair.moving.data, pair.fixed.data)
+    alignment = scored(pair, displacement(there, pair.fixed.grid), displacement(back, pair.moving.grid))
+    return [(0.5, alignment), (0.5, alignment.reverse)]
+
+
+def train_by_resolution(network: MultiResolution, objective: Term, draw: Callable, stages: tuple[TrainingSettings, ...], folder: Path,
+                        runtime: Runtime | None = None, watch: Callable | None = None) -> tuple[MultiResolution, list[list[dict]]]:
+    """(the network of as many resolutions as there are stages, the rows of each stage's log).
+
+    ``network`` has one resolution and is trained in place by the first stage. draw(generator) -> Pair of full resolution, without labels;
+    watch(factor) -> Watch of a stage whose images are ``factor`` times coarser. InputError for a network of several resolutions, for no
+    stage and for label maps.
+    """
+    if network.resolutions != 1 or not stages:
+        raise InputError(f"a network of {network.resolutions} resolutions and {len(stages)} stages were given; begin with one resolution and give "
+                         "the settings of at least one stage")
+    rows = []
+    for k, settings in enumerate(stages):
+        factor = 2 ** (len(stages) - 1 - k)
+        network = network if k == 0 else network.grown()
+        rows.append(train(network, both_ways, objective, coarser(draw, factor), settings, folder / f"stage-{k + 1}", runtime,
+                          watch=watch(factor) if watch else None))
+    return network, rows
+
+
+def coarser(draw: Callable, factor: int) -> Callable:
+    """``draw`` with images averaged over blocks of ``factor`` (a power of two) voxels."""
+
+    def drawn(generator):
+        pair = draw(generator)
+        return pair if factor == 1 else pooled(pair, factor)
+
+    return drawn
+
+
+def pooled(pair: Pair, factor: int) -> Pair:
+    """The pair with images averaged over blocks of ``factor`` (a power of two) voxels; landmarks stay. InputError for label maps and masks."""
+    if pair.fixed_labels is not None or pair.fixed.mask is not None or pair.moving.mask is not None:
+        raise InputError("a pair with label maps or masks was drawn; training by resolution averages images, leave these out")
+    return replace(pair, fixed=_pooled(pair.fixed, factor), moving=_pooled(pair.moving, factor))
+
+
+def _pooled(image: Image, factor: int) -> Image:
+    while factor > 1:
+        image, factor = replace(image, data=nd.average_pool(image.data, 2), grid=halved(image.grid)), factor // 2
+    return image

@@ -1,0 +1,169 @@
+"""gradicon: hollow triangles and circles, by networks with inverse consistency (ICON) or its gradient (GradICON), and by coordinate networks.
+
+Two runs of the one training loop differ in the regularizer alone: same network (two U-Nets, the first at half the resolution), same seed, so
+the same first weights and the same pairs in the same order, same rate and number of updates. Each weight is the smallest of a row of
+tries (``WEIGHTS``; every factor is about 3) whose maps fold by less than ``FOLDS_PERCENT`` of the voxels of held-out pairs when its
+training ends: ``--full`` trains every try again and keeps the table. What both are asked for is the share of the squared difference
+of held-out pairs that is left. The time of an update is the median over its run, so that a busy moment of the machine does not count.
+
+Claims: (a) GradICON gets to the share that ICON has after its last update in at most a fifth of ICON's time; its folds stay below 0.1 %.
+(b) Coordinate networks on Fourier features and on hashed lattices bring the squared difference of a pair below 5 % of what it was,
+with less than 0.5 % folds.
+
+A run that was stopped goes on where it stopped when it is called again with the same ``--out``.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from statistics import median
+
+import torch
+from common import Experiment  # before the others: it says where the tests and the library are
+from truths_shapes import hollow_pairs
+
+from DeepRegistrationLib.geometry import Grid
+from DeepRegistrationLib.method import find
+from DeepRegistrationLib.networks.composition import MultiResolution
+from DeepRegistrationLib.networks.heads import displacement
+from DeepRegistrationLib.terms import MSE, Alignment, GradientInverseConsistency, InverseConsistency
+from DeepRegistrationLib.train.loop import TrainingSettings, train
+from DeepRegistrationLib.train.record import rows
+from DeepRegistrationLib.train.resolutions import both_ways
+from DeepRegistrationLib.transforms import Identity
+
+GRID, FINE = Grid.from_parts((32, 32)), Grid.from_parts((64, 64))
+BATCH, HELD, SAMPLES = 8, 24, 256
+SETTINGS = TrainingSettings(steps=1000, rate=2e-3, validate=20, checkpoint=50)
+SHAPE = {"resolutions": 2, "encoder": (8, 16), "decoder": (16, 16), "tail": (8,)}
+WEIGHTS = {"icon": (0.03, 0.1, 0.3, 1.0), "gradicon": (0.01, 0.03, 0.1, 0.3)}
+CHOSEN = {"icon": 0.3, "gradicon": 0.1}
+FOLDS_PERCENT, COORDINATE_FOLDS_PERCENT, LEFT_PERCENT, SHARE_OF_TIME = 0.1, 0.5, 5.0, 0.2
+PAIRS = ((1, "fourier"), (2, "fourier"), (1, "hash"))
+
+
+def tie(kind: str):
+    """The regularizer; GradICON's random points are drawn from one stream."""
+    if kind == "icon":
+        return InverseConsistency()
+    return GradientInverseConsistency(SAMPLES, generator=torch.Generator().manual_seed(0))
+
+
+def measured(pair, transform) -> dict[str, float]:
+    """Squared difference that is left and folds, both in percent, mean over a batch of pairs."""
+    alignment = Alignment(pair.fixed, pair.moving, transform)
+    left = MSE()(alignment) / MSE()(Alignment(pair.fixed, pair.moving, Identity(2)))
+    return {"left_percent": 100 * float(left.mean()), "folds_percent": 100 * float((alignment.determinant <= 0).float().mean())}
+
+
+def trained(experiment: Experiment, kind: str, weight: float):
+    """(network, its validations, median seconds of an update)."""
+    held = hollow_pairs(GRID, HELD, torch.Generator().manual_seed(99))
+
+    def validate(network):
+        found = measured(held, displacement(network(held.fixed.data, held.moving.data), GRID))
+        return {"score": -found["left_percent"], **found}
+
+    torch.manual_seed(experiment.seed)
+    network, folder = MultiResolution(2, **SHAPE), experiment.arguments.out / f"{kind}-{weight:g}"
+    with experiment.runtime.active():
+        train(network, both_ways, MSE() + weight * tie(kind), lambda generator: hollow_pairs(GRID, BATCH, generator), SETTINGS, folder,
+              experiment.runtime, validate)
+    log = {name: rows(folder, name) for name in ("training", "validation")}
+    return network.eval(), log["validation"], median(row["seconds"] for row in log["training"])
+
+
+def networks(experiment: Experiment) -> dict:
+    """(a); kind -> (network, validations)."""
+    if experiment.arguments.full:
+        tries = [{"regularizer": kind, "weight": w, **trained(experiment, kind, w)[1][-1]} for kind in WEIGHTS for w in WEIGHTS[kind]]
+        experiment.figures["every weight, at the end"] = tries
+    found, figures = {}, {}
+    for kind, weight in CHOSEN.items():
+        network, curve, seconds = trained(experiment, kind, weight)
+        found[kind] = network, curve
+        figures[kind] = {"weight": weight, "left_percent": curve[-1]["left_percent"], "folds_percent": curve[-1]["folds_percent"],
+                         "worst_folds_percent": max(row["folds_percent"] for row in curve), "seconds_an_update": seconds,
+                         "seconds": seconds * SETTINGS.steps}
+    goal = figures["icon"]["left_percent"]
+    reached = next((row["step"] for row in found["gradicon"][1] if row["left_percent"] <= goal), float("inf"))
+    figures["gradicon reaches icon's end after updates"] = reached
+    experiment.figures["networks"] = figures
+    experiment.at_most("GradICON: share of ICON's time to what ICON reaches", reached * figures["gradicon"]["seconds_an_update"] / figures["icon"]["seconds"],
+                       SHARE_OF_TIME)
+    for kind in CHOSEN:
+        experiment.at_most(f"{kind}: folds in percent at the end", figures[kind]["folds_percent"], FOLDS_PERCENT)
+    return found
+
+
+def coordinates(experiment: Experiment) -> list:
+    """(b); [(name, pair, transform)]."""
+    found = []
+    for seed, encoding in PAIRS:
+        pair = hollow_pairs(FINE, 1, torch.Generator().manual_seed(seed))
+        method = find("gradicon:aligned", {"encoding": encoding, "similarity": "mse", "weight": 0.1})
+        result = method.run(pair, experiment.runtime)
+        scores = {**measured(pair, result.transform), "wall_seconds": round(result.provenance["wall_seconds"], 2), **result.scalars}
+        name = f"{encoding}, pair {seed}"
+        experiment.figures[name] = scores
+        experiment.at_most(f"{name}: squared difference left in percent", scores["left_percent"], LEFT_PERCENT)
+        experiment.at_most(f"{name}: folds in percent", scores["folds_percent"], COORDINATE_FOLDS_PERCENT)
+        found.append((name, pair, result.transform))
+    return found
+
+
+def picture(found: dict, fitted: list) -> bytes:
+    """PNG: rows of fixed, moving, warped and the pulled-back grid; below, how much is left and how much folds over the updates."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 15))
+    FigureCanvasAgg(figure)
+    shown = hollow_pairs(GRID, 3, torch.Generator().manual_seed(5))
+    lines = []
+    for k in range(2):
+        pair = type(shown)(*(type(i)(i.data[k : k + 1], i.grid) for i in (shown.fixed, shown.moving)))
+        for kind, (network, _) in found.items():
+            with torch.no_grad():
+                lines.append((f"{kind}, held-out pair", pair, displacement(network(pair.fixed.data, pair.moving.data), GRID)))
+    lines += fitted
+    axes = figure.subplots(len(lines) + 1, 4)
+    for line, (name, pair, transform) in zip(axes, lines):
+        _row(line, name, pair, transform)
+    for place, key in ((axes[-1][0], "left_percent"), (axes[-1][2], "folds_percent")):
+        for kind, (_, curve) in found.items():
+            place.plot([row["step"] for row in curve], [row[key] for row in curve], label=kind)
+        place.set_xlabel("update")
+        place.set_title(key.replace("_", " in "), fontsize=9)
+        place.legend(fontsize=7)
+    for place in (axes[-1][1], axes[-1][3]):
+        place.axis("off")
+    figure.tight_layout()
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=70)
+    return stream.getvalue()
+
+
+def _row(axes, name, pair, transform):
+    alignment = Alignment(pair.fixed, pair.moving, transform)
+    for place, image, title in zip(axes, (pair.fixed.data, pair.moving.data, alignment.warped), ("fixed", "moving", name)):
+        place.imshow(image[0, 0].detach(), cmap="gray", vmin=0, vmax=1)
+        place.set_title(title, fontsize=8)
+    moved = alignment.moving_index[0].detach()
+    axes[3].imshow(pair.fixed.data[0, 0], cmap="gray", vmin=0, vmax=2)
+    for component, color in ((0, "#ffb000"), (1, "#35c9ff")):
+        axes[3].contour(moved[..., component], levels=range(0, moved.shape[0], moved.shape[0] // 16), colors=color, linewidths=0.6)
+    axes[3].set_title("grid of the moving image", fontsize=8)
+    for place in axes:
+        place.axis("off")
+
+
+def main() -> int:
+    experiment = Experiment("gradicon", __doc__, pair=False)
+    found = networks(experiment)
+    return experiment.finish(picture(found, coordinates(experiment)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
