@@ -71,7 +71,7 @@ def test_the_local_map_is_what_tolerates_a_bias_field(dim):
 
 
 @DIMS
-@pytest.mark.parametrize("similarity", ["mse", "lncc", "mind", "ncc"])
+@pytest.mark.parametrize("similarity", ["mse", "lncc", "mind", "ngf", "ncc"])
 def test_moving_both_headers_conjugates_the_map(dim, similarity):
     """With h on both images the map is h o T o h^-1: nothing depends on where the voxels are said to be."""
     known = pair_of(dim, angle=0.2, rate=0.2)
@@ -205,7 +205,7 @@ def test_masked_junk_has_no_influence(dim, similarity, side):
 
 
 @DIMS
-@pytest.mark.parametrize("similarity", ["mi", "ncc", "ngf"])
+@pytest.mark.parametrize("similarity", ["mi", "ncc"])
 def test_what_the_moving_image_does_not_show_is_no_agreement(dim, similarity):
     """The moving image ends in the middle of the fixed one: what the fixed image shows beyond its end changes nothing."""
     known = pair_of(dim, angle=0.2, rate=0.2)
@@ -221,7 +221,7 @@ def test_what_the_moving_image_does_not_show_is_no_agreement(dim, similarity):
 
 
 @DIMS
-@pytest.mark.parametrize("similarity", ["mi", "ncc", "ngf"])
+@pytest.mark.parametrize("similarity", ["mi", "ncc"])
 def test_the_best_step_is_kept(dim, similarity):
     """From the truth every long step leads away; what comes back costs no more than the start."""
     known = pair_of(dim, angle=0.2, rate=0.2)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from DeepRegistrationLib.errors import Cancelled, InputError
-from DeepRegistrationLib.runtime import Console, JsonLines, Monitor, Runtime, Silent, default_cache, keep_memory, peak_memory_mib
+from DeepRegistrationLib.runtime import Console, JsonLines, Monitor, Runtime, Silent, default_cache, fewer_threads, keep_memory, peak_memory_mib
 
 
 class Recorder(Monitor):
@@ -134,3 +134,21 @@ def test_memory_figures():
     peak = peak_memory_mib()
     assert peak is None or 20 < peak < 1e6
     assert keep_memory() in (True, False)
+
+
+def test_few_voxels_are_left_to_one_thread():
+    """Small work takes one thread and gives the others back, also after an error and inside itself; large work keeps them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with fewer_threads(10_000):
+            assert torch.get_num_threads() == 1
+            with fewer_threads(10_000_000):
+                assert torch.get_num_threads() == 1
+        with pytest.raises(KeyError), fewer_threads(1):
+            raise KeyError
+        assert torch.get_num_threads() == 2
+        with fewer_threads(10_000_000):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

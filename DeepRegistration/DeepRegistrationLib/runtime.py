@@ -14,6 +14,9 @@ from pathlib import Path
 
 from .errors import Cancelled, InputError
 
+MOST_FOR_ONE_THREAD = 65_536
+"""Voxels: an image of 256 x 256."""
+
 
 class Monitor:
     """Receives the progress of a run and can cancel it; this base class is silent.
@@ -178,6 +181,22 @@ class Runtime:
         finally:
             torch.set_flush_denormal(False)
             torch.set_num_threads(threads)
+
+
+@contextmanager
+def fewer_threads(count: int, most: int = MOST_FOR_ONE_THREAD):
+    """One torch thread (and one of the compiled kernels, which follow) while at most ``most`` voxels or samples are worked on at a
+    time: to wake and await a pool for operations of a fraction of a millisecond costs more than it saves, and many times more on
+    a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    if count <= most:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def default_cache() -> Path:

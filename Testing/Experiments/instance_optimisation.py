@@ -49,7 +49,7 @@ class Watcher(Monitor):
 
 def settings(model: str, full: bool) -> dict:
     """The pair is aligned, so there is no linear start; gradient models take their first two levels unless all is asked for."""
-    short = {} if full or model == "greedy" else {"iterations": (40, 30, 0)}
+    short = {} if full or model == "greedy" else {"iterations": (40, 30, 0, 0)}
     return {"start": "none", "model": model, **short}
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InputError
-from ..runtime import Console, JsonLines, Runtime, Silent, peak_memory_mib
+from ..runtime import Console, JsonLines, Runtime, Silent, fewer_threads, peak_memory_mib
 from . import options
 from .output import RECORD, note, say, staged
 
@@ -50,7 +50,7 @@ def run(arguments) -> None:
             problem = with_start(problem, arguments.init, runtime)
         with clock("registration"):
             result = method.run(problem, runtime)
-        with runtime.active():
+        with runtime.active(), fewer_threads(problem.fixed.grid.voxels):
             record = write(result, folder, arguments.write, clock)
         record = {**describe(arguments, method, result), **record, "wall_seconds": clock.seconds(), "peak_memory_mib": peak_memory_mib()}
         (folder / RECORD).write_text(json.dumps(plain(record), indent=1, allow_nan=False), "utf-8")

@@ -2,6 +2,8 @@
 
 * mse and lncc: the values, robust range scaled to [0, 1]; for lncc ``matching.py`` maps them locally.
 * mind: the self-similarity descriptor MIND-SSC, for images of different contrast. Heinrich et al., MICCAI 2013.
+* ngf: the products n_i n_j of the normalised gradient n, in which a reversed contrast is no difference; the squared difference
+  of two is |n|^4 + |m|^4 - 2 (n.m)^2. Haber and Modersitzki, MICCAI 2006 (the same angle between gradients).
 """
 
 from __future__ import annotations
@@ -11,12 +13,13 @@ from dataclasses import replace
 import torch
 
 from ..image import Image
-from ..ops.features import mind_ssc
+from ..ops.features import mind_ssc, ngf
 from ..ops.filters import gaussian
 from ..ops.stats import robust_range
+from ..transforms import Affine
 
 FILL_SIGMA = 4.0
-CHANNELS = ("mse", "lncc", "mind")
+CHANNELS = ("mse", "lncc", "mind", "ngf")
 
 
 def normalised(image: Image, limits: tuple[float, float] | None = None) -> Image:
@@ -55,9 +58,24 @@ def limits_of(image: Image) -> tuple[float, float]:
     return (low, high) if high > low else (float(values.min()), float(values.max()))
 
 
+def folded(image: Image, linear: Affine) -> Image:
+    """The moving image as seen before the linear map: header surgery, no resampling."""
+    return replace(image, grid=image.grid.moved(linear.inverse().numpy()))
+
+
 def channels(image: Image, kind: str) -> Image:
     """The compared channels of a normalised image at its level."""
-    if kind != "mind":
+    if kind == "mind":
+        parts = [mind_ssc(image.data[:, c : c + 1]) for c in range(image.data.shape[1])]
+    elif kind == "ngf":
+        parts = [_products(n) for n in ngf(image.data, image.grid, mask=image.mask).unbind(1)]
+    else:
         return image
-    parts = [mind_ssc(image.data[:, c : c + 1]) for c in range(image.data.shape[1])]
     return replace(image, data=torch.cat(parts, 1))
+
+
+def _products(n):
+    """n (1, dim, *S) -> (1, dim (dim + 1) / 2, *S): the products of its components, mixed ones times the root of 2 for both of their places."""
+    dim = n.shape[1]
+    pairs = [(i, j) for i in range(dim) for j in range(i, dim)]
+    return torch.stack([n[:, i] * n[:, j] * (1.0 if i == j else 2**0.5) for i, j in pairs], 1)

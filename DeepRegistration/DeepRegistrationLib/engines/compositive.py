@@ -23,15 +23,15 @@ from ..errors import InputError
 from ..geometry import Grid
 from ..image import Image
 from ..ops import demons, fields
-from ..ops.sample import resample
-from ..runtime import Monitor
+from ..runtime import Monitor, fewer_threads
 from ..transforms import Affine, Displacement, Transform
-from .channels import CHANNELS, channels, normalised_pair
+from .channels import CHANNELS, folded, normalised_pair
 from .extent import MARGIN, RUNOUT, content_box, fade, finest_spacing, widened
 from .guides import Guides, LandmarkGuide
 from .matching import IntensityMap, local_map
 from .slopes import SLOPES, SlopeDescent
 from .starts import background
+from .structure import STRUCTURAL, SecondOpinion, carried, structural_pair
 
 REFRESH = 5
 NOISE = 0.01
@@ -100,26 +100,35 @@ def register(fixed: Image, moving: Image, linear: Affine, settings: CompositiveS
     """
     guides = guides or Guides()
     _check(settings, fixed, guides)
+    with fewer_threads(max(fixed.grid.voxels, moving.grid.voxels)):
+        return _registered(fixed, moving, linear, settings, monitor, start, guides)
+
+
+def _registered(fixed, moving, linear, settings, monitor, start, guides):
     box = content_box(fixed, moving, linear)
     step = finest_spacing(box, settings)
     spacings = [step * f for f in settings.factors]
-    pyramid = _pyramid(*normalised_pair(fixed, moving, settings.shared_range), spacings)
+    images = normalised_pair(fixed, moving, settings.shared_range)
+    pyramid, through = _compared(images, linear, box, spacings, settings.similarity)
     labels = [None] * len(spacings) if guides.labels is None else _pyramid(*guides.labels, spacings)
     work = np.array([n * (f ** -fixed.dim + 0.02) for n, f in zip(settings.iterations, settings.factors)], float)
     ends = np.concatenate([[0], np.cumsum(work) / work.sum()])
-    state, grid, history = None, None, []
-    for k, (pair, iterations) in enumerate(zip(pyramid, settings.iterations)):
-        if iterations == 0:
-            continue
-        level = _level(*pair, box, linear, settings.similarity)
+    opinion, state, grid, history = None, None, None, []
+    used = [k for k, iterations in enumerate(settings.iterations) if iterations > 0]
+    for k in used:
+        level = _level(*pyramid[k], box, through)
         if labels[k] is not None:
-            level.labels, level.weight = _level(*labels[k], box, linear, "mse"), guides.weight
+            level.labels, level.weight = _level(*labels[k], box, linear), guides.weight
         if guides.points is not None:
             level.landmarks = LandmarkGuide.on(guides, linear, level.grid, level.fixed.device)
         state = _carried(state, grid, level.grid, settings, linear, start, fixed.dim, fixed.device)
         grid = level.grid
+        if opinion is None and settings.similarity in STRUCTURAL and guides == Guides(weight=guides.weight):
+            opinion = SecondOpinion((images[0], folded(images[1], linear)), ([u.clone() for u in state], grid))
         part = monitor.part(ends[k], ends[k + 1], f"level {k + 1}/{len(pyramid)}")
-        state = _run_level(level, state, iterations, settings, part, history, linear)
+        with fewer_threads(grid.voxels):
+            state = _run_level(level, state, settings.iterations[k], settings, part, history, linear)
+        state = state if opinion is None else opinion.judged(state, grid, _joined, k == used[-1])
     return _finished(state, grid, fixed.grid, history)
 
 
@@ -150,9 +159,16 @@ def _pyramid(fixed, moving, spacings):
     return made[::-1]
 
 
-def _level(fixed, moving, box, linear, kind):
-    """Channels of one level; the working lattice is the part of the smoothed fixed grid that covers the box."""
-    fixed, moving = (channels(image, kind if kind in CHANNELS else "mse") for image in (fixed, moving))
+def _compared(images, linear, box, spacings, kind):
+    """(pyramid of what is compared, the linear map that it is still to be seen through)."""
+    if kind not in STRUCTURAL:
+        return _pyramid(*images, spacings), linear
+    pair = structural_pair(images[0], folded(images[1], linear), box, spacings[-1], kind)
+    return _pyramid(*pair, spacings), Affine.identity(box.dim)
+
+
+def _level(fixed, moving, box, linear):
+    """One level; the working lattice is the part of the smoothed fixed grid that covers the box."""
     index = fixed.grid.world_to_index(box.corners())
     lower = np.clip(np.floor(index.min(0) + 0.5 + 1e-6), 0, np.array(fixed.grid.size) - 1).astype(int)
     upper = np.clip(np.ceil(index.max(0) + 0.5 - 1e-6), lower + 1, fixed.grid.size).astype(int)
@@ -171,7 +187,7 @@ def _carried(state, old, grid, settings, linear, start, dim, device):
             return [torch.zeros(1, dim, *grid.shape, device=device) for _ in range(count)]
         u = demons.from_world((linear.inverse() @ start).field(grid, device=device), grid)
         return [u] if count == 1 else _halves(u)
-    return [demons.from_world(resample(demons.to_world(u, old), old, grid), grid) for u in state]
+    return carried(state, old, grid)
 
 
 def _halves(u):

@@ -13,14 +13,13 @@ References: Viola and Wells, IJCV 1997; Mattes et al., IEEE TMI 2003; Klein et a
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from ..errors import InputError
-from ..runtime import Monitor, Runtime
+from ..runtime import Monitor, Runtime, fewer_threads
 from ..transforms.base import Identity, linear_part
 from ..transforms.linear import Affine, parameter_count
 from .linear_levels import FEWEST_SAMPLES, SMALLEST_OVERLAP, Level, build_levels
@@ -31,7 +30,8 @@ SIMILARITIES = ("mi", "ncc", "mse", "lncc")
 LADDER = {"none": (), "translation": ("translation",), "rigid": ("rigid",), "similarity": ("rigid", "similarity"),
           "affine": ("rigid", "similarity", "affine")}
 FREEDOMS = tuple(LADDER)
-MOST_FOR_ONE_THREAD = 50000
+MOST_SAMPLES = 50000
+"""Samples that one thread compares as fast as several."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,10 @@ def solve_linear(pair, settings: LinearSettings = LinearSettings(), runtime: Run
     runtime = runtime or Runtime()
     monitor = monitor or runtime.monitor
     initial = _initial_matrix(pair)
-    levels = build_levels(pair.fixed, pair.moving, settings, runtime)
+    with fewer_threads(max(pair.fixed.grid.voxels, pair.moving.grid.voxels)):
+        levels = build_levels(pair.fixed, pair.moving, settings, runtime)
     history: list = []
-    with _one_thread(len(levels[-1].offsets)):
+    with fewer_threads(len(levels[-1].offsets), MOST_SAMPLES):
         starts = candidates(levels[0], initial, settings, pair, monitor.part(0.0, 0.1, "starts"))
         base, name = _best_start(levels[0], starts, settings, monitor.part(0.1, 0.3, "start"), history)
         start = initial if initial is not None else np.eye(pair.fixed.dim + 1)
@@ -108,19 +109,6 @@ def solve_linear(pair, settings: LinearSettings = LinearSettings(), runtime: Run
                 base, _ = refine(level, base, kind, settings.iterations, share, history)
             monitor.preview(Affine(torch.as_tensor(base)))
         return _finished(levels[-1], start if settings.freedom != "none" else base, base, name, history)
-
-
-@contextmanager
-def _one_thread(samples):
-    """One torch thread while few samples are compared: to wake a pool for operations of 20 microseconds costs more than
-    it saves, and many times more on a busy machine."""
-    threads = torch.get_num_threads()
-    if samples <= MOST_FOR_ONE_THREAD:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _finished(level, start, base, name, history):

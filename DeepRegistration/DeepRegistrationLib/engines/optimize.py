@@ -21,7 +21,6 @@ import torch
 
 from ..errors import ConvergenceError, InputError
 from ..geometry import Grid
-from ..image import Image
 from ..ops import fields
 from ..ops.sample import resample
 from ..ops.spline import cubic_coefficients
@@ -30,6 +29,7 @@ from ..runtime import Monitor
 from ..terms import Alignment, Term
 from ..transforms import Affine, BSpline, Displacement, Transform, Velocity
 from ..transforms.base import require_finite
+from .channels import folded
 
 MODELS = ("displacement", "velocity", "bspline")
 FAINT = 1e-5
@@ -59,7 +59,7 @@ def descend(pair, linear: Affine, objective: Term, settings: DescentSettings, mo
     Raises InputError for settings that do not fit together, ConvergenceError where the parameters diverge, Cancelled.
     """
     _check(settings, pair)
-    fixed, moving = pair.fixed.to(device, torch.float32), _folded(pair.moving.to(device, torch.float32), linear)
+    fixed, moving = pair.fixed.to(device, torch.float32), folded(pair.moving.to(device, torch.float32), linear)
     work = np.array([n / s**fixed.dim for n, s in zip(settings.iterations, settings.spacings)], float)
     ends = np.concatenate([[0], np.cumsum(work) / max(work.sum(), 1e-12)])
     maps, history = _starts(start, settings.paired), []
@@ -94,17 +94,12 @@ def _check(settings, pair):
         raise InputError(f"a batch of {pair.fixed.data.shape[0]} images was given; this optimiser registers one pair at a time")
 
 
-def _folded(image: Image, linear: Affine) -> Image:
-    """The moving image as seen before the linear map: header surgery, no resampling."""
-    return replace(image, grid=image.grid.moved(linear.inverse().numpy()))
-
-
 def _guides(pair, linear, spacing, device):
     """Labels at the level's spacing and points, in the frames that the alignment uses."""
     guides = {}
     if pair.fixed_labels is not None:
         guides["fixed_labels"] = pair.fixed_labels.to(device).smoothed_to(spacing)
-        guides["moving_labels"] = _folded(pair.moving_labels.to(device), linear).smoothed_to(spacing)
+        guides["moving_labels"] = folded(pair.moving_labels.to(device), linear).smoothed_to(spacing)
     if pair.fixed_points is not None:
         guides["fixed_points"] = _on(device, pair.fixed_points)
         guides["moving_points"] = _on(device, pair.moving_points.moved(linear.inverse()))

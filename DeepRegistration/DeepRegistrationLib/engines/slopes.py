@@ -1,4 +1,4 @@
-"""Steps of a compositive registration along the slope of a similarity that has no form as squared differences: ncc, mi, ngf.
+"""Steps of a compositive registration along the slope of a similarity that has no form as squared differences: ncc, mi.
 
 With s = dC/dw the slope of the cost C by the warped image w, smoothed by a Gaussian G (fluid),
     v = -c G * (s grad w),   c so that the longest step is ``share`` of half the step limit.
@@ -18,7 +18,7 @@ from ..ops import demons
 from ..ops.nd import index_gradient
 from ..terms import SIMILARITIES, Similarity
 
-SLOPES = ("ncc", "mi", "ngf")
+SLOPES = ("ncc", "mi")
 SHORTER, LONGER = 0.9, 1.1
 LEAST_FLUID = 1.0
 

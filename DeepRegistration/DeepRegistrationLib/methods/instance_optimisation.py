@@ -11,15 +11,14 @@ A starting transform (from a file, a network or another method) takes the place 
 and its deformation is what the first level begins with. Nothing that is given is changed.
 
 The similarity 'auto' looks at the pair after the linear start: where the gradients of both images agree in sign, if need be
-after a coarse deformation (``engines/contrast.py``), it is 'lncc', else 'mind' with at least ``STIFF`` voxels of smoothing and without levels of less than
-``FEWEST`` voxels an axis, on which the descriptor, seven voxels wide, sees nothing local; the result says which.
+after a coarse deformation (``engines/contrast.py``), it is 'lncc', else 'ngf', structure that is seen on the finest lattice and
+averaged on the coarser ones (``engines/structure.py``), with at least ``STIFF`` voxels of smoothing; the result says which. With
+'ngf' and 'mind' a level that lowers the mutual information of the images is undone, so that a start is not made worse.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-
-import numpy as np
 
 from ..engines.channels import normalised_pair
 from ..engines.compositive import CompositiveSettings, content_box, finest_spacing, register
@@ -35,8 +34,7 @@ from ..terms import CONSISTENCIES, REGULARITIES, SIMILARITIES, LandmarkDistance,
 from ..transforms import Affine, Displacement
 from ..transforms.base import Identity, linear_part
 
-STIFF = (2.5, 1.5)
-FEWEST = 32
+STIFF = (1.7, 0.8)
 
 VERCAUTEREN = """@article{Vercauteren2009,
   author = {Vercauteren, Tom and Pennec, Xavier and Perchant, Aymeric and Ayache, Nicholas},
@@ -49,6 +47,11 @@ HEINRICH = """@article{Heinrich2012,
   title = {{MIND}: Modality Independent Neighbourhood Descriptor for Multi-modal Deformable Registration},
   journal = {Medical Image Analysis}, volume = {16}, number = {7}, pages = {1423--1435}, year = {2012}}"""
 
+HABER = """@inproceedings{Haber2006,
+  author = {Haber, Eldad and Modersitzki, Jan},
+  title = {Intensity Gradient Based Registration and Fusion of Multi-modal Images},
+  booktitle = {Medical Image Computing and Computer-Assisted Intervention}, pages = {726--733}, year = {2006}}"""
+
 CACHIER = """@article{Cachier2003,
   author = {Cachier, Pascal and Bardinet, Eric and Dormont, Didier and Pennec, Xavier and Ayache, Nicholas},
   title = {Iconic Feature Based Nonrigid Registration: the {PASHA} Algorithm},
@@ -59,7 +62,7 @@ CACHIER = """@article{Cachier2003,
     title="Instance optimization",
     summary="The default: affine, then a smooth invertible deformation optimized for this pair over a pyramid of spacings.",
     task="deformable registration",
-    references=(VERCAUTEREN, CACHIER, HEINRICH),
+    references=(VERCAUTEREN, CACHIER, HEINRICH, HABER),
     assumptions=("both images show the same anatomy, in the same units for 'mse', in one contrast for 'lncc' and 'ncc', "
                  "in any for 'auto', 'mind', 'mi' and 'ngf'",
                  "every structure of one image has a counterpart in the other; mask what has none",
@@ -76,7 +79,7 @@ CACHIER = """@article{Cachier2003,
                               {"fluid": 1.7, "elastic": 0.7, "iterations": (100, 100, 60, 20)}),
         "same-units": Preset("both images on one intensity scale: the plain squared difference, a little faster", {"similarity": "mse"}),
         "brain-multimodal": Preset("brains of different contrast, for example T1 and T2 or PD",
-                                   {"similarity": "mind", "iterations": (100, 100, 60, 10), "fluid": 2.5, "elastic": 1.5}),
+                                   {"similarity": "ngf", "iterations": (100, 100, 60, 10), "fluid": 1.7, "elastic": 0.8}),
         "lung-ct": Preset("inspiration and expiration CT; give lung masks if there are any",
                           {"similarity": "lncc", "iterations": (100, 100, 60, 20), "fluid": 1.7, "elastic": 0.7, "shared_range": True}),
         "abdomen-ct": Preset("CT of different patients or days",
@@ -140,17 +143,7 @@ class InstanceOptimisation(Method):
         same, agreement = one_contrast(problem.fixed.to(device), problem.moving.to(device), linear, start, monitor)
         if same:
             return replace(self, similarity="lncc"), agreement
-        factors, iterations = self._local_levels(problem.fixed.grid)
-        return replace(self, similarity="mind", factors=factors, iterations=iterations, fluid=max(self.fluid, STIFF[0]),
-                       elastic=max(self.elastic, STIFF[1])), agreement
-
-    def _local_levels(self, grid):
-        """(factors, iterations) of the levels with at least ``FEWEST`` voxels an axis, and of the last two in any case."""
-        wide = [k for k, n in enumerate(grid.size) if n > 1]
-        finest = max(float(grid.spacing[wide].min()), self.finest)
-        voxels = float(np.prod(grid.extent[wide])) ** (1 / len(wide)) / finest
-        kept = [(f, n) for k, (f, n) in enumerate(zip(self.factors, self.iterations)) if voxels / f >= FEWEST or k >= len(self.factors) - 2]
-        return tuple(zip(*kept))
+        return replace(self, similarity="ngf", fluid=max(self.fluid, STIFF[0]), elastic=max(self.elastic, STIFF[1])), agreement
 
     def _check_settings(self, problem):
         """What does not fit together is said before the linear start takes its time."""
