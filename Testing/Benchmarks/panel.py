@@ -110,7 +110,7 @@ class Bench:
 
     def load(self) -> None:
         """The generated pair, with structures and landmarks, as the choices of the panel."""
-        from DeepRegistrationUI import mrml, phantoms
+        from DeepRegistrationUI import mrml, phantoms, views
 
         made, scene, node = phantoms.head_pair(self.arguments.edge // FINER), self.slicer.mrmlScene, self.panel.node
         node.fixedVolume, node.movingVolume = (mrml.volume_node(scene, finer(value)) for value in (made.fixed, made.moving))
@@ -119,6 +119,8 @@ class Bench:
         node.method = self.arguments.preset
         self.slicer.util.setSliceViewerLayers(background=node.fixedVolume, fit=True)
         self.slicer.app.processEvents()
+        for draw in views.drawings(scene):
+            draw()  # the application's windows are open long before a run; here the first drawing opens them
 
     # ------------------------------------------------------------------------------------------------------ measurements
 
