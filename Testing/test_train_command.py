@@ -63,6 +63,8 @@ def test_a_network_from_a_folder_registers_a_pair(tmp_path, cli):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["ended"] == "done" and summary["steps"] == 8 and len(summary["remarks"]) == 1 and summary["images_per_second"] > 0
     assert [row["step"] for row in record.rows(out, "validation")] == [4, 8] and record.rows(out, "validation")[0]["dice"] > 0
+    parts = json.loads((out / "split.json").read_text())
+    assert {name: len(images) for name, images in parts.items()} == {"train": 3, "validation": 2, "test": 0}
     assert (out / "pictures" / "step-000008.png").read_bytes()[:4] == b"\x89PNG" == (out / "curves.png").read_bytes()[:4]
     network, card = weights.load(str(out / "mine.safetensors"), runtime())
     assert card.sha256 == summary["sha256"] and card.spacing == (1.0, 1.0) and "8 steps were done" in card.training

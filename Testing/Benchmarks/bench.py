@@ -40,7 +40,10 @@ class Failure(Exception):
 
 
 def main(argv=None) -> int:
-    arguments = parse(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    if "--training" in given:
+        return subprocess.call([sys.executable, str(HERE / "training.py"), *(word for word in given if word != "--training")])
+    arguments = parse(given)
     try:
         if arguments.list:
             sys.stdout.write(catalogue(arguments))
@@ -73,6 +76,7 @@ def parse(argv):
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS, metavar="DIR", help="where the peers are installed")
     parser.add_argument("--profile", action="store_true", help="also print the wall seconds of our stages")
     parser.add_argument("--install", action="store_true", help="install the environments of the peers and stop")
+    parser.add_argument("--training", action="store_true", help="what the steps of the training recipes cost instead (training.py; see its --help)")
     parser.add_argument("--list", action="store_true", help="cases and peers")
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print the tables of these files and stop")
     return parser.parse_args(argv)

@@ -8,11 +8,10 @@ from typing import Callable, Iterable, Iterator
 
 import torch
 
-DEPTH = 4
-
 
 def drawn(draw: Callable, seeds: Iterable[int], threads: int) -> Iterator:
-    """The pair of each of ``seeds``, in their order. With 0 threads each is drawn when it is asked for, else up to ``DEPTH`` are drawn before.
+    """The pair of each of ``seeds``, in their order. With 0 threads each is drawn when it is asked for, else up to two a thread are drawn
+    before.
 
     ``draw(generator) -> Pair`` must depend on its generator only. Its errors are raised where their pair is asked for.
     """
@@ -24,7 +23,7 @@ def drawn(draw: Callable, seeds: Iterable[int], threads: int) -> Iterator:
     try:
         for seed in seeds:
             waiting.append(pool.submit(lambda seed=seed: draw(torch.Generator().manual_seed(seed))))
-            if len(waiting) > DEPTH:
+            if len(waiting) > 2 * threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -11,6 +11,7 @@ have seen and ends with the same numbers. Several processes: ``processes``; 16 b
 from __future__ import annotations
 
 import math
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from .ahead import drawn
 from .checkpoint import BEST, CHECKPOINT, State
 from .record import Record
 
-THREADS = 2
+THREADS = min(8, max(2, (os.cpu_count() or 2) // 2))
 """Threads that draw pairs ahead while an accelerator works; on the CPU, where they would take its time, none."""
 
 

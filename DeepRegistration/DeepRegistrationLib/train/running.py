@@ -1,7 +1,7 @@
 """A training run from its order to its weights: what the command line and the panel ask for, done in one folder.
 
-The folder gets ``order.json`` (the order, for going on), the checkpoints, the logs and the pictures of ``loop``, ``curves.png``,
-the weights under the folder's name (.safetensors) with their card (.json), and ``summary.json``.
+The folder gets ``order.json`` (the order, for going on), ``split.json`` (which image is for what), the checkpoints, the logs and the pictures of
+``loop``, ``curves.png``, the weights under the folder's name (.safetensors) with their card (.json), and ``summary.json``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .data import open_data
 from .recipe import Plan, Request, find
 from .validate import Validation
 
-ORDER, SUMMARY = "order.json", "summary.json"
+ORDER, SPLIT, SUMMARY = "order.json", "split.json", "summary.json"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def carry_out(order: Order, runtime: Runtime) -> dict:
         validation = None if plan.held_out is None else Validation(plan.held_out, plan.view, device, monitor if alone else None)
         watch = loop.Watch(validation, None if validation is None else validation.picture, order.tensorboard)
         processes.meet()
-        _note(order)
+        _note(order, request.data)
         try:
             loop.train(plan.network, plan.view, plan.objective, plan.draw, plan.settings, order.out, replace(runtime, seed=order.seed), watch=watch)
         except Cancelled:
@@ -138,12 +138,21 @@ def _initialise(network: torch.nn.Module, name: str, runtime: Runtime) -> None:
         raise InputError(f"the weights '{card.title}' belong to another network; give weights of this recipe with these parameters") from None
 
 
-def _note(order: Order) -> None:
-    if processes.rank() == 0:
-        loop.make(order.out)
-        partial = order.out / f".{ORDER}"
-        partial.write_text(json.dumps(order.lasting(), indent=1), "utf-8")
-        os.replace(partial, order.out / ORDER)
+def _note(order: Order, data) -> None:
+    """Write the order, and which image is in which split, before the first step."""
+    if processes.rank() > 0:
+        return
+    loop.make(order.out)
+    _write(order.out / ORDER, order.lasting())
+    if data is not None:
+        _write(order.out / SPLIT, {name: [str(data.scans.scans[k].image) for k in index.members] for name, index in data.indices.items()})
+
+
+def _write(path: Path, value) -> None:
+    """JSON under another name first, so that no half of it is ever read."""
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(json.dumps(value, indent=1, allow_nan=False), "utf-8")
+    os.replace(partial, path)
 
 
 def conclude(order: Order, plan: Plan, device: torch.device, remarks, ended: str) -> dict:
@@ -167,14 +176,14 @@ def conclude(order: Order, plan: Plan, device: torch.device, remarks, ended: str
         summary["test"] = Validation(plan.test, plan.view, device)(plan.network)
     if importlib.util.find_spec("matplotlib") is not None:
         (order.out / "curves.png").write_bytes(report.history_picture(rows))
-    (order.out / SUMMARY).write_text(json.dumps(_plain(summary), indent=1, allow_nan=False), "utf-8")
+    _write(order.out / SUMMARY, _plain(summary))
     return _plain(summary)
 
 
 def weights_of(folder: Path) -> Path:
     """Where the weights of the run in ``folder`` are: they have its name, and their card must not be one of the other files."""
     name = folder.resolve().name
-    return folder / f"{name}{'-weights' if f'{name}.json' in (ORDER, SUMMARY) else ''}.safetensors"
+    return folder / f"{name}{'-weights' if f'{name}.json' in (ORDER, SPLIT, SUMMARY) else ''}.safetensors"
 
 
 def cost_of(rows: list[dict], pairs: int) -> dict:
