@@ -8,7 +8,7 @@ pytest.importorskip("slicer")
 from panels import (  # noqa: E402, F401
     application, module_panel, no_slot_errors, pair, panel, scene, settle, slicer, volume)
 
-PAGES = ("register", "transfer", "quality", "compare", "batch")
+PAGES = ("register", "transfer", "quality", "compare", "batch", "train")
 WIDTH = 400
 
 

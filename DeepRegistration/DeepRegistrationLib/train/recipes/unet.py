@@ -39,7 +39,7 @@ class UNetFromImages(Recipe):
     noise: float = parameter(0.1, "Noise", "Deviation of the noise as a share of the range, for mse.", minimum=1e-3, maximum=1.0)
     rate: float = parameter(1e-3, "Rate", "First step length.", minimum=1e-7, maximum=1.0)
     pairs: int = parameter(1, "Pairs a step", "Pairs whose gradients are averaged.", minimum=1, maximum=256)
-    validate: int = parameter(100, "Steps between validations", "How often the network is judged.", minimum=1)
+    validate: int = parameter(100, "Validate every", "How often the network is judged.", unit="steps", minimum=1)
     patience: int = parameter(0, "Patience", "Validations without a gain after which training ends; 0 for never.", minimum=0)
     half: bool = parameter(True, "16-bit arithmetic", "Inside the network, where a GPU is used.")
 
