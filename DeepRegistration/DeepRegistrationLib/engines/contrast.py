@@ -28,6 +28,8 @@ after a coarse deformation by structure; with the brightness of the tissues exch
 SAME_AFTER = 0.95
 """The same once a coarse deformation is known."""
 
+STIFF = (1.7, 0.8)
+"""Smoothing of steps and of the field, voxels, that a comparison by structure needs at least."""
 COARSE_LOOK = CompositiveSettings("mind", (2.0, 1.0), (40, 30), fluid=2.5, elastic=1.5)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..errors import InputError
 from ..geometry import Grid
@@ -22,11 +23,12 @@ from ..terms import Alignment
 from ..transforms import Displacement, Transform
 from ..transforms.base import linear_part
 from .channels import normalised_pair
-from .extent import content_box, fade
+from .extent import content_box
 
 MIB_PER_VOXEL = {2: 6e-4, 3: 1.2e-3}
 """Memory of a run of the shipped networks, measured (Testing/RESULTS.md)."""
 COARSEST = 6
+RUNOUT = 12
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,26 @@ def seen(fixed: Image, moving: Image, start: Transform, grid: Grid) -> tuple[tor
 
 
 def _finished(maps, grid: Grid, whole: Grid) -> Displacement:
-    """The displacement after a step in mm on the lattice."""
+    """The displacement after a step in mm, on the lattice and around it."""
     level = grid.resample(grid.spacing * maps.factor)
-    u = on_lattice(maps.forward.cpu(), level, grid)
-    return displacement(u * fade(grid, grid, whole), grid)
+    u, grid = _continued(on_lattice(maps.forward.cpu(), level, grid), grid, whole)
+    return displacement(u, grid)
+
+
+def _continued(u: torch.Tensor, grid: Grid, whole: Grid) -> tuple[torch.Tensor, Grid]:
+    """(displacement, lattice) with its border values carried on: past an end of the image ``whole`` that is within ``RUNOUT`` voxels, else
+    so many voxels, over which they run out to 0 by a cosine."""
+    corner = grid.world_to_index(whole.corners())
+    room = np.stack([-0.5 - corner.min(0), corner.max(0) - (np.array(grid.size) - 0.5)])
+    ends = room > RUNOUT
+    extra = np.where(np.array(grid.size) == 1, 0, np.where(ends, RUNOUT, np.maximum(np.ceil(room) + 1, 0))).astype(int)
+    u = F.pad(u, [int(n) for pair in extra.T for n in pair], mode="replicate")
+    for c, n in enumerate(u.shape[:1:-1]):
+        weight = torch.ones(n)
+        ramp = 0.5 - 0.5 * torch.cos(torch.pi * torch.arange(1, RUNOUT + 1) / (RUNOUT + 1))
+        if ends[0][c] and extra[0][c]:
+            weight[:RUNOUT] *= ramp
+        if ends[1][c] and extra[1][c]:
+            weight[n - RUNOUT:] *= ramp.flip(0)
+        u = u * weight.reshape(-1, *[1] * c)
+    return u, grid.crop(-extra[0], np.array(grid.size) + extra[1])

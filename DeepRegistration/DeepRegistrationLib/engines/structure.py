@@ -22,7 +22,7 @@ from ..image import Image
 from ..ops import demons
 from ..ops.sample import resample
 from ..terms import Alignment, MutualInformation
-from ..transforms import Displacement
+from ..transforms import Displacement, Transform
 from .channels import channels
 
 STRUCTURAL = ("mind", "ngf")
@@ -70,13 +70,22 @@ class SecondOpinion:
         before = carried(*self.accepted, grid)
         fixed, moving = (image.smoothed_to(float(grid.spacing.min())) for image in self.images)
         fixed = fixed.at(grid, fill=None)
-        views = [Alignment(fixed, moving, Displacement(demons.to_world(joined(fields), grid), grid)) for fields in (before, state)]
-        mask, information = views[0].mask & views[1].mask, MutualInformation()
-        if bool(mask.any()):
-            costs = [float(information.compare(fixed.data, view.warped, mask)) for view in views]
-            state = before if costs[1] > costs[0] else state
+        maps = [Displacement(demons.to_world(joined(fields), grid), grid) for fields in (before, state)]
+        if loses_information(fixed, moving, *maps):
+            state = before
         self.accepted = [field.clone() for field in state], grid
         return state
+
+
+def loses_information(fixed: Image, moving: Image, before: Transform, after: Transform) -> bool:
+    """Does the mutual information of both images fall when the map ``after`` takes the place of ``before``? Counted where both maps stay
+    inside both images and their masks; False where there is no such voxel."""
+    views = [Alignment(fixed, moving, each) for each in (before, after)]
+    mask, information = views[0].mask & views[1].mask, MutualInformation()
+    if not bool(mask.any()):
+        return False
+    costs = [float(information.compare(fixed.data, view.warped, mask)) for view in views]
+    return costs[1] > costs[0]
 
 
 def carried(state: list[torch.Tensor], old: Grid, grid: Grid) -> list[torch.Tensor]:
@@ -84,4 +93,4 @@ def carried(state: list[torch.Tensor], old: Grid, grid: Grid) -> list[torch.Tens
     return [demons.from_world(resample(demons.to_world(u, old), old, grid), grid) for u in state]
 
 
-__all__ = ["STRUCTURAL", "SecondOpinion", "carried", "structural_pair"]
+__all__ = ["STRUCTURAL", "SecondOpinion", "carried", "loses_information", "structural_pair"]

@@ -14,9 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..engines.compositive import CompositiveSettings, register
-from ..engines.contrast import one_contrast
+from ..engines.channels import normalised_pair
+from ..engines.contrast import SAME_AFTER, STIFF, gradient_agreement
 from ..engines.linear import LinearSettings, align_linear
 from ..engines.predict import PredictionSettings, predict
+from ..engines.structure import loses_information
 from ..errors import InputError
 from ..method import Card, Method, Preset, method
 from ..networks.pyramid import SymmetricPyramid
@@ -27,6 +29,8 @@ from ..transforms import Affine
 from ..transforms.base import linear_part
 
 FACTORS = (8.0, 4.0, 2.0, 1.0)
+LIMIT = 2.0
+"""Step limit of the refinement: few and long steps. Chosen on warped copies of the MNI template."""
 
 GREER = """@inproceedings{Greer2023,
   author = {Greer, Hastings and Tian, Lin and Vialard, Fran{\\c{c}}ois-Xavier and Kwitt, Roland and Bouix, Sylvain and
@@ -86,8 +90,8 @@ class General(Method):
         settings = PredictionSettings(self.edge, self.repeats, self.shared_range)
         network, card = self._network(problem.dim, runtime)
         u, how = predict(network, problem.fixed, problem.moving, start, settings, runtime.torch_device(), monitor.part(0.3, 0.6))
-        how |= {"weights": card.title, "weights_sha256": card.sha256}
-        transform, history = start @ u, []
+        how |= {"weights": card.title, "weights_sha256": card.sha256, "network_kept": self._helps(problem, start, start @ u, how["lattice_spacing"])}
+        transform, history = start @ u if how["network_kept"] else start, []
         if any(self.iterations):
             transform, history, chosen = self._refined(problem, transform, runtime, monitor.part(0.6, 1.0, "refinement"))
             how["chosen_similarity"] = chosen
@@ -106,10 +110,16 @@ class General(Method):
             return problem.initial
         return Affine.identity(problem.dim) if self.start == "none" else align_linear(problem, LinearSettings(freedom=self.start), runtime, monitor)
 
+    def _helps(self, problem, before, after, spacing):
+        """Does the answer of the network make the images no less alike than its start?"""
+        fixed, moving = (image.smoothed_to(min(spacing)) for image in normalised_pair(problem.fixed, problem.moving, self.shared_range))
+        return not loses_information(fixed, moving, before, after)
+
     def _refined(self, problem, transform, runtime, monitor):
         device = runtime.torch_device()
         fixed, moving, linear = problem.fixed.to(device), problem.moving.to(device), linear_part(transform)
-        same, _ = one_contrast(fixed, moving, linear, transform, monitor.part(0.0, 0.1))
-        settings = CompositiveSettings(similarity="lncc" if same else "mind", factors=FACTORS, iterations=self.iterations, shared_range=self.shared_range)
-        deformation, history, _ = register(fixed, moving, linear, settings, monitor.part(0.1, 1.0), transform)
+        same = gradient_agreement(fixed, moving, transform) >= SAME_AFTER
+        kind, fluid, elastic = ("lncc", 1.0, 0.6) if same else ("ngf", *STIFF)
+        settings = CompositiveSettings(kind, FACTORS, self.iterations, fluid, elastic, limit=LIMIT, shared_range=self.shared_range)
+        deformation, history, _ = register(fixed, moving, linear, settings, monitor, transform)
         return linear @ deformation.to("cpu"), history, settings.similarity

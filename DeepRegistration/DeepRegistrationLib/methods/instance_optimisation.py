@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 from ..engines.channels import normalised_pair
 from ..engines.compositive import CompositiveSettings, content_box, finest_spacing, register
-from ..engines.contrast import one_contrast
+from ..engines.contrast import STIFF, one_contrast
 from ..engines.guides import Guides, code_images
 from ..engines.linear import LinearSettings, align_linear
 from ..engines.optimize import MODELS, DescentSettings, descend
@@ -33,8 +33,6 @@ from ..result import Result
 from ..terms import CONSISTENCIES, REGULARITIES, SIMILARITIES, LandmarkDistance, SoftDice
 from ..transforms import Affine, Displacement
 from ..transforms.base import Identity, linear_part
-
-STIFF = (1.7, 0.8)
 
 VERCAUTEREN = """@article{Vercauteren2009,
   author = {Vercauteren, Tom and Pennec, Xavier and Perchant, Aymeric and Ayache, Nicholas},
