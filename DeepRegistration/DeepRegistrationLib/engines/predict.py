@@ -1,8 +1,8 @@
 """A network's answer for one pair of any size, spacing and direction: to the network's lattice and back.
 
 The lattice covers what either image shows, with the directions of the fixed image, as many voxels as the network is used to and sides
-that its pyramid can halve. The moving image is read through the start, the displacement comes back in mm and runs out
-to 0 on those sides of the lattice that lie inside the image. Before it starts, the memory that it will need is compared with what is free: too
+that its pyramid can halve. The moving image is read through the start, the displacement comes back in mm; it goes on past the ends of the
+image that are near, and runs out to 0 on the other sides. Before it starts, the memory that it will need is compared with what is free: too
 little on an accelerator means the CPU, too little there means half the resolution.
 """
 
@@ -25,8 +25,8 @@ from ..transforms.base import linear_part
 from .channels import normalised_pair
 from .extent import content_box
 
-MIB_PER_VOXEL = {2: 6e-4, 3: 1.2e-3}
-"""Memory of a run of the shipped networks, measured (Testing/RESULTS.md)."""
+MIB_PER_VOXEL = {2: 1.2e-3, 3: 1.8e-3}
+"""Memory of a run of the shipped networks beside the images, measured on lattices of a million voxels."""
 COARSEST = 6
 RUNOUT = 12
 
@@ -62,7 +62,8 @@ def predict(network, fixed: Image, moving: Image, start: Transform, settings: Pr
             maps = next(made)
             if monitor.wants_preview:
                 monitor.preview(start @ _finished(maps, grid, fixed.grid))
-    return _finished(maps, grid, fixed.grid), {"lattice_spacing": [round(float(s), 4) for s in grid.spacing], "network_device": str(device), "expected_mib": round(needed)}
+    how = {"lattice_spacing": [round(float(s), 4) for s in grid.spacing], "network_device": str(device), "expected_mib": round(needed)}
+    return _finished(maps, grid, fixed.grid), how
 
 
 def lattice(box: Grid, edge: int) -> tuple[Grid, int]:

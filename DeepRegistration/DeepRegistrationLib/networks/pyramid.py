@@ -6,9 +6,11 @@ fixed and the moving image (to a space half way between them); with d = f - m an
 
     v = G * ( w G*(d g) / (G*(|g|^2 + d^2) + floor) + N(f, m) - N(m, f) ),   a <- a o exp(-v/2),   b <- b o exp(v/2),
 
-N a few convolutions at half the resolution, bounded, and 0 < w < 2 a symmetric output of theirs. Every part changes its
-sign when the images are exchanged, so T = b o a^-1 becomes its inverse (Greer et al., MICCAI 2023; Honkamaa and Marttinen, SITReg, MELBA 2024). The features are MIND-SSC
-(Heinrich et al., MICCAI 2013), which knows no contrast, beside learned ones; averaging them for the coarse levels is ConvexAdam's. Demons: Vercauteren et al., NeuroImage 2009.
+N a few convolutions at half the resolution, which also see what small displacements would cost (``correlation``), bounded, and
+0 < w < 2 a symmetric output of theirs. Every part changes its sign when the images are exchanged, so T = b o a^-1 becomes its
+inverse (Greer et al., MICCAI 2023; Honkamaa and Marttinen, SITReg, MELBA 2024). The features are MIND-SSC (Heinrich et al., MICCAI
+2013), which knows no contrast, beside learned ones; averaging them for the coarse levels is ConvexAdam's. Demons: Vercauteren et al.,
+NeuroImage 2009.
 All displacements are in voxels of their level.
 """
 
