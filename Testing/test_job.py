@@ -178,6 +178,18 @@ def test_a_worker_that_dies_is_replaced(worker, how, kind, words):
     assert result["warped"].grid.same_as(ball().grid)
 
 
+def test_a_signal_is_named(tmp_path, odd):
+    """A worker that ends with a long list of modules, as Python prints after a segmentation fault: the sentence names the fault."""
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nprintf 'Fatal Python error: Segmentation fault\\n\\nCurrent thread (most recent call first):\\n'\n"
+                      "printf 'Extension modules: numpy, torch\\n'\nexit 139\n")
+    script.chmod(0o755)
+    with jobs.WorkerRunner(python=str(script)) as runner:
+        job = runner.submit(request())
+        with pytest.raises(RegistrationError, match="Segmentation fault"):
+            jobs.wait(job, runner, 20)
+
+
 def test_a_worker_that_is_killed_from_outside(worker):
     job = worker.submit(request("wait"))
     until(worker, lambda: job.started)

@@ -2,12 +2,16 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import LIBRARY
 
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.evaluate import metrics
@@ -312,3 +316,20 @@ def test_a_real_pair_has_the_overlap_that_its_source_states():
     arrays = [sitk.GetArrayFromImage(sitk.ReadImage(str(data / "brain3d-pair-2mm" / f"{s}_seg.nii.gz"))) for s in ("fixed", "moving")]
     dice = metrics.dice_per_label(*[label_map(a) for a in arrays], values)
     assert np.mean(list(dice.values())) == pytest.approx(stated, abs=5e-5)
+
+
+FLUSHED = """
+import numpy as np, sys, torch
+torch.set_flush_denormal(True)
+from DeepRegistrationLib.evaluate.metrics import _robust_hausdorff
+x, y = np.meshgrid(np.arange(20.0), np.arange(20.0))
+plate, pole = np.stack([x.ravel(), y.ravel(), np.zeros(400)], 1), np.stack([np.zeros(100), np.zeros(100), np.arange(1.0, 101.0)], 1)
+points = np.concatenate([plate, pole])
+sys.stdout.write(str(_robust_hausdorff((points, np.ones(500)), (points + [0, 0, 2.0], np.ones(500)), 0.95)))
+"""
+
+
+def test_surfaces_at_the_origin_while_denormals_are_flushed():
+    """Most points at 0 along the longest axis: the tree of the nearest points used to split for ever there and ended the process."""
+    answer = subprocess.run([sys.executable, "-c", FLUSHED], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(LIBRARY.parent)}, timeout=120)
+    assert answer.returncode == 0 and float(answer.stdout) == 2.0, answer.stderr

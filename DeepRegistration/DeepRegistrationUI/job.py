@@ -45,6 +45,8 @@ PATIENCE = 0.3
 """Seconds that the worker has to stop by itself before it is killed, where the request says nothing else by ``patience_s``."""
 STARVED = ("out of memory", "bad_alloc", "cannot allocate memory", "not enough memory")
 """Words of a worker's last output that mean that the memory ran out."""
+FATAL = "Fatal Python error"
+"""Begin of the line in which Python says which signal ended it; a list of functions and modules follows."""
 MEMORY = "the memory ran out and the registration was stopped; try again at half resolution, with smaller images, or close other programs"
 
 
@@ -127,7 +129,8 @@ class WorkerRunner(Runner):
     def _crash(self, code: int) -> dict:
         """The event for a worker that has died."""
         text = self._log()
-        last = text.strip().splitlines()[-1][:200] if text.strip() else f"exit status {code}"
+        lines = text.strip().splitlines() or [f"exit status {code}"]
+        last = next((line for line in lines if line.startswith(FATAL)), lines[-1])[:200]
         if shutil.disk_usage(self.folder).free < 1 << 20 or "no space left" in text.lower():
             return {"event": "failed", "kind": "disk", "message": disk_sentence(OSError(errno.ENOSPC, "full"), self.folder)}
         if code in (-9, 137) or any(word in text.lower() for word in STARVED):
@@ -138,7 +141,7 @@ class WorkerRunner(Runner):
 
     def _log(self) -> str:
         try:
-            return (self.folder / "worker.log").read_bytes()[-4000:].decode("utf-8", "replace")
+            return (self.folder / "worker.log").read_bytes()[-20000:].decode("utf-8", "replace")
         except OSError:
             return ""
 

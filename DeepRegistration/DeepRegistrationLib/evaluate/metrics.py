@@ -269,7 +269,10 @@ def _robust_hausdorff(one, other, share: float) -> float:
     """The larger of the two directed area-weighted percentiles of the distance between surfaces (positions, areas)."""
     directed = []
     for (points, areas), (targets, _) in ((one, other), (other, one)):
-        distance = cKDTree(targets).query(points)[0]
+        # scipy's tree may split just above a coordinate. Above 0 that is a subnormal number, which counts as 0 during a run (denormals are
+        # flushed), and the tree would split for ever: hence coordinates of at least 1.
+        origin = targets.min(0) - 1.0
+        distance = cKDTree(targets - origin).query(points - origin)[0]
         order = np.argsort(distance)
         total = np.cumsum(areas[order])
         directed.append(distance[order][min(np.searchsorted(total / total[-1], share), len(order) - 1)])
