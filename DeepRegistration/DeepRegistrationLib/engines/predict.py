@@ -25,7 +25,7 @@ from ..transforms.base import linear_part
 from .channels import normalised_pair
 from .extent import content_box
 
-MIB_PER_VOXEL = {2: 1.2e-3, 3: 1.8e-3}
+MIB_PER_VOXEL = {2: 1.9e-3, 3: 1.8e-3}
 """Memory of a run of the shipped networks beside the images, measured on lattices of a million voxels."""
 COARSEST = 6
 RUNOUT = 12
