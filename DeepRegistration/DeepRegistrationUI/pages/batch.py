@@ -73,6 +73,7 @@ class BatchPage(Page):
             table.setRowCount(len(rows))
         for r, row in enumerate(rows):
             self.show_row(r, row)
+        table.resizeRowsToContents()
         self.show_readiness()
 
     def show_row(self, r: int, row: dict) -> None:
