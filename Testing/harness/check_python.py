@@ -19,6 +19,12 @@ SHOWN_BY = {"bool": {"QCheckBox", "ctkCheckBox", "QPushButton", "ctkCheckablePus
                                                         "qMRMLSubjectHierarchyComboBox"}}
 
 
+def makes_parameters(decorator) -> bool:
+    """True for the decorators of parameter nodes and packs, called or not."""
+    name = ast.unparse(decorator.func if isinstance(decorator, ast.Call) else decorator)
+    return name.rpartition(".")[2] in ("parameterNodeWrapper", "parameterPack")
+
+
 def annotation_kind(annotation) -> str:
     """'int', 'node', 'Start', ... of an annotation; '' where it is none of the plain ones."""
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value).rpartition(".")[2] in ("Annotated", "Optional"):
@@ -161,7 +167,7 @@ class PythonCheck:
 
     def parameters(self, forms: list[Form]) -> None:
         """SlicerParameterName of the forms against the parameter nodes of this file; only where the file has some and forms use them."""
-        decorated = [c for c in ast.walk(self.tree) if isinstance(c, ast.ClassDef) and any("parameter" in ast.unparse(d) for d in c.decorator_list)]
+        decorated = [c for c in ast.walk(self.tree) if isinstance(c, ast.ClassDef) and any(map(makes_parameters, c.decorator_list))]
         if not decorated:
             return
         enums = {c.name for c in ast.walk(self.tree) if isinstance(c, ast.ClassDef) and any("Enum" in ast.unparse(b) for b in c.bases)}
