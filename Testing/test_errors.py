@@ -74,7 +74,7 @@ def files(tmp_path_factory):
     ("fixed", "nan", "NaN or infinite"),
     ("infinite", "moving", "NaN or infinite"),
     ("fixed", "constant", "constant value 4"),
-    ("fixed", "rgb", "colour"),
+    ("fixed", "rgb", "color image"),
     ("fixed", "volume", "2D and"),
     ("fixed", "folder", "folder"),
 ])

@@ -95,14 +95,12 @@ def test_positions_that_are_not_finite_end_no_process():
     assert torch.equal(demons.pull(data, None, np.eye(4), u, data, None), data), "what is nowhere cannot be compared"
 
 
-@pytest.mark.parametrize("reason", ["gradient of the values", "gradient of the positions", "float64", "batch", "nearest"])
+@pytest.mark.parametrize("reason", ["gradient of the values", "gradient of the positions", "float64", "nearest"])
 def test_torch_keeps_what_the_kernels_cannot_do(both, reason):
     data, index = noise((6, 7, 8)), positions((6, 7, 8), 40)
     mode = "nearest" if reason == "nearest" else "linear"
     if reason == "float64":
         data, index = data.double(), index.double()
-    if reason == "batch":
-        data = data.repeat(2, 1, 1, 1, 1)
     if reason.startswith("gradient"):
         (data if reason.endswith("values") else index).requires_grad_(True)
     out, _ = both(lambda: sample(data, index, mode), expected=False)
@@ -111,6 +109,13 @@ def test_torch_keeps_what_the_kernels_cannot_do(both, reason):
         out.sum().backward()
         slope = data.grad if data.requires_grad else index.grad
         assert slope is not None and float(slope.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("images, places", [(2, 1), (1, 3), (3, 3)])
+def test_batches_are_read_entry_by_entry(both, images, places):
+    data = torch.cat([noise((6, 7, 8)) * (k + 1) for k in range(images)])
+    index = torch.cat([positions((6, 7, 8), 40) + 0.3 * k for k in range(places)])
+    torch.testing.assert_close(*both(lambda: sample(data, index)), **CLOSE)
 
 
 def test_values_with_a_gradient_are_compiled_where_none_is_recorded(both):

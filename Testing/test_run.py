@@ -92,8 +92,9 @@ def test_commands_and_their_targets(run):
     assert run.command_line("demo", []) == ["-m", "DeepRegistrationUI.demo"]
     assert run.command_line("test", ["-k", "cli"])[-3:] == [str(ROOT / "Testing"), "-k", "cli"]
     assert run.command_line("test", [str(ROOT / "Testing" / "test_run.py")])[-1].endswith("test_run.py")
-    with pytest.raises(run.Failure, match="unknown command 'train'"):
-        run.command_line("train", [])
+    assert run.command_line("train", ["list"]) == ["-m", "DeepRegistrationLib", "train", "list"]
+    with pytest.raises(run.Failure, match="unknown command 'atlas'"):
+        run.command_line("atlas", [])
 
 
 def test_experiments_are_the_files_of_their_folder(run, monkeypatch, tmp_path):
