@@ -364,6 +364,26 @@ def test_cancelled_at_any_step_with_the_best_so_far(at, symmetric):
     assert stopped.value.best_so_far is None
 
 
+class Shows(Silent):
+    """Wants to see every step."""
+
+    wants_preview = True
+
+    def __init__(self):
+        super().__init__()
+        self.shown = 0
+
+    def preview(self, transform):
+        self.shown += 1
+
+
+@pytest.mark.parametrize("similarity", ["lncc", "ngf", "mi"])
+def test_every_step_can_be_watched(similarity):
+    known, watcher = pair_of(2), Shows()
+    _, history, _ = solved(known.fixed, known.moving, CompositiveSettings(similarity, (2.0, 1.0), (7, 6)), monitor=watcher)
+    assert watcher.shown == len(history) == 13
+
+
 @pytest.mark.parametrize("settings", [CompositiveSettings("lncc"), CompositiveSettings("mind", symmetric=True), CompositiveSettings("ncc")],
                          ids=["lncc", "mind symmetric", "ncc"])
 def test_the_same_bits_for_any_number_of_threads(settings):

@@ -207,6 +207,8 @@ def _run_level(level, state, iterations, settings, monitor, history, linear):
             _match(level, state, settings)
         state, cost = _step_symmetric(level, state, settings) if settings.symmetric else _step(level, state, settings, slope)
         pending.append(cost)
+        if monitor.wants_preview:
+            monitor.preview(linear @ Displacement(demons.to_world(_joined(state), level.grid), level.grid))
         if len(pending) < REFRESH and k + 1 < iterations:
             continue
         # Costs are read once in a few steps: reading one makes a GPU wait.
@@ -215,8 +217,6 @@ def _run_level(level, state, iterations, settings, monitor, history, linear):
             monitor.log(cost=value)
             costs.append(value)
         pending.clear()
-        if monitor.wants_preview:
-            monitor.preview(linear @ Displacement(demons.to_world(_joined(state), level.grid), level.grid))
         if level.labels is None and level.landmarks is None and len(costs) > 15 and min(costs[:-10]) - min(costs[-10:]) < settings.tolerance * costs[0]:
             break
     return state if slope is None else [slope.finished(state[0], level.fixed.data, _pulled(level, state)[1], level.comparable(state[0]))]
