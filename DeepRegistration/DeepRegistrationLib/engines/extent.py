@@ -82,7 +82,7 @@ def fade(grid, wide, whole):
         ends = int(round(start[c])), n - int(round(start[c])) - grid.size[c]
         for side, (extra, room) in enumerate(zip(ends, (left[0][c], left[1][c]))):
             length = min(extra + MARGIN // 2, n // 3)
-            if room < 0.5 or length < 1:
+            if (extra == 0 and room < 0.5) or length < 1:
                 continue
             ramp = 0.5 - 0.5 * np.cos(np.pi * (np.arange(length) + 1) / (length + 1))
             weight[:length] *= ramp if side == 0 else 1

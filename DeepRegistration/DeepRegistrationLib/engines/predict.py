@@ -1,8 +1,8 @@
 """A network's answer for one pair of any size, spacing and direction: to the network's lattice and back.
 
 The lattice covers what either image shows, with the directions of the fixed image, as many voxels as the network is used to and sides
-that its pyramid can halve. The moving image is read through the start, the displacement comes back in mm; it goes on past the ends of the
-image that are near, and runs out to 0 on the other sides. Before it starts, the memory that it will need is compared with what is free: too
+that its pyramid can halve. The moving image is read through the start, the displacement comes back in mm and runs out to 0 between the
+content and the end of the image. Before it starts, the memory that it will need is compared with what is free: too
 little on an accelerator means the CPU, too little there means half the resolution.
 """
 
@@ -23,7 +23,7 @@ from ..terms import Alignment
 from ..transforms import Displacement, Transform
 from ..transforms.base import linear_part
 from .channels import normalised_pair
-from .extent import content_box
+from .extent import MARGIN, content_box
 
 MIB_PER_VOXEL = {2: 1.9e-3, 3: 1.8e-3}
 """Memory of a run of the shipped networks beside the images, measured on lattices of a million voxels."""
@@ -51,7 +51,8 @@ def predict(network, fixed: Image, moving: Image, start: Transform, settings: Pr
     for image in (fixed, moving):
         if image.data.shape[0] != 1 or image.data.shape[1] != 1:
             raise InputError(f"{image.name} has {image.data.shape[0]} images of {image.data.shape[1]} channels; the network takes one grey image")
-    grid, levels = lattice(content_box(fixed, moving, linear_part(start)), settings.edge)
+    box = content_box(fixed, moving, linear_part(start))
+    grid, levels = lattice(box, settings.edge)
     grid, levels, device, needed = fitting(grid, levels, settings.edge, device)
     images = seen(*normalised_pair(fixed, moving, settings.shared_range), start, grid)
     network = network.to(device).eval()
@@ -61,9 +62,9 @@ def predict(network, fixed: Image, moving: Image, start: Transform, settings: Pr
         for _ in monitor.steps(sum(steps), "network"):
             maps = next(made)
             if monitor.wants_preview:
-                monitor.preview(start @ _finished(maps, grid, fixed.grid))
+                monitor.preview(start @ _finished(maps, grid, box, fixed.grid))
     how = {"lattice_spacing": [round(float(s), 4) for s in grid.spacing], "network_device": str(device), "expected_mib": round(needed)}
-    return _finished(maps, grid, fixed.grid), how
+    return _finished(maps, grid, box, fixed.grid), how
 
 
 def lattice(box: Grid, edge: int) -> tuple[Grid, int]:
@@ -101,27 +102,35 @@ def seen(fixed: Image, moving: Image, start: Transform, grid: Grid) -> tuple[tor
     return frame.data, Alignment(Image(frame.data, grid), moving.smoothed_to(spacing), start).warped
 
 
-def _finished(maps, grid: Grid, whole: Grid) -> Displacement:
+def _finished(maps, grid: Grid, box: Grid, whole: Grid) -> Displacement:
     """The displacement after a step in mm, on the lattice and around it."""
     level = grid.resample(grid.spacing * maps.factor)
-    u, grid = _continued(on_lattice(maps.forward.cpu(), level, grid), grid, whole)
+    u, grid = _run_out(on_lattice(maps.forward.cpu(), level, grid), grid, box, whole)
     return displacement(u, grid)
 
 
-def _continued(u: torch.Tensor, grid: Grid, whole: Grid) -> tuple[torch.Tensor, Grid]:
-    """(displacement, lattice) with its border values carried on: past an end of the image ``whole`` that is within ``RUNOUT`` voxels, else
-    so many voxels, over which they run out to 0 by a cosine."""
-    corner = grid.world_to_index(whole.corners())
-    room = np.stack([-0.5 - corner.min(0), corner.max(0) - (np.array(grid.size) - 0.5)])
-    ends = room > RUNOUT
-    extra = np.where(np.array(grid.size) == 1, 0, np.where(ends, RUNOUT, np.maximum(np.ceil(room) + 1, 0))).astype(int)
+def _run_out(u: torch.Tensor, grid: Grid, box: Grid, whole: Grid) -> tuple[torch.Tensor, Grid]:
+    """(displacement, lattice) that falls to 0 by a cosine between the content and the end of the image ``whole``, at most ``RUNOUT`` voxels
+    beyond the lattice. ``box`` holds the content with ``MARGIN`` voxels of its own; on a side where it ends with the image the
+    border values go on past the end."""
+    ends, image, content = (_ends(grid, other) for other in (grid, whole, box))
+    margin = MARGIN * box.spacing / grid.spacing
+    touched = np.abs(content - image) < 0.6 * box.spacing / grid.spacing
+    zero = np.stack([np.maximum(image[0], ends[0] - RUNOUT), np.minimum(image[1], ends[1] + RUNOUT)])
+    reach = np.where(touched, image + np.array([[-1], [1]]), zero)
+    extra = np.ceil(np.maximum(np.stack([ends[0] - reach[0], reach[1] - ends[1]]), 0)).astype(int) * (np.array(grid.size) > 1)
     u = F.pad(u, [int(n) for pair in extra.T for n in pair], mode="replicate")
     for c, n in enumerate(u.shape[:1:-1]):
-        weight = torch.ones(n)
-        ramp = 0.5 - 0.5 * torch.cos(torch.pi * torch.arange(1, RUNOUT + 1) / (RUNOUT + 1))
-        if ends[0][c] and extra[0][c]:
-            weight[:RUNOUT] *= ramp
-        if ends[1][c] and extra[1][c]:
-            weight[n - RUNOUT:] *= ramp.flip(0)
-        u = u * weight.reshape(-1, *[1] * c)
+        place = torch.arange(n) - float(extra[0][c])
+        for side, sign in ((0, 1.0), (1, -1.0)):
+            if not touched[side][c] and grid.size[c] > 1:
+                length = max(sign * (content[side][c] - zero[side][c]) + margin[c], 1.0)
+                share = (sign * (place - zero[side][c]) / length).clamp(0, 1)
+                u = u * (0.5 - 0.5 * torch.cos(torch.pi * share)).reshape(-1, *[1] * c)
     return u, grid.crop(-extra[0], np.array(grid.size) + extra[1])
+
+
+def _ends(grid: Grid, other: Grid) -> np.ndarray:
+    """(2, dim) first and last outer face of ``other`` in voxels of ``grid``."""
+    corner = grid.world_to_index(other.corners())
+    return np.stack([corner.min(0), corner.max(0)])

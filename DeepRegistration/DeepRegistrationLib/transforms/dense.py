@@ -33,12 +33,12 @@ class Displacement(Transform):
         """The inverse on a lattice that also holds all points that the map reaches; ``residual`` is its largest error in mm.
 
         tolerance mm (default 0.02 of the smallest voxel edge). Where u is not 0 on the border, the inverse undoes the map of the
-        points on the lattice. ConvergenceError where u is not finite, reaches absurdly far or folds by more than 2 voxels.
+        points on the lattice; a border of zeros (``with_zero_ring``) is not judged. ConvergenceError where u is not finite, reaches absurdly far or folds by more than 2 voxels.
         """
         u = self.displacement.detach()
         grid = self._reached(u)
         tolerance = 0.02 * float(self.grid.spacing.min()) if tolerance is None else tolerance
-        w, residual = fields.invert(u, self.grid, tolerance, target=grid)
+        w, residual = fields.invert(u, self.grid, tolerance, target=grid, shell=1 if self.with_zero_ring() is self else 0)
         if residual > 2 * float(self.grid.spacing.max()):
             raise ConvergenceError(f"the field could not be inverted (residual {residual:.2f} mm): it folds; use more smoothing")
         result = Displacement(w, grid)
