@@ -33,7 +33,8 @@ class Displacement(Transform):
         """The inverse on a lattice that also holds all points that the map reaches; ``residual`` is its largest error in mm.
 
         tolerance mm (default 0.02 of the smallest voxel edge). Where u is not 0 on the border, the inverse undoes the map of the
-        points on the lattice; a border of zeros (``with_zero_ring``) is not judged. ConvergenceError where u is not finite, reaches absurdly far or folds by more than 2 voxels.
+        points on the lattice; a border of zeros (``with_zero_ring``) is not judged.
+        ConvergenceError where u is not finite, reaches absurdly far or folds by more than 2 voxels.
         """
         u = self.displacement.detach()
         grid = self._reached(u)
