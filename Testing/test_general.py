@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image
 from DeepRegistrationLib.method import find
 from DeepRegistrationLib.networks import weights
+from DeepRegistrationLib.points import Points
 from DeepRegistrationLib.problem import Pair
 from DeepRegistrationLib.runtime import Runtime
 from DeepRegistrationLib.transforms import Affine, Identity
@@ -103,3 +105,14 @@ def test_a_starting_deformation_is_built_upon():
     problem, truth = case(2)
     near = find("general:network-only").run(Pair(problem.fixed, problem.moving, initial=truth), Runtime("cpu"))
     assert error(near.transform, truth, problem.fixed.grid) < 0.7
+
+
+def test_landmarks_steer_the_refinement_and_are_not_ignored_without_it():
+    problem, truth = case(2)
+    positions = torch.tensor([[[40.0, 50.0], [70.0, 60.0], [90.0, 90.0]]])
+    pulled = Points(truth(positions) + torch.tensor([0.0, 6.0]))
+    guided = replace(problem, fixed_points=Points(positions), moving_points=pulled)
+    plain, steered = (find("general").run(p, Runtime("cpu")).transform for p in (problem, guided))
+    assert (steered(positions) - pulled.positions).norm(dim=-1).mean() < (plain(positions) - pulled.positions).norm(dim=-1).mean() - 1
+    with pytest.raises(InputError, match="no iterations"):
+        find("general:network-only").run(guided, Runtime("cpu"))

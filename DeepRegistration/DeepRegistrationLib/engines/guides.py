@@ -55,6 +55,16 @@ class Guides:
     points: tuple[Points, Points] | None = None
     weight: float = 1.0
 
+    @classmethod
+    def of(cls, pair, device, weight: float = 1.0) -> "Guides":
+        """What a ``problem.Pair`` brings along, on ``device``."""
+        labels = points = None
+        if pair.fixed_labels is not None:
+            labels = code_images(pair.fixed_labels.to(device), pair.moving_labels.to(device), (pair.fixed.grid, pair.moving.grid))
+        if pair.fixed_points is not None:
+            points = pair.fixed_points, pair.moving_points
+        return cls(labels, points, weight)
+
 
 @dataclass(frozen=True)
 class LandmarkGuide:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from ..engines.compositive import CompositiveSettings, register
 from ..engines.channels import normalised_pair
 from ..engines.contrast import SAME_AFTER, STIFF, gradient_agreement
+from ..engines.guides import Guides
 from ..engines.linear import LinearSettings, align_linear
 from ..engines.predict import PredictionSettings, predict
 from ..engines.structure import loses_information
@@ -85,6 +86,8 @@ class General(Method):
     def solve(self, problem, runtime):
         if len(self.iterations) != len(FACTORS):
             raise InputError(f"iterations is {self.iterations}; {len(FACTORS)} numbers are needed, for {', '.join(map(str, FACTORS))} times the voxel size")
+        if not any(self.iterations) and (problem.fixed_labels is not None or problem.fixed_points is not None):
+            raise InputError("labels or landmarks steer the refinement, and no iterations were asked for; give some, or leave the guides out")
         monitor = runtime.monitor
         start = self._start(problem, runtime, monitor.part(0.0, 0.3, "linear start"))
         settings = PredictionSettings(self.edge, self.repeats, self.shared_range)
@@ -121,5 +124,5 @@ class General(Method):
         same = gradient_agreement(fixed, moving, transform) >= SAME_AFTER
         kind, fluid, elastic = ("lncc", 1.0, 0.6) if same else ("ngf", *STIFF)
         settings = CompositiveSettings(kind, FACTORS, self.iterations, fluid, elastic, limit=LIMIT, shared_range=self.shared_range)
-        deformation, history, _ = register(fixed, moving, linear, settings, monitor, transform)
+        deformation, history, _ = register(fixed, moving, linear, settings, monitor, transform, Guides.of(problem, device))
         return linear @ deformation.to("cpu"), history, settings.similarity

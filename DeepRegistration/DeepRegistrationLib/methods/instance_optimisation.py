@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from ..engines.channels import normalised_pair
 from ..engines.compositive import CompositiveSettings, content_box, finest_spacing, register
 from ..engines.contrast import STIFF, one_contrast
-from ..engines.guides import Guides, code_images
+from ..engines.guides import Guides
 from ..engines.linear import LinearSettings, align_linear
 from ..engines.optimize import MODELS, DescentSettings, descend
 from ..errors import InputError
@@ -174,15 +174,7 @@ class InstanceOptimisation(Method):
     def _greedy(self, problem, linear, start, runtime, monitor):
         device = runtime.torch_device()
         fixed, moving = problem.fixed.to(device), problem.moving.to(device)
-        return register(fixed, moving, linear, self._compositive(), monitor, start, self._guides(problem, device))
-
-    def _guides(self, problem, device):
-        labels = points = None
-        if problem.fixed_labels is not None:
-            labels = code_images(problem.fixed_labels.to(device), problem.moving_labels.to(device), (problem.fixed.grid, problem.moving.grid))
-        if problem.fixed_points is not None:
-            points = problem.fixed_points, problem.moving_points
-        return Guides(labels, points, self.guide_weight)
+        return register(fixed, moving, linear, self._compositive(), monitor, start, Guides.of(problem, device, self.guide_weight))
 
     def _compositive(self):
         return CompositiveSettings(self.similarity, self.factors, self.iterations, self.fluid, self.elastic, self.limit, self.window,
