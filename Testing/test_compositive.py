@@ -14,7 +14,7 @@ from DeepRegistrationLib.engines.compositive import CompositiveSettings, content
 from DeepRegistrationLib.errors import Cancelled, InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image
-from DeepRegistrationLib.ops import demons
+from DeepRegistrationLib.ops import demons, fields
 from DeepRegistrationLib.runtime import Silent
 from DeepRegistrationLib.transforms import Affine, Displacement
 
@@ -291,6 +291,25 @@ def test_the_field_fades_inside_the_image_and_not_at_its_end(dim):
     for axis in range(2, dim + 2):
         ends = result.displacement.select(axis, -1)
         assert float(ends.max()) == 1, "the end of the image is not touched"
+
+
+@DIMS
+@pytest.mark.parametrize("beyond", [8, 60])
+def test_a_large_motion_out_of_the_lattice_does_not_fold(dim, beyond):
+    """Content that moves 15 voxels outwards at the upper x, with and without room to fade before the image ends."""
+    whole = Grid.from_parts((40, 60, 160)[-dim:])
+    upper = np.array(whole.size)
+    upper[0] -= beyond
+    grid = whole.crop(np.zeros(dim, int), upper)
+    u = torch.zeros(1, dim, *grid.shape)
+    u[:, 0] = 15.0
+    result, _, _ = compositive._finished([u], grid, whole, [])
+    assert float(fields.jacobian_determinant(result.displacement, result.grid).min()) > 0.4
+    end = result.displacement[0, 0, ..., -1]
+    assert result.grid.size[0] == upper[0] + min(beyond, 48), "as far as the ramp needs or the image reaches"
+    assert (float(end.min()) == 15.0) if beyond == 8 else (float(end.max()) < 0.1)
+
+
 
 
 def test_the_limit_of_voxels_coarsens():

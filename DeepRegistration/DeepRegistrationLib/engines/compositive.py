@@ -26,7 +26,7 @@ from ..ops import demons, fields
 from ..runtime import Monitor, fewer_threads
 from ..transforms import Affine, Displacement, Transform
 from .channels import CHANNELS, folded, normalised_pair
-from .extent import MARGIN, RUNOUT, content_box, fade, finest_spacing, widened
+from .extent import MARGIN, RUNOUT, content_box, fade, finest_spacing, ramp_lengths, widened
 from .guides import Guides, LandmarkGuide
 from .matching import IntensityMap, local_map
 from .slopes import SLOPES, SlopeDescent
@@ -305,11 +305,12 @@ def _joined(state):
 
 def _finished(state, grid, whole, history):
     """Displacements in world mm on the lattice widened within the image, faded to 0 on the sides inside the image."""
-    wide, inverse = widened(grid, whole), None
-    ending = fade(grid, wide, whole).to(state[0].device)
-    if len(state) == 2:
-        inverse = _exported(_joined(state[::-1]), grid, wide, ending)
-    return _exported(_joined(state), grid, wide, ending), history, inverse
+    maps = [_joined(state)] if len(state) == 1 else [_joined(state), _joined(state[::-1])]
+    lengths = np.max([ramp_lengths(u) for u in maps], 0)
+    wide = widened(grid, whole, lengths)
+    ending = fade(grid, wide, whole, lengths).to(state[0].device)
+    forward, inverse = ([_exported(u, grid, wide, ending) for u in maps] + [None])[:2]
+    return forward, history, inverse
 
 
 def _exported(u, grid, wide, ending):

@@ -1,8 +1,8 @@
 """Which part of the fixed grid a compositive registration works on, how finely, and how its field ends.
 
 The working lattice covers the content of both images with a margin of ``MARGIN`` voxels. On a side where the lattice ends
-inside the image the field fades to 0 by a cosine, over the outer half of the margin and ``RUNOUT`` voxels more; on a side where
-the image itself ends it is left as it is.
+inside the image the field fades to 0 by a cosine, over the outer half of the margin and ``RUNOUT`` voxels more, or as many as it needs
+not to fold; on a side where the image itself ends, or ends too early for that, it is left as it is.
 """
 
 from __future__ import annotations
@@ -58,11 +58,27 @@ def _box_corners(grid, lower, upper):
     return grid.crop(lower, upper).corners()
 
 
-def widened(grid, whole):
-    """``grid`` with up to ``RUNOUT`` voxels more on every side, as far as the image reaches."""
-    lower, upper = _room(grid, whole)
+def ramp_lengths(u: torch.Tensor, margin: int = MARGIN) -> np.ndarray:
+    """(2, dim) voxels at the lower and upper end of every axis over which the displacement u (1, dim, *S), voxels, can fall to 0 without folding.
+
+    A ramp w turns the determinant into about 1 + u . grad w: only motion out of the lattice counts, along its axis. A cosine of this length
+    takes at most half of the volume away.
+    """
+    out = np.zeros((2, u.shape[1]))
+    for c in range(u.shape[1]):
+        count = min(margin, u.shape[-1 - c])
+        if u.shape[-1 - c] > 1:
+            lower, upper = (u[0, c].narrow(-1 - c, start, count) for start in (0, u.shape[-1 - c] - count))
+            out[:, c] = np.pi * max(-float(lower.min()), 0.0), np.pi * max(float(upper.max()), 0.0)
+    return out
+
+
+def widened(grid, whole, lengths):
+    """``grid`` with up to ``RUNOUT`` voxels more on every side, or as many as a ramp of ``lengths`` (2, dim) voxels needs, as far as the image
+    reaches."""
     size = np.array(grid.size)
-    room = [np.where(size > 1, np.clip(np.floor(side + 1e-6), 0, RUNOUT), 0).astype(int) for side in (lower, upper)]
+    asked = np.maximum(np.ceil(lengths), RUNOUT)
+    room = [np.where(size > 1, np.clip(np.floor(side + 1e-6), 0, most), 0).astype(int) for side, most in zip(_room(grid, whole), asked)]
     return grid.crop(-room[0], size + room[1])
 
 
@@ -72,17 +88,18 @@ def _room(grid, whole):
     return -0.5 - corner.min(0), corner.max(0) - (np.array(grid.size) - 0.5)
 
 
-def fade(grid, wide, whole):
-    """(1, 1, *S) weights on ``wide``: a cosine from the border to the middle of the margin of ``grid``, 1 where the image ends."""
-    start = wide.world_to_index(grid.origin)
+def fade(grid, wide, whole, lengths):
+    """(1, 1, *S) weights on ``wide``: a cosine from the border to the middle of the margin of ``grid``; 1 where the image ends and leaves no
+    room for a ramp of ``lengths`` (2, dim) voxels."""
+    start = np.round(wide.world_to_index(grid.origin)).astype(int)
     left = _room(wide, whole)
     total = torch.ones(1, 1, *wide.shape)
     for c, n in enumerate(wide.size):
         weight = np.ones(n)
-        ends = int(round(start[c])), n - int(round(start[c])) - grid.size[c]
-        for side, (extra, room) in enumerate(zip(ends, (left[0][c], left[1][c]))):
-            length = min(extra + MARGIN // 2, n // 3)
-            if (extra == 0 and room < 0.5) or length < 1:
+        ends = start[c], n - start[c] - grid.size[c]
+        for side, extra in enumerate(ends):
+            length = extra + min(MARGIN // 2, grid.size[c] // 3)
+            if (left[side][c] < 0.5 and (extra == 0 or length < lengths[side][c])) or length < 1:
                 continue
             ramp = 0.5 - 0.5 * np.cos(np.pi * (np.arange(length) + 1) / (length + 1))
             weight[:length] *= ramp if side == 0 else 1
@@ -93,4 +110,4 @@ def fade(grid, wide, whole):
     return total
 
 
-__all__ = ["MARGIN", "RUNOUT", "content_box", "fade", "finest_spacing", "widened"]
+__all__ = ["MARGIN", "RUNOUT", "content_box", "fade", "finest_spacing", "ramp_lengths", "widened"]

@@ -23,7 +23,7 @@ from ..terms import Alignment
 from ..transforms import Displacement, Transform
 from ..transforms.base import linear_part
 from .channels import normalised_pair
-from .extent import MARGIN, content_box
+from .extent import MARGIN, content_box, ramp_lengths
 
 MIB_PER_VOXEL = {2: 1.9e-3, 3: 1.8e-3}
 """Memory of a run of the shipped networks beside the images, measured on lattices of a million voxels."""
@@ -111,12 +111,15 @@ def _finished(maps, grid: Grid, box: Grid, whole: Grid) -> Displacement:
 
 def _run_out(u: torch.Tensor, grid: Grid, box: Grid, whole: Grid) -> tuple[torch.Tensor, Grid]:
     """(displacement, lattice) that falls to 0 by a cosine between the content and the end of the image ``whole``, at most ``RUNOUT`` voxels
-    beyond the lattice. ``box`` holds the content with ``MARGIN`` voxels of its own; on a side where it ends with the image the
-    border values go on past the end."""
+    beyond the lattice or as many as it needs not to fold. ``box`` holds the content with ``MARGIN`` voxels of its own; on a side
+    where it ends with the image, or the image too early for the cosine, the border values go on past the end."""
     ends, image, content = (_ends(grid, other) for other in (grid, whole, box))
     margin = MARGIN * box.spacing / grid.spacing
     touched = np.abs(content - image) < 0.6 * box.spacing / grid.spacing
-    zero = np.stack([np.maximum(image[0], ends[0] - RUNOUT), np.minimum(image[1], ends[1] + RUNOUT)])
+    lengths = ramp_lengths(u)
+    most = np.maximum(RUNOUT, lengths)
+    zero = np.stack([np.maximum(image[0], ends[0] - most[0]), np.minimum(image[1], ends[1] + most[1])])
+    touched |= np.abs(content - zero) + margin < lengths
     reach = np.where(touched, image + np.array([[-1], [1]]), zero)
     extra = np.ceil(np.maximum(np.stack([ends[0] - reach[0], reach[1] - ends[1]]), 0)).astype(int) * (np.array(grid.size) > 1)
     u = F.pad(u, [int(n) for pair in extra.T for n in pair], mode="replicate")

@@ -159,12 +159,13 @@ def grid_picture(fixed: Image, transform, distance: float | None = None, centre=
 
 def jacobian_picture(fixed: Image, log_jacobian: torch.Tensor, centre=None, limit: float | None = None) -> bytes:
     """PNG: the log of the Jacobian determinant (1, 1, *S), as ``Transform.log_jacobian`` gives it, on the fixed slices with a
-    colour bar symmetric about 0; folds, which lie on its floor, are red. ``limit`` default: the 99.5th percentile of its magnitude.
+    colour bar symmetric about 0; folds, which lie on its floor, are red. ``limit`` default: the 99.5th percentile of its
+    magnitude where the fixed image shows anything and nothing folds.
     """
     logs = log_jacobian[0, 0].detach().cpu().numpy()
     folds = logs <= FOLD
-    limit = limit or max(float(np.percentile(np.abs(logs[:: max(1, logs.shape[0] // 64)]), 99.5)), 0.05)
     views, grey = views_of(fixed, centre), _grey(fixed)
+    limit = limit or _magnitude(logs[::_thin(logs)], (grey > 0.1)[::_thin(logs)])
     rows = [[(np.ma.masked_where(v.cut(folds), v.cut(logs)), {"cmap": "PuOr", "vmin": -limit, "vmax": limit}) for v in views]]
 
     def outline(axes, k):
@@ -174,6 +175,16 @@ def jacobian_picture(fixed: Image, log_jacobian: torch.Tensor, centre=None, limi
 
     note = f"log of the Jacobian determinant (0: volume kept); folds are red: {100 * folds.mean():.3g} % of the voxels"
     return _sheet(rows, views, [""], note, bar=True, draw=outline, bad="red")
+
+
+def _thin(values: np.ndarray) -> int:
+    return max(1, values.shape[0] // 64)
+
+
+def _magnitude(logs: np.ndarray, content: np.ndarray) -> float:
+    """The 99.5th percentile of the magnitude of ``logs`` in the content where nothing folds, at least 0.05."""
+    shown = logs[content & (logs > FOLD)]
+    return max(float(np.percentile(np.abs(shown), 99.5)), 0.05) if shown.size else 0.05
 
 
 def history_picture(history: list[dict]) -> bytes | None:
