@@ -8,6 +8,7 @@ import contract
 import pytest
 import torch
 import truths
+from truths_sections import sections
 
 from DeepRegistrationLib.commands.catalogue import references
 from DeepRegistrationLib.errors import InputError
@@ -146,6 +147,20 @@ def test_the_similarity_follows_the_contrast(inverted):
     assert result.provenance["chosen_similarity"] == ("ngf" if inverted else "lncc")
     assert (result.scalars["gradient_agreement"] > 0.9) != inverted
     assert distance(result.transform, known.truth, points) < 0.6 * distance(lambda x: x, known.truth, points)
+
+
+def test_sections_whose_texture_does_not_correspond_want_stiffness():
+    fixed, moving, u, tissue = sections(1)
+    inside = torch.as_tensor(tissue.ravel())
+    points = torch.as_tensor(fixed.grid.points()).reshape(1, -1, 2)
+    truth = points + torch.as_tensor(u[::-1].copy()).reshape(2, -1).T
+
+    def error(name):
+        moved = find(name).run(Pair(fixed, moving), Runtime()).transform(points)
+        return float((moved - truth).norm(dim=-1)[0, inside].mean())
+
+    stiff = error("instance-optimisation:histology")
+    assert stiff < 0.7 * error("instance-optimisation:2d") and stiff < 0.4 * error("affine")
 
 
 @pytest.mark.parametrize("model", MODELS)

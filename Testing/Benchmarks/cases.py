@@ -187,7 +187,7 @@ CASES = {c.id: c for c in (
          lung_synthetic, method="instance-optimisation:lung-ct"),
     Case("mouse-brain", "mouse brain in sample and in atlas space", 3, "mouse-brain", "affine", "none", "fixed brain", mouse_brain),
     Case("histology-pair", "two stains of one section", 2, "histology-pair", "affine", "78 landmarks, pixels", "fixed tissue", histology, contrast="different",
-         method="instance-optimisation:2d"),
+         method="instance-optimisation:histology"),
     Case("cohort3d-slab-01-22", "axial slabs of two children", 3, "cohort3d-slab-labelled", "none", "4 tissues", "fixed tissues", slab("01", "22")),
     Case("cohort3d-slab-10-34", "axial slabs of two children", 3, "cohort3d-slab-labelled", "none", "4 tissues", "fixed tissues", slab("10", "34")),
     Case("prostate-adc-hbv", "diffusion maps of one prostate, header moved", 3, "prostate-adc-hbv", "rigid", "known rigid map", "fixed body", prostate,

@@ -83,8 +83,9 @@ CACHIER = """@article{Cachier2003,
         "abdomen-ct": Preset("CT of different patients or days",
                              {"similarity": "mind", "factors": (8, 4, 2), "iterations": (100, 100, 40), "fluid": 1.7, "elastic": 1.0,
                               "shared_range": True}),
-        "2d": Preset("single slices, photographs and histology",
-                     {"factors": (16, 8, 4, 2, 1), "iterations": (100, 100, 100, 60, 30)}),
+        "2d": Preset("single slices and photographs", {"factors": (16, 8, 4, 2, 1), "iterations": (100, 100, 100, 60, 30)}),
+        "histology": Preset("neighboring sections in one or two stains: stiff, since their fine texture does not correspond",
+                            {"factors": (16, 8, 4, 2, 1), "iterations": (100, 100, 100, 60, 30), "fluid": 2.5, "elastic": 1.5}),
     },
 ))
 @dataclass(frozen=True)
