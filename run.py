@@ -40,6 +40,7 @@ USAGE = """usage: python run.py COMMAND [arguments]
   evaluate ...               score a transform: overlap, landmark error, folds
   batch MANIFEST --out DIR   many pairs, resumable
   train RECIPE --out DIR     make a network from synthetic pairs or from your images
+  atlas build ...            an atlas of a cohort
 Each command explains itself with --help. The first use installs the environment into .venv.
 """
 

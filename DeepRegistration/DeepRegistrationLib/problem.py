@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 
 import torch
 
 from .errors import InputError
+from .geometry import Grid
 from .image import Image, Labels
+from .io import read_grid, read_image, read_labels
+from .planes import Plane
 from .points import Points
 from .transforms import Transform
 
@@ -79,6 +84,89 @@ class PointPair:
     @property
     def dim(self) -> int:
         return self.fixed.dim
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One member of a cohort: an image with its labels and its mask, each in memory or the file that holds it.
+
+    Files are read when they are asked for and not kept. A one-slice volume is a 2D image in its plane.
+    """
+
+    name: str
+    image: Image | Path
+    labels: Labels | Path | None = None
+    mask: Labels | Path | None = None
+
+    def grid(self) -> Grid:
+        """The lattice of the image, from the header alone where it is a file. InputError for a file that is none."""
+        grid = self.image.grid if isinstance(self.image, Image) else read_grid(self.image)
+        plane = _plane(grid)
+        return grid if plane is None else plane.flat(grid)
+
+    def read(self) -> Image:
+        """The image (1, 1, *S) with its mask, checked. InputError for one that cannot be read, is constant or holds NaN."""
+        image = self.image if isinstance(self.image, Image) else read_image(self.image, channels="grey")
+        if self.mask is not None:
+            image = image.with_mask(self.mask if isinstance(self.mask, Image) else read_labels(self.mask))
+        if image.data.shape[:2] != (1, 1):
+            raise InputError(f"{image.name} has {image.data.shape[1]} channels; a cohort needs gray images, convert it first")
+        _check_image(image)
+        return _flat(image, _plane(image.grid))
+
+    def read_labels(self) -> Labels | None:
+        """The label map on its own lattice, None where the subject has none. InputError for a file that is no label map."""
+        labels = read_labels(self.labels) if isinstance(self.labels, Path) else self.labels
+        if labels is None:
+            return None
+        grid = self.image.grid if isinstance(self.image, Image) else read_grid(self.image)
+        return _flat(labels, _plane(grid))
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """A cohort, for an atlas: two or more subjects of one dimension, read one at a time.
+
+    Names are those of folders and occur once. What single subjects lack is found when they are read: it does not make the cohort unusable.
+    """
+
+    subjects: tuple[Subject, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "subjects", tuple(self.subjects))
+        names = [subject.name for subject in self.subjects]
+        if len(names) < 2:
+            raise InputError(f"a cohort of {len(names)} subjects was given; an atlas needs at least two")
+        for name in names:
+            if not name.strip() or name in (".", "..") or any(c in name for c in '/\\:*?"<>|'):
+                raise InputError(f"the subject name '{name}' cannot be that of a folder; use letters, digits, '-' and '_'")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InputError(f"the subject '{twice}' occurs {names.count(twice)} times; give every subject a name of its own")
+
+    @cached_property
+    def dim(self) -> int:
+        """That of the first subject whose header can be read. InputError where there is none."""
+        reasons = []
+        for subject in self.subjects:
+            try:
+                return subject.grid().dim
+            except InputError as error:
+                reasons.append(str(error))
+        raise InputError(f"no image of the cohort can be read; the first one: {reasons[0]}")
+
+
+def _plane(grid: Grid) -> Plane | None:
+    return Plane.of(grid) if grid.dim == 3 and grid.size.count(1) == 1 else None
+
+
+def _flat(image: Image, plane: Plane | None):
+    """A one-slice volume as a 2D image in ``plane``; other images as they are."""
+    if plane is None or image.dim == 2:
+        return image
+    grid = plane.flat(image.grid)
+    mask = None if image.mask is None else image.mask.reshape(1, 1, *grid.shape)
+    return replace(image, data=image.data.reshape(*image.data.shape[:2], *grid.shape), grid=grid, mask=mask)
 
 
 def _check_image(image: Image) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Callable
 
 import torch
 
@@ -50,6 +51,37 @@ class Result:
     def log_jacobian(self) -> torch.Tensor:
         """(B, 1, *S) on the fixed grid."""
         return self.transform.log_jacobian(self.problem.fixed.grid)
+
+
+@dataclass(eq=False)
+class GroupResult:
+    """An atlas of a cohort. ``transform_of(name)`` maps atlas mm -> mm of a subject (read when asked for, so that no cohort is held).
+
+    ``names`` of the subjects that take part; ``set_aside`` name -> reason; ``quality`` one dict a subject; ``labels`` the consensus label maps
+    ('majority', 'staple') and ``maps`` Images on the atlas lattice; ``history`` one dict an iteration; ``scalars`` and ``provenance`` as
+    in ``Result``.
+    """
+
+    problem: object
+    atlas: Image
+    names: tuple[str, ...]
+    transform_of: Callable[[str], Transform]
+    set_aside: dict = field(default_factory=dict)
+    quality: list = field(default_factory=list)
+    labels: dict = field(default_factory=dict)
+    maps: dict = field(default_factory=dict)
+    scalars: dict = field(default_factory=dict)
+    history: list = field(default_factory=list)
+    provenance: dict = field(default_factory=dict)
+
+    def bridge(self, start: str, end: str) -> Transform:
+        """Subject ``start`` mm -> atlas -> subject ``end`` mm: pulls the image of ``end`` back onto ``start``."""
+        return bridge(self.transform_of(start), self.transform_of(end))
+
+
+def bridge(to_start: Transform, to_end: Transform) -> Transform:
+    """Two maps atlas mm -> subject mm as one map of the first subject's points onto the second's, through the atlas."""
+    return to_end @ to_start.inverse()
 
 
 def warp(image: Image, transform, grid, mode: str | None = None, fill: float = 0.0) -> Image:

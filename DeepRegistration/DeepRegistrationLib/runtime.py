@@ -137,13 +137,19 @@ class JsonLines(Monitor):
 
 @dataclass(frozen=True)
 class Runtime:
-    """device 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'; seed of every random choice; cache folder for weights."""
+    """device 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'; seed of every random choice; cache folder for weights.
+
+    For methods that work on a cohort: ``workers`` processes, and ``work``, the folder in which a stopped run finds its state again (None: a
+    temporary one).
+    """
 
     device: str = "auto"
     seed: int = 0
     threads: int = 0
     cache: Path = field(default_factory=lambda: default_cache())
     monitor: Monitor = field(default_factory=Silent)
+    workers: int = 1
+    work: Path | None = None
 
     def torch_device(self):
         """The torch device; InputError where it is not there."""

@@ -16,16 +16,16 @@ FILE = Path(__file__).resolve().parents[1] / "Resources" / "DeepRegistrationMeth
 
 
 class Methods:
-    """The methods of ``FILE``; ``spec`` is always 'id:preset'."""
+    """The methods of ``FILE`` that solve one kind of ``problem``; ``spec`` is always 'id:preset'."""
 
-    def __init__(self, path: Path = FILE):
-        self.path = path
+    def __init__(self, path: Path = FILE, problem: str = "Pair"):
+        self.path, self.problem = path, problem
 
     @cached_property
     def entries(self) -> dict[str, dict]:
         """Method id -> its entry."""
         entries = json.loads(self.path.read_text("utf-8"))["methods"]
-        return {entry["id"]: entry for entry in entries}
+        return {entry["id"]: entry for entry in entries if entry["problem"] == self.problem}
 
     def tasks(self) -> list[str]:
         """Tasks in the order of their methods, the default method's first."""

@@ -1,0 +1,142 @@
+"""atlas build: a template of a cohort, and maps from it to every subject.
+
+DIR gets atlas.nii.gz, subjects/NAME/transform.h5 (atlas -> subject) and inverse.h5, convergence.csv, quality.csv and, last,
+atlas.json. A stopped build goes on with --resume: every subject that was finished is kept in DIR/work until all is done. A subject that
+cannot be used is set aside with a reason and does not stop the rest.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from ..errors import InputError
+from ..runtime import Console, JsonLines, Runtime, Silent
+from . import options
+from .output import note, say, staged
+
+RECORD, WORK = "atlas.json", "work"
+
+
+def add(actions) -> None:
+    parser = actions.add_parser("build", help="a template of a cohort and maps to every subject", description=__doc__)
+    parser.add_argument("--cohort", type=Path, required=True, metavar="FOLDER|LIST",
+                        help="images: a folder, or a .csv or .json list with the columns image, subject, labels, mask")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the atlas")
+    parser.add_argument("--labels", metavar="RULE", help="names of label maps in a folder, for example '{name}_seg' (default: the usual ones)")
+    parser.add_argument("--method", default="icon-atlas", metavar="ID[:PRESET]",
+                        help="icon-atlas:PRESET, or any pairwise method, which is then used by icon-atlas (default: %(default)s)")
+    parser.add_argument("--init", metavar="START", help="first template: mean, median, random, or the name of a subject (default: the preset's)")
+    parser.add_argument("--iterations", type=int, metavar="N", help="deformable iterations (default: the preset's)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of icon-atlas; may be repeated")
+    parser.add_argument("--workers", type=options.count, default=1, metavar="N", help="processes; each has one subject at a time (default: %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="go on with the build in DIR")
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
+    parser.add_argument("--threads", type=options.count, default=0, metavar="N", help="CPU threads of each process (default: all, shared out)")
+    voice = parser.add_mutually_exclusive_group()
+    voice.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    voice.add_argument("--json-progress", action="store_true", help="progress as one JSON object a line on stdout, no summary")
+    parser.set_defaults(run=run)
+
+
+def run(arguments) -> None:
+    """Build and write. Raises InputError, ConvergenceError or Cancelled; the state in DIR/work stays, to go on from."""
+    from .atlas_cohort import read_group
+
+    method = chosen(arguments)
+    problem = read_group(arguments.cohort, arguments.labels)
+    prepare(arguments.out, arguments.resume)
+    monitor = JsonLines(sys.stdout) if arguments.json_progress else Silent() if arguments.quiet else Console(sys.stderr)
+    runtime = Runtime(arguments.device, arguments.seed, threads(arguments), monitor=monitor, workers=arguments.workers, work=arguments.out / WORK)
+    result = method.run(problem, runtime)
+    record = write(result, arguments.out)
+    shutil.rmtree(arguments.out / WORK, ignore_errors=True)
+    if not (arguments.quiet or arguments.json_progress):
+        tell(record, arguments.out)
+
+
+def chosen(arguments):
+    """The method 'icon-atlas' as asked for. InputError for unknown names, and for options that contradict each other."""
+    from ..method import find
+
+    values = options.settings(arguments.set)
+    name = arguments.method
+    if name.partition(":")[0] != "icon-atlas":
+        values, name = {"method": find(name) and name, **values}, "icon-atlas"
+    if arguments.init is not None:
+        word = arguments.init in ("mean", "median", "random")
+        values |= {"start": arguments.init} if word else {"start": "subject", "reference": arguments.init}
+    method = find(name, values)
+    if arguments.iterations is None:
+        return method
+    if arguments.iterations < 1:
+        raise InputError(f"{arguments.iterations} iterations were asked for; at least one is needed")
+    return find(name, {**values, "factors": rounds(method.factors, arguments.iterations)})
+
+
+def rounds(factors: tuple[float, ...], count: int) -> tuple[float, ...]:
+    """``count`` iterations: the last of ``factors`` where there are fewer, and its finest ones again where there are more."""
+    return factors[-count:] if count <= len(factors) else factors + (factors[-1],) * (count - len(factors))
+
+
+def threads(arguments) -> int:
+    """Threads of each process: what was asked for, or an equal share of the cores."""
+    import os
+
+    return arguments.threads or (max(1, (os.cpu_count() or 1) // arguments.workers) if arguments.workers > 1 else 0)
+
+
+def prepare(out: Path, resume: bool) -> None:
+    """InputError where ``out`` holds something that this build would mix with."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file, a folder is needed for the atlas; choose another --out")
+    if (out / RECORD).exists() and not resume:
+        raise InputError(f"{out} holds an atlas already; choose another --out, or remove it first")
+    if (out / WORK).exists() and not resume:
+        raise InputError(f"{out} holds an atlas that was not finished; go on with it by --resume, or choose another --out")
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+def write(result, out: Path) -> dict:
+    """All files of an atlas; atlas.json comes last, so where it is, all is complete. Returns what it says."""
+    from ..io import write_image, write_transform
+    from .register import plain
+
+    for name in result.names:
+        folder = out / "subjects" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        transform = result.transform_of(name)
+        write_transform(transform, folder / "transform.h5")
+        write_transform(transform.inverse(), folder / "inverse.h5")
+    with staged(out) as stage:
+        write_image(result.atlas, stage / "atlas.nii.gz")
+        table(stage / "convergence.csv", result.history)
+    record = plain({**result.provenance, "subjects": list(result.names), "set_aside": result.set_aside, "scalars": result.scalars,
+                    "history": result.history, "dim": result.atlas.dim, "files": sorted(p.name for p in out.glob("*.*") if p.is_file())})
+    with staged(out) as stage:
+        (stage / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False), "utf-8")
+    return record
+
+
+def table(path: Path, rows: list[dict]) -> None:
+    """Rows of one kind as a .csv file with a header line."""
+    with open(path, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows)
+
+
+def tell(record: dict, out: Path) -> None:
+    """A few lines for the reader of a terminal."""
+    for name, reason in record["set_aside"].items():
+        note(f"set aside: {name}: {reason}")
+    last = record["history"][-1]
+    say(f"atlas of {len(record['subjects'])} subjects: similarity {last['similarity']:.3f}, mean displacement {last['mean_displacement_left']:.3f} mm, "
+        f"gradient energy {last['gradient_energy'] / last['cohort_gradient_energy']:.2f} of the cohort's, {record['wall_seconds']:.1f} s")
+    say(f"{out}: {', '.join([*record['files'], RECORD])}, subjects/")
