@@ -110,10 +110,29 @@ def registry() -> dict[str, type[Method]]:
     found: dict[str, type[Method]] = {}
     for info in pkgutil.iter_modules(methods.__path__):
         _collect(importlib.import_module(f"{methods.__name__}.{info.name}"), found)
-    for folder in filter(None, os.environ.get("DEEPREGISTRATION_METHODS", "").split(os.pathsep)):
-        for path in sorted(Path(folder).glob("*.py")):
+    for folder in _folders():
+        for path in sorted(folder.glob("*.py")):
             _collect(_load(path, methods.__name__), found)
     return dict(sorted(found.items()))
+
+
+def _folders() -> list[Path]:
+    return [Path(folder) for folder in os.environ.get("DEEPREGISTRATION_METHODS", "").split(os.pathsep) if folder]
+
+
+def _class_of(identifier: str) -> type[Method] | None:
+    """The class that ``registry`` has under ``identifier``, found by its file's name: the other methods are not imported."""
+    from . import methods
+
+    stem, found = identifier.replace("-", "_"), {}
+    if not stem.isidentifier():
+        return None
+    paths = [path for folder in _folders() if (path := folder / f"{stem}.py").is_file()]
+    if paths:
+        _collect(_load(paths[-1], methods.__name__), found)
+    elif stem in {info.name for info in pkgutil.iter_modules(methods.__path__)}:
+        _collect(importlib.import_module(f"{methods.__name__}.{stem}"), found)
+    return found.get(identifier)
 
 
 def _load(path: Path, package: str):
@@ -135,10 +154,9 @@ def _collect(module, found):
 def find(name: str, values: dict | None = None) -> Method:
     """A method from ``id`` or ``id:preset`` with ``values`` on top; InputError names the nearest id or preset."""
     identifier, _, preset = name.partition(":")
-    known = registry()
-    if identifier not in known:
-        raise InputError(f"unknown method '{identifier}'; {_nearest(identifier, known)}")
-    cls = known[identifier]
+    cls = _class_of(identifier)
+    if cls is None:
+        raise InputError(f"unknown method '{identifier}'; {_nearest(identifier, registry())}")
     preset = preset or "default"
     if preset not in cls.card.presets:
         raise InputError(f"method '{identifier}' has no preset '{preset}'; {_nearest(preset, cls.card.presets)}")
