@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import correlate1d
 
+from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.ops import filters, nd
 from DeepRegistrationLib.ops.filters import box, gaussian, gaussian_kernel, resolution_sigma, window_sum
+from DeepRegistrationLib.ops.sample import resample
 
 dims = pytest.mark.parametrize("dim", [2, 3])
 borders = pytest.mark.parametrize("border", ["clamp", "renormalise", "zero"])
@@ -207,3 +209,18 @@ def test_pools_convolutions_and_means(dim):
         nd.axis_of(dim, dim)
     if dim == 2:
         assert torch.allclose(nd.max_pool(x, 3, 1, 1), F.max_pool2d(x, 3, 1, 1))
+
+
+@pytest.mark.parametrize("longest", [0, 512])
+@pytest.mark.parametrize("size", [(16,), (17, 9), (20, 13, 5), (7, 30, 1)])
+def test_coarsening_equals_smoothing_and_then_sampling(size, longest, monkeypatch):
+    """``size`` is (x, y, z), from 30 voxels an axis, or one in the last case."""
+    monkeypatch.setattr(filters, "LONGEST_MATRIX", longest)
+    size = size if len(size) > 1 else (*size, 30)
+    shape = tuple(30 if n > 1 else 1 for n in size[::-1])
+    x = noise(1, 2, *shape)
+    grid = Grid.from_parts(shape)
+    coarse = grid.resample(grid.extent / np.array(size))
+    sigma = resolution_sigma(grid.spacing, coarse.spacing)
+    assert coarse.size == size
+    torch.testing.assert_close(filters.coarsened(x, size, sigma), resample(gaussian(x, sigma), grid, coarse), rtol=0, atol=2e-5)

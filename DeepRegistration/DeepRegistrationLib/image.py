@@ -9,7 +9,7 @@ import torch
 
 from .errors import InputError
 from .geometry import Grid
-from .ops.filters import gaussian, resolution_sigma
+from .ops.filters import coarsened, resolution_sigma
 from .ops.sample import index_points, inside, resample
 
 
@@ -66,8 +66,9 @@ class Image:
         grid = self._coarser(spacing)
         if grid.shape == self.grid.shape:
             return self
-        data = gaussian(self.data, resolution_sigma(self.grid.spacing, grid.spacing))
-        return replace(self, data=data).at(grid, fill=None)
+        data = coarsened(self.data, grid.size, resolution_sigma(self.grid.spacing, grid.spacing))
+        mask = None if self.mask is None else resample(self.mask.float(), self.grid, grid, "nearest", fill=0.0) > 0.5
+        return replace(self, data=data, grid=grid, mask=mask)
 
     def _coarser(self, spacing) -> Grid:
         return self.grid.resample(np.maximum(np.asarray(spacing, float), self.grid.spacing))

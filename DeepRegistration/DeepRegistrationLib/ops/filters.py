@@ -50,14 +50,14 @@ def _matrix(n: int, sigma: float, border: str, smallest: float) -> np.ndarray:
 
 
 def _along(x: torch.Tensor, matrix: np.ndarray, axis: int) -> torch.Tensor:
-    """Product of ``matrix`` (n, n) with ``x`` along a tensor axis."""
+    """Product of ``matrix`` (m, n) with ``x`` along a tensor axis of n."""
     m = torch.as_tensor(matrix, dtype=x.dtype, device=x.device)
     axis = axis % x.ndim
     if axis == x.ndim - 1:
         return x @ m.T
     shape = x.shape
     flat = x.reshape(int(np.prod(shape[:axis])), shape[axis], -1)
-    return torch.matmul(m, flat).reshape(shape)
+    return torch.matmul(m, flat).reshape(*shape[:axis], m.shape[0], *shape[axis + 1:])
 
 
 def _convolve(x, kernel, axis, border):
@@ -79,6 +79,45 @@ def _convolve(x, kernel, axis, border):
 def gaussian(x: torch.Tensor, sigma, border: str = "clamp", smallest: float = 1e-5) -> torch.Tensor:
     """Gaussian smoothing; ``sigma`` voxels, a scalar or (x, y, z), 0 leaves an axis alone; tails are cut at ``smallest``."""
     return _separable(x, sigma, border, smallest)
+
+
+def coarsened(x: torch.Tensor, size, sigma) -> torch.Tensor:
+    """``gaussian(x, sigma)`` read by linear interpolation at ``size`` (x, y, z) voxels over the same field of view, in one product an axis:
+    what the next axis costs falls with every axis done. ``sigma`` voxels of ``x``, (x, y, z); clamped at the border."""
+    _check(x, "clamp")
+    for component, (new, width) in enumerate(zip(size, sigma)):
+        axis, n, width = -1 - component, x.shape[-1 - component], float(width)
+        if new == n:
+            x = x if width < 0.1 or n == 1 else _smoothed_along(x, width, axis)
+        elif n <= LONGEST_MATRIX:
+            x = _along(x, _coarsening(n, int(new), width), axis)
+        else:
+            low, share = _between(n, int(new))
+            x = _smoothed_along(x, width, axis)
+            share = torch.as_tensor(share, dtype=x.dtype, device=x.device).reshape(-1, *[1] * component)
+            low = torch.as_tensor(low, device=x.device)
+            x = torch.lerp(x.index_select(axis, low), x.index_select(axis, (low + 1).clamp_max(n - 1)), share)
+    return x
+
+
+def _smoothed_along(x, sigma, axis):
+    n = x.shape[axis]
+    return _along(x, _matrix(n, sigma, "clamp", 1e-5), axis) if n <= LONGEST_MATRIX else _convolve(x, gaussian_kernel(sigma), axis, "clamp")
+
+
+@lru_cache(maxsize=64)
+def _coarsening(n: int, new: int, sigma: float) -> np.ndarray:
+    """(new, n): smoothing and linear interpolation as one matrix."""
+    low, share = _between(n, new)
+    smooth = np.eye(n) if sigma < 0.1 else _matrix(n, sigma, "clamp", 1e-5)
+    return (1 - share)[:, None] * smooth[low] + share[:, None] * smooth[np.minimum(low + 1, n - 1)]
+
+
+def _between(n: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+    """(index below, share of the next voxel) of the centers of ``new`` voxels over the field of view of ``n``."""
+    position = np.clip((np.arange(new) + 0.5) * n / new - 0.5, 0, n - 1)
+    low = np.floor(position).astype(np.int64)
+    return low, position - low
 
 
 def box(x: torch.Tensor, radius, border: str = "renormalise") -> torch.Tensor:
