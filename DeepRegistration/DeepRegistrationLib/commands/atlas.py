@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import atlas_build, options
+from . import atlas_build, atlas_structure, options
 
-ACTIONS = (atlas_build,)
+ACTIONS = (atlas_build, atlas_structure)
 
 
 def add(commands) -> None:

@@ -49,6 +49,8 @@ def run_list(arguments) -> None:
         width = max((len(name) for name in known), default=0)
         for name, cls in known.items():
             say(f"{name:<{width}}  {cls.card.title} ({dims(cls)}); presets {', '.join(cls.card.presets)}")
+        for name, cls in analyses().items():
+            say(f"{name:<{width}}  {cls.card.title} ({dims(cls)}); 'atlas structure' runs it")
 
 
 def run_show(arguments) -> None:
@@ -58,7 +60,8 @@ def run_show(arguments) -> None:
 def run_cite(arguments) -> None:
     from ..method import find
 
-    say("\n\n".join(references(find(arguments.id, settings(arguments.set)))))
+    found = analyses().get(arguments.id)
+    say("\n\n".join(found.card.references if found else references(find(arguments.id, settings(arguments.set)))))
 
 
 def references(method) -> list[str]:
@@ -126,10 +129,17 @@ def jsonable(value):
 
 
 def lookup(name: str):
-    """The class of a method; InputError names the nearest id."""
+    """The class of a method or an analysis; InputError names the nearest id."""
     from ..method import find
 
-    return type(find(name))
+    return analyses().get(name) or type(find(name))
+
+
+def analyses() -> dict[str, type]:
+    """What has a card and parameters as a method has, but registers nothing: id -> class."""
+    from ..evaluate.cohort import CohortTypes
+
+    return {CohortTypes.id: CohortTypes}
 
 
 def dims(cls) -> str:

@@ -1,0 +1,231 @@
+"""What 'atlas structure' measures distances of: label maps, maps, tables and finished atlases, as files or in memory.
+
+Voxels go through one file a cohort in a scratch folder (a memory map), so that one subject at a time is in memory. A
+subject that cannot be used is set aside with a reason. The lattice is that of the first subject; others are resampled
+onto it by their world coordinates.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Item:
+    """A subject's ``name`` and ``read()``, which gives its Labels or Image."""
+
+    name: str
+    read: Callable
+
+
+# ------------------------------------------------------------------------------------------------------------ the items
+
+
+def label_items(path: Path) -> list[Item]:
+    """The label maps of a folder or a list: those of its images by the usual names, else its files themselves."""
+    from ..io import read_labels
+
+    path = Path(path)
+    try:
+        scans = _scans(path)
+        files = [(name, scan.labels) for name, scan in scans if scan.labels is not None] or [
+            (name, scan.image) for name, scan in scans
+        ]
+    except InputError:
+        files = (
+            [(file.name.removesuffix(".seg.nrrd"), file) for file in sorted(path.rglob("*.seg.nrrd"))]
+            if path.is_dir()
+            else []
+        )
+        if not files:
+            raise
+    return [Item(name, lambda file=file: read_labels(file)) for name, file in files]
+
+
+def map_items(path: Path) -> list[Item]:
+    """The images of a folder or a list."""
+    from ..io import read_image
+
+    return [Item(name, lambda file=scan.image: read_image(file)) for name, scan in _scans(Path(path))]
+
+
+def atlas_items(path: Path) -> list[Item]:
+    """The log-Jacobian, on the atlas, of every subject's transform in the folder of an atlas."""
+    from ..image import Image
+    from ..io import read_grid, read_transform
+
+    path = Path(path)
+    if not (path / "atlas.json").is_file():
+        raise InputError(f"{path} holds no finished atlas (atlas.json is missing); give the folder of 'atlas build'")
+    grid = read_grid(path / "atlas.nii.gz")
+
+    def log_jacobian(file: Path) -> Image:
+        return Image(read_transform(file, grid.dim).log_jacobian(grid).detach().float(), grid, name=file.parent.name)
+
+    return [
+        Item(file.parent.name, lambda file=file: log_jacobian(file))
+        for file in sorted((path / "subjects").glob("*/transform.h5"))
+    ]
+
+
+def _scans(path: Path) -> list:
+    """[(name, Scan), ...]; names as in an atlas of the same cohort."""
+    from ..train.cohort import read_cohort
+    from .atlas_cohort import unique
+
+    cohort = read_cohort(path)
+    if cohort.pairs is not None:
+        raise InputError(
+            f"{path} lists pairs; the structure of a cohort needs one image a row (columns image, labels, subject)"
+        )
+    names = unique([scan.subject for scan in cohort.scans], [scan.image.name.split(".")[0] for scan in cohort.scans])
+    return list(zip(names, cohort.scans))
+
+
+# --------------------------------------------------------------------------------------------------- items to distances
+
+
+def of_labels(items: list[Item], scratch: Path, monitor, kind: str = "labels"):
+    """(Distances, {name: reason} of those set aside) of label maps: 1 - NMI over the voxels that any subject has
+    labeled."""
+    import numpy as np
+
+    from ..evaluate.cohort import Distances
+    from ..ops.distances import label_distances
+
+    def values(labels):
+        """0 for the background, 1, 2, ... for the labels that occur."""
+        found, which = np.unique(labels.data[0, 0].numpy(), return_inverse=True)
+        return np.where(found == 0, 0, np.cumsum(found != 0))[which.ravel()]
+
+    names, rows, aside = _stacked(items, values, np.int32, scratch, monitor.part(0, 0.4))
+    if not names:
+        return None, aside
+    seen = np.zeros(rows.shape[1], bool)
+    for row in rows:
+        seen |= row > 0
+    inner = np.lib.format.open_memmap(scratch / f"{kind}-inner.npy", "w+", np.int32, (len(rows), int(seen.sum())))
+    for k, row in enumerate(rows):
+        inner[k] = row[seen]
+    counts = np.array([float(len(np.unique(row[row > 0]))) for row in inner])
+    return Distances(
+        kind, tuple(names), label_distances(inner, monitor.part(0.4, 1)), {f"number of {kind}": counts}
+    ), aside
+
+
+def of_maps(items: list[Item], scratch: Path, monitor, kind: str = "maps"):
+    """The same for maps of numbers: root mean square differences."""
+    import numpy as np
+
+    from ..evaluate.cohort import Distances
+    from ..ops.distances import map_distances
+
+    names, rows, aside = _stacked(items, lambda image: image.data[0, 0].numpy().ravel(), np.float32, scratch, monitor)
+    return (Distances(kind, tuple(names), map_distances(rows)) if names else None), aside
+
+
+def _stacked(items, values, kind, scratch: Path, monitor):
+    """(names, (N, V) memory map, {name: reason}) of ``values(read())`` on the lattice of the first that can be read."""
+    import numpy as np
+
+    names, aside, grid, rows = [], {}, None, None
+    for k in monitor.steps(len(items), "reading"):
+        try:
+            image = items[k].read()
+            if grid is None:
+                grid = image.grid
+                rows = np.lib.format.open_memmap(
+                    scratch / f"rows-{len(list(scratch.iterdir()))}.npy", "w+", kind, (len(items), grid.voxels)
+                )
+            if image.dim != grid.dim:
+                raise InputError(
+                    f"it is {image.dim}D, the first subject is {grid.dim}D; give subjects of one dimension"
+                )
+            if image.data.shape[:2] != (1, 1):
+                raise InputError(f"it has {image.data.shape[1]} channels; one is needed")
+            line = values(image if image.grid.same_as(grid) else image.at(grid))
+            if not np.isfinite(line).all() or np.ptp(line) == 0:
+                raise InputError(
+                    "it has one value only, or values that are not finite, in the field of view of the first subject"
+                )
+            rows[len(names)] = line
+            names.append(items[k].name)
+        except InputError as error:
+            aside[items[k].name] = str(error)
+    return names, None if rows is None else rows[: len(names)], aside
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def read_table(path: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """(subjects, column -> texts) of a .csv file with a header; subjects are the column 'subject' or 'id', else the
+    first one."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"the table {path} does not exist; give a .csv file with a header line, one subject a row")
+    try:
+        rows = list(csv.DictReader(path.read_text("utf-8-sig").splitlines(), skipinitialspace=True, restval=""))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"the table {path} cannot be read ({error}); give a .csv file with a header line") from None
+    if not rows or None in rows[0]:
+        raise InputError(
+            f"the table {path} has no rows, or rows longer than its header; give one subject a row below a header line"
+        )
+    header = list(rows[0])
+    key = next((name for name in header if name.strip().lower() in ("subject", "id")), header[0])
+    subjects = [row[key].strip() for row in rows]
+    twice = next((name for name in subjects if subjects.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"the subject '{twice}' occurs {subjects.count(twice)} times in {path}; give one row a subject"
+        )
+    return subjects, {name.strip(): [row[name] for row in rows] for name in header if name != key}
+
+
+def numbers_of(path: Path) -> tuple[list[str], object, dict[str, str]]:
+    """(subjects, (N, K) numbers, {subject: reason} for rows with something else)."""
+    import numpy as np
+
+    subjects, columns = read_table(path)
+    kept, rows, aside = [], [], {}
+    for k, name in enumerate(subjects):
+        try:
+            row = [float(column[k]) for column in columns.values()]
+            if not np.isfinite(row).all():
+                raise ValueError
+            rows.append(row)
+            kept.append(name)
+        except ValueError:
+            aside[name] = f"its row in {Path(path).name} holds something that is no finite number"
+    if not kept or not rows[0]:
+        raise InputError(
+            f"the table {path} has no row of numbers; give one subject a row with a number in every column"
+        )
+    return kept, np.array(rows), aside
+
+
+def of_table(path: Path, kind: str):
+    """(Distances, aside) of a table: Hellinger's for kind 'profiles', of scaled columns for 'features', the table
+    itself for 'distances'."""
+    import numpy as np
+
+    from ..evaluate.cohort import Distances
+    from ..ops.distances import feature_distances, hellinger_distances
+
+    names, values, aside = numbers_of(path)
+    if kind == "distances":
+        if values.shape[1] != len(names) or list(read_table(path)[1]) != names:
+            raise InputError(
+                f"the table {path} has {len(names)} rows of numbers and {values.shape[1]} columns; distances need a row "
+                "and a column for each subject, in the same order"
+            )
+        matrix = np.where(np.eye(len(names), dtype=bool), 0.0, values)
+    else:
+        matrix = hellinger_distances(values) if kind == "profiles" else feature_distances(values)
+    return Distances(kind, tuple(names), matrix), aside

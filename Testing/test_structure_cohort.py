@@ -1,0 +1,530 @@
+"""Cohort structure: distances and their invariances, dimension, Isomap, gaps, types, regression, and the command 'atlas structure'."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from truths_cohort import SIDE, planted
+
+from DeepRegistrationLib.__main__ import main
+from DeepRegistrationLib.commands import structure_sources
+from DeepRegistrationLib.engines.cohort_types import Fit, chosen, find_types
+from DeepRegistrationLib.engines.embedding import correlation_dimension, isomap, paths
+from DeepRegistrationLib.errors import Cancelled, InputError
+from DeepRegistrationLib.evaluate.cohort import CohortTypes, Distances, common
+from DeepRegistrationLib.evaluate.regression import coded, effects, holm
+from DeepRegistrationLib.geometry import Grid
+from DeepRegistrationLib.image import Image, Labels
+from DeepRegistrationLib.io import write_image, write_labels
+from DeepRegistrationLib.ops.distances import (
+    feature_distances,
+    hellinger_distances,
+    label_distances,
+    map_distances,
+    nmi_distance,
+)
+from DeepRegistrationLib.ops.modes import valley_p
+from DeepRegistrationLib.runtime import Runtime, Silent
+
+sklearn = pytest.importorskip("sklearn")
+
+
+def drawn(seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def euclidean(points: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(points[:, None] - points[None], axis=-1)
+
+
+def names(count: int) -> tuple[str, ...]:
+    return tuple(f"s{k:02d}" for k in range(count))
+
+
+def analyzed(points: np.ndarray, **values):
+    return CohortTypes(**values).analyze([Distances("features", names(len(points)), euclidean(points))], Runtime("cpu"))
+
+
+# ----------------------------------------------------------------------------------------------------------- distances
+
+
+def test_label_distance_is_one_minus_the_nmi_of_a_known_library():
+    from sklearn.metrics import normalized_mutual_info_score
+
+    maps = drawn(0).integers(0, 5, (4, 500)) * (drawn(1).random((4, 500)) > 0.3)
+    found = label_distances(maps, Silent())
+    for a in range(4):
+        for b in range(4):
+            assert found[a, b] == pytest.approx(1 - normalized_mutual_info_score(maps[a], maps[b]), abs=1e-12)
+
+
+def test_names_of_labels_do_not_matter():
+    cohort = planted(0, 6, 1, 2)
+    renamed = np.stack([drawn(k).permutation(9)[row] for k, row in enumerate(cohort.maps)])
+    assert np.allclose(label_distances(cohort.maps, Silent()), label_distances(renamed, Silent()), atol=1e-12)
+    same = np.stack([cohort.maps[0], (8 - cohort.maps)[0]])
+    assert np.allclose(label_distances(same, Silent()), 0, atol=1e-12)
+
+
+def test_independent_partitions_are_at_distance_one_and_one_label_is_no_fault():
+    assert nmi_distance(np.full((3, 4), 10)) == pytest.approx(1)
+    assert nmi_distance(np.array([[7]])) == 0
+
+
+def test_hellinger_in_closed_form():
+    d = hellinger_distances(np.array([[1, 1, 0], [5, 5, 0], [0, 0, 2], [1, 0, 0]]))
+    assert (
+        d[0, 1] == 0
+        and d[0, 2] == pytest.approx(np.sqrt(2))
+        and d[0, 3] == pytest.approx(np.sqrt(2 * (1 - np.sqrt(0.5))))
+    )
+
+
+@pytest.mark.parametrize("bad", [[[1, -1], [1, 1]], [[0, 0], [1, 1]]])
+def test_profiles_must_be_distributions(bad):
+    with pytest.raises(InputError, match="at least 0"):
+        hellinger_distances(np.array(bad, float))
+
+
+def test_map_distances_in_blocks_are_root_mean_squares(monkeypatch):
+    maps = drawn(2).normal(100, 1, (5, 1000)).astype(np.float32)
+    monkeypatch.setattr("DeepRegistrationLib.ops.distances.BLOCK", 500)
+    assert np.allclose(map_distances(maps), euclidean(maps.astype(float)) / np.sqrt(1000), atol=1e-6)
+
+
+def test_units_of_features_do_not_matter():
+    table = drawn(3).random((9, 4))
+    assert np.allclose(
+        feature_distances(table), feature_distances(np.hstack([table * (1, 1000, 0.1, 7) + 5, np.ones((9, 2))]))
+    )
+
+
+# --------------------------------------------------------------------------------------------------- dimension, Isomap
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_dimension_of_a_box_in_five_dimensions(dim):
+    points = np.linalg.qr(drawn(4).normal(size=(5, 5)))[0][:, :dim]
+    found = correlation_dimension(euclidean(drawn(5).random((200, dim)) @ points.T), drawn(0))
+    assert found.value == pytest.approx(dim, abs=0.35) and 0 < found.error < 0.5
+    scaled = correlation_dimension(1000 * euclidean(drawn(5).random((200, dim)) @ points.T), drawn(0))
+    assert scaled.value == pytest.approx(found.value, abs=1e-9)
+
+
+def test_dimension_is_not_known_of_copies_or_of_few():
+    assert correlation_dimension(np.zeros((20, 20)), drawn(0)).value is None
+    assert correlation_dimension(euclidean(drawn(0).random((6, 2))), drawn(0)).value is None
+
+
+def test_isomap_unrolls_a_roll_as_a_known_library_does():
+    from sklearn.manifold import Isomap
+
+    angle, height = drawn(6).uniform(3, 12, 300), drawn(7).uniform(0, 8, 300)
+    roll = np.stack([angle * np.cos(angle), height, angle * np.sin(angle)], 1)
+    found = isomap(paths(euclidean(roll), 8), 2)
+    length = 0.5 * (angle * np.sqrt(1 + angle**2) + np.arcsinh(angle))
+    assert abs(np.corrcoef(found.points[:, 0], length)[0, 1]) > 0.99 and found.residual < 0.02 and found.parts == 1
+    other = Isomap(n_neighbors=8, n_components=2).fit_transform(roll)
+    assert all(abs(np.corrcoef(found.points[:, k], other[:, k])[0, 1]) > 0.98 for k in range(2))
+
+
+def test_isomap_of_a_straight_line_explains_all_and_ignores_the_order_of_subjects():
+    x = np.sort(drawn(8).random(30))[:, None]
+    found = isomap(paths(euclidean(x)), 3)
+    assert found.explained[0] == pytest.approx(1, abs=1e-6) and np.allclose(
+        euclidean(found.points[:, :1]), euclidean(x), atol=1e-6
+    )
+    order = drawn(9).permutation(30)
+    assert np.allclose(isomap(paths(euclidean(x[order])), 1).points, found.points[order, :1], atol=1e-6)
+
+
+def test_parts_far_apart_stay_at_their_distances():
+    corners = 50 * np.eye(4)[np.arange(40) % 4]
+    found = isomap(paths(euclidean(corners + drawn(10).normal(size=(40, 4))), 5), 3)
+    centers = np.stack([found.points[np.arange(40) % 4 == k].mean(0) for k in range(4)])
+    apart = euclidean(centers)[np.triu_indices(4, 1)]
+    assert found.parts == 4 and apart.min() > 0.8 * apart.max()
+
+
+# ---------------------------------------------------------------------------------------------------------- gaps, types
+
+
+def test_a_gap_is_found_and_none_is_invented():
+    """At the level 0.05: two bells 6 deviations apart always, one bell or box of 60 values seldom."""
+    wrong = 0
+    for seed in range(20):
+        g = drawn(seed)
+        wrong += (valley_p(g.random(60), (0.25, 0.75), 199, g) <= 0.05) + (
+            valley_p(g.normal(size=60), (0.25, 0.75), 199, g) <= 0.05
+        )
+        assert valley_p(np.r_[g.normal(size=30), 6 + g.normal(size=30)], (0.25, 0.75), 199, g) <= 0.05
+    assert wrong <= 5
+    assert valley_p(np.ones(30), (0.25, 0.75), 99, drawn(0)) == 1
+
+
+def test_very_strong_evidence_is_needed_for_more_than_one():
+    assert chosen([Fit(1, 5.0, "full", None), Fit(2, -4.0, "full", 0.9)]).components == 1
+    assert (
+        chosen(
+            [
+                Fit(1, 50.0, "full", None),
+                Fit(2, -4.0, "full", 0.5),
+                Fit(3, -9.0, "full", 0.7),
+                Fit(4, 30.0, "full", 0.9),
+            ]
+        ).components
+        == 3
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_four_planted_types_of_label_maps_and_profiles(seed):
+    from sklearn.metrics import adjusted_rand_score
+
+    cohort = planted(seed, 80, 4, 2)
+    sources = [
+        Distances("labels", names(80), label_distances(cohort.maps, Silent())),
+        Distances("profiles", names(80), hellinger_distances(cohort.profiles)),
+    ]
+    found = CohortTypes(draws=499).analyze(sources, Runtime("cpu"))
+    assert found.types.count == 4 and adjusted_rand_score(cohort.types, found.types.labels) >= 0.9
+    assert [cohort.types[found.names.index(name)] for name in found.centers] == [
+        cohort.types[found.types.labels == k][0] for k in range(4)
+    ]
+    assert found.answer.startswith("One atlas is not enough: 80 subjects fall into 4 types of 20, 20, 20, 20")
+    assert all(0.9 < row["certainty"] <= 1 for row in found.rows()) and sum(row["center"] for row in found.rows()) == 4
+
+
+def test_a_box_is_cut_by_the_mixture_and_is_one_type():
+    found = analyzed(drawn(12).random((150, 2)) * (6, 1), draws=499)
+    assert len(np.unique(found.types.components)) > 1, "BIC and silhouette alone would call it several"
+    assert (
+        found.types.count == 1
+        and found.types.silhouette is None
+        and "One atlas is enough as far as 150 subjects" in found.answer
+    )
+
+
+def test_small_pieces_join_their_own_type():
+    """A long type that the mixture cuts in pieces, one of them small, and a round one far away: two types."""
+    g = drawn(13)
+    long = np.stack([g.random(60) ** 3 * 12, g.normal(0, 0.2, 60)], 1)
+    found = find_types(np.concatenate([long, g.normal((5, 14), 0.7, (40, 2))]), 8, 0.05, 499, 0, Silent())
+    assert found.count == 2 and (found.labels == np.repeat([0, 1], [60, 40])).all()
+    assert all(p <= 0.05 for _, _, p in found.valleys)
+
+
+def test_small_cohorts_say_how_little_they_can_tell_and_copies_are_one():
+    assert "only types that are far apart" in analyzed(drawn(14).normal(size=(12, 2))).answer
+    assert analyzed(np.zeros((10, 2))).types.count == 1
+
+
+def test_order_of_subjects_and_seed_do_not_decide():
+    points = np.concatenate([drawn(15).normal(size=(30, 2)), drawn(16).normal((9, 0), 1, (30, 2))])
+    order = drawn(17).permutation(60)
+    first, second = analyzed(points), analyzed(points[order])
+    assert (second.types.labels == first.types.labels[order]).all() or (
+        second.types.labels == 1 - first.types.labels[order]
+    ).all()
+    assert np.array_equal(analyzed(points).points, first.points), "the same seed gave two results"
+
+
+def test_subjects_of_several_sources_are_matched_by_name():
+    one = Distances("a", ("x", *names(9)), euclidean(drawn(0).random((10, 2))))
+    other = Distances("b", names(9)[::-1], euclidean(drawn(1).random((9, 2))))
+    assert common([one, other]) == names(9)
+    assert np.array_equal(other.of(names(9)).matrix, other.matrix[::-1, ::-1])
+    with pytest.raises(InputError, match="7 subjects have all"):
+        common([one, other.of(names(7))])
+    with pytest.raises(InputError, match="symmetric"):
+        Distances("c", names(3), np.array([[0, 1, 2], [3, 0, 1], [2, 1, 0]], float))
+
+
+def test_it_stops_at_the_first_step():
+    monitor = Silent()
+    monitor.cancel()
+    with pytest.raises(Cancelled):
+        CohortTypes().analyze(
+            [Distances("a", names(9), euclidean(drawn(0).random((9, 2))))], Runtime("cpu", monitor=monitor)
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- regression
+
+
+def test_p_values_by_permutation_agree_with_the_f_test_where_that_is_exact():
+    from scipy.stats import f as f_distribution
+
+    g = drawn(18)
+    x, z, y = g.normal(size=(3, 60))
+    y = y + 0.35 * x + z
+    (effect, _), _ = effects({"y": y}, {"x": list(x), "z": list(z)}, 4999, g)
+    full, less = np.stack([np.ones(60), z, x], 1), np.stack([np.ones(60), z], 1)
+    rss = [float(((y - m @ np.linalg.lstsq(m, y, rcond=None)[0]) ** 2).sum()) for m in (full, less)]
+    assert effect.p == pytest.approx(f_distribution.sf((rss[1] - rss[0]) / (rss[0] / 57), 1, 57), abs=0.02)
+    assert effect.share == pytest.approx((rss[1] - rss[0]) / float(((y - y.mean()) ** 2).sum()), rel=1e-6)
+    assert effect.slope == pytest.approx(np.linalg.lstsq(full, y, rcond=None)[0][2] * x.std() / y.std())
+
+
+def test_chance_is_found_as_seldom_as_the_level_says():
+    g = drawn(19)
+    found = [
+        effects(
+            {"y": g.exponential(size=30)},
+            {"x": list(g.exponential(size=30)), "w": list(g.choice(["a", "b"], 30))},
+            199,
+            g,
+        )[0]
+        for _ in range(60)
+    ]
+    assert 0 <= np.mean([e.p <= 0.05 for row in found for e in row]) <= 0.12
+    assert min(e.p for row in found for e in row) >= 1 / 200
+
+
+def test_holm():
+    assert (
+        holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+        and holm([0.9, 0.8]) == [1.0, 1.0]
+        and holm([]) == []
+    )
+
+
+def test_what_cannot_be_used_is_said():
+    g = drawn(20)
+    table = {
+        "age": [*range(19), "NA"],
+        "one": [1] * 20,
+        "site": ["x", "y"] * 10,
+        "twice": [2 * k for k in range(20)],
+        "word": ["b", "a"] * 10,
+    }
+    found, remarks = effects({"y": g.random(20)}, table, 99, g)
+    assert {e.covariate for e in found} == set() and "1 of 20 subjects lack" in remarks[0]
+    assert sum("follows from the others" in text for text in remarks) == 5, "age and twice, site and word say the same"
+    assert effects({"y": g.random(4)}, {"a": [1, 2, 3, 4], "b": [1, 0, 1, 0]}, 99, g) == (
+        [],
+        ["4 subjects have all of a, b; at least 5 are needed to tell what depends on them"],
+    )
+    assert coded(["f", "m", "", "d"])[0].shape == (4, 2) and coded(["f", "m", "", "d"])[1].tolist() == [
+        True,
+        True,
+        False,
+        True,
+    ]
+
+
+def test_a_site_that_makes_the_types_is_found():
+    points = np.concatenate([drawn(21).normal(size=(25, 2)), drawn(22).normal((9, 0), 1, (25, 2))])
+    source = Distances("features", names(50), euclidean(points))
+    table = {
+        "site": dict(zip(names(50), np.repeat(["A", "B"], 25))),
+        "age": dict(zip(names(50), drawn(23).normal(size=50))),
+    }
+    found = {
+        (e.target, e.covariate): e
+        for e in CohortTypes(permutations=499).analyze([source], Runtime("cpu"), table).effects
+    }
+    assert (
+        found["types", "site"].corrected < 0.05
+        and found["types", "site"].share > 0.9
+        and found["types", "age"].corrected > 0.05
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """A folder with 30 label maps of two types on different lattices, one file that is none, and a table of covariates."""
+    folder, made = tmp_path / "maps", planted(3, 30, 2, 2)
+    folder.mkdir()
+    for k, row in enumerate(made.maps):
+        data = torch.as_tensor(row.reshape(1, 1, SIDE, SIDE) + 1)
+        labels = Labels(data, Grid.from_parts((SIDE, SIDE), 2.0))
+        write_labels(
+            labels if k % 2 else labels.at(Grid.from_parts((SIDE + 8, SIDE + 8), 2.0, (-8.0, -8.0))),
+            folder / f"s{k:02d}.nii.gz",
+        )
+    (folder / "broken.nii.gz").write_text("no image")
+    with open(tmp_path / "people.csv", "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["id", "age", "site"])
+        writer.writerows([f"s{k:02d}", round(50 + 10 * made.amounts[k, 0], 2), "AB"[made.types[k]]] for k in range(30))
+    return tmp_path
+
+
+def test_structure_of_label_maps(cohort, capsys):
+    out = cohort / "out"
+    status = main(
+        [
+            "atlas",
+            "structure",
+            "--labels",
+            str(cohort / "maps"),
+            "--covariates",
+            str(cohort / "people.csv"),
+            "--set",
+            "permutations=499",
+            "--set",
+            "draws=299",
+            "--out",
+            str(out),
+        ]
+    )
+    told = capsys.readouterr()
+    assert status == 0, told.err
+    record = json.loads((out / "result.json").read_text("utf-8"))
+    assert record["types"] == 2 and record["sizes"] == [15, 15] and list(record["set_aside"]) == ["labels: broken"]
+    assert "One atlas is not enough" in told.out and "set aside: labels: broken" in told.err
+    rows = list(csv.DictReader((out / "subjects.csv").read_text("utf-8").splitlines()))
+    assert {row["type"] for row in rows if int(row["subject"][1:]) % 2} == {rows[1]["type"]} != {rows[0]["type"]}
+    effects_ = {
+        (row["target"], row["covariate"]): row
+        for row in csv.DictReader((out / "effects.csv").read_text("utf-8").splitlines())
+    }
+    assert float(effects_["types", "site"]["corrected"]) < 0.05 < float(effects_["types", "age"]["corrected"])
+    assert (
+        all((out / name).read_bytes().startswith(b"\x89PNG") for name in record["pictures"])
+        and len(record["pictures"]) == 4
+    )
+    page = (out / "report.html").read_text("utf-8")
+    assert page.count("data:image/png") == 4 and "set aside: labels: broken" in page
+    again = main(
+        [
+            "atlas",
+            "structure",
+            "--distances",
+            str(out / "distances_labels.csv"),
+            "--quiet",
+            "--out",
+            str(cohort / "again"),
+        ]
+    )
+    assert again == 0 and json.loads((cohort / "again" / "result.json").read_text())["sizes"] == [15, 15]
+    assert not (cohort / "again" / "effects.csv").exists()
+
+
+def test_background_is_left_out_and_labels_are_counted(tmp_path):
+    grid = Grid.from_parts((6, 6))
+    maps = [torch.zeros(1, 1, 6, 6, dtype=torch.int32) for _ in range(2)]
+    maps[0][..., :2, :3], maps[0][..., :2, 3:] = 7, 9
+    maps[1][..., :2, :] = -3
+    items = [structure_sources.Item(f"s{k}", lambda data=data: Labels(data, grid)) for k, data in enumerate(maps)]
+    source, aside = structure_sources.of_labels(items, tmp_path, Silent())
+    assert source.described["number of labels"].tolist() == [2, 1] and not aside
+    assert source.matrix[0, 1] == 1, "beside the background, which both leave out, one map says nothing about the other"
+
+
+def test_profiles_and_features_of_a_table(tmp_path):
+    made = planted(4, 40, 2, 2)
+    lines = ["subject," + ",".join(f"c{k}" for k in range(36))]
+    lines += [f"s{k:02d}," + ",".join(f"{v:.8f}" for v in row) for k, row in enumerate(made.profiles)]
+    (tmp_path / "table.csv").write_text("\n".join([*lines, "lost," + ",".join(["nan"] * 36)]))
+    for kind in ("profiles", "features"):
+        assert (
+            main(
+                [
+                    "atlas",
+                    "structure",
+                    f"--{kind}",
+                    str(tmp_path / "table.csv"),
+                    "--quiet",
+                    "--set",
+                    "draws=299",
+                    "--out",
+                    str(tmp_path / kind),
+                ]
+            )
+            == 0
+        )
+        record = json.loads((tmp_path / kind / "result.json").read_text())
+        assert record["types"] == 2 and list(record["set_aside"]) == [f"{kind}: lost"]
+
+
+def test_structure_of_a_finished_atlas(tmp_path):
+    """Twelve subjects whose deformations shrink one of two halves: distances are those of their log-Jacobians."""
+    from DeepRegistrationLib.io import write_transform
+    from DeepRegistrationLib.transforms import Displacement
+
+    grid = Grid.from_parts((16, 18), 2.0)
+    write_image(Image(torch.rand(1, 1, 16, 18), grid), tmp_path / "atlas.nii.gz")
+    (tmp_path / "atlas.json").write_text("{}")
+    x = torch.as_tensor(grid.points()).float()
+    for k in range(12):
+        field = torch.zeros(1, 2, 16, 18)
+        field[0, 0] = (
+            (0.1 + 0.01 * k) * (x[..., 0] - 10).clamp(max=0)
+            if k % 2
+            else (-0.1 - 0.01 * k) * (x[..., 0] - 20).clamp(min=0)
+        )
+        (tmp_path / "subjects" / f"s{k:02d}").mkdir(parents=True)
+        write_transform(Displacement(field, grid), tmp_path / "subjects" / f"s{k:02d}" / "transform.h5")
+    items = structure_sources.atlas_items(tmp_path)
+    source, _ = structure_sources.of_maps(items, tmp_path, Silent(), "deformation")
+    same, other = source.matrix[0, 2::2], source.matrix[0, 1::2]
+    assert same.max() < other.min() and [item.name for item in items] == list(names(12))
+    assert (
+        main(
+            [
+                "atlas",
+                "structure",
+                "--atlas",
+                str(tmp_path),
+                "--quiet",
+                "--set",
+                "draws=99",
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([], "no cohort was given; give one or more of --labels"),
+        (["--features", "nothing.csv"], "nothing.csv does not exist"),
+        (["--atlas", "."], "holds no finished atlas"),
+        (["--features", "few.csv"], "3 subjects were given; the structure of a cohort needs at least 8"),
+        (["--distances", "few.csv"], "a row and a column for each subject"),
+        (["--features", "twice.csv"], "'a' occurs 2 times"),
+        (["--features", "few.csv", "--set", "most=3"], "did you mean 'most_types'"),
+        (["--profiles", "words.csv"], "has no row of numbers"),
+    ],
+)
+def test_errors_are_one_sentence_and_leave_nothing(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "few.csv").write_text("subject,x,y\na,1,2\nb,2,3\nc,4,5\n")
+    (tmp_path / "twice.csv").write_text("subject,x\na,1\na,2\n")
+    (tmp_path / "words.csv").write_text("subject,x\na,one\nb,two\n")
+    assert main(["atlas", "structure", *arguments, "--out", "out"]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "sklearn.mixture", None)
+    with pytest.raises(InputError, match="pip install scikit-learn"):
+        analyzed(drawn(0).random((12, 2)))
+
+
+def test_the_card_is_complete_and_american():
+    import contract
+
+    contract.card_is_complete(CohortTypes)
+    contract.texts_are_american(CohortTypes)
+
+
+def test_show_cite_and_list_know_it(capsys):
+    assert main(["show", "cortical-types"]) == 0 and "problem    Distances" in capsys.readouterr().out
+    assert main(["cite", "cortical-types"]) == 0 and "Kruggel" in capsys.readouterr().out
+    assert main(["list"]) == 0 and "cortical-types" in capsys.readouterr().out
