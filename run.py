@@ -40,6 +40,7 @@ USAGE = """usage: python run.py COMMAND [arguments]
   evaluate ...               score a transform: overlap, landmark error, folds
   batch MANIFEST --out DIR   many pairs, resumable
   train RECIPE --out DIR     make a network from synthetic pairs or from your images
+  atlas ACTION ...           build an atlas of a cohort and use it; is one atlas enough?
   atlas build ...            an atlas of a cohort
 Each command explains itself with --help. The first use installs the environment into .venv.
 """
@@ -87,7 +88,7 @@ def experiments() -> list[str]:
 
 def command_line(command: str, rest: list[str]) -> list[str]:
     """What the environment's Python is called with."""
-    library = ("list", "show", "cite", "register", "warp", "evaluate", "batch", "train")
+    library = ("list", "show", "cite", "register", "warp", "evaluate", "batch", "train", "atlas")
     if command in library:
         return ["-m", "DeepRegistrationLib", command, *rest]
     if command == "demo":
