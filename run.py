@@ -41,7 +41,6 @@ USAGE = """usage: python run.py COMMAND [arguments]
   batch MANIFEST --out DIR   many pairs, resumable
   train RECIPE --out DIR     make a network from synthetic pairs or from your images
   atlas ACTION ...           build an atlas of a cohort and use it; is one atlas enough?
-  atlas build ...            an atlas of a cohort
 Each command explains itself with --help. The first use installs the environment into .venv.
 """
 
