@@ -58,8 +58,9 @@ class GroupResult:
     """An atlas of a cohort. ``transform_of(name)`` maps atlas mm -> mm of a subject (read when asked for, so that no cohort is held).
 
     ``names`` of the subjects that take part; ``set_aside`` name -> reason; ``quality`` one dict a subject; ``labels`` the consensus label maps
-    ('majority', 'staple') and ``maps`` Images on the atlas lattice; ``history`` one dict an iteration; ``scalars`` and ``provenance`` as
-    in ``Result``.
+    ('majority', 'staple') and ``maps`` Images on the atlas lattice; ``probability_of(value)`` the share of the subjects that have one of the
+    labels ``values``; ``history`` one dict an iteration; ``files`` name -> file that belongs to it (a network); ``remarks`` name -> what was
+    left out of a subject that takes part; ``scalars`` and ``provenance`` as in ``Result``.
     """
 
     problem: object
@@ -70,8 +71,12 @@ class GroupResult:
     quality: list = field(default_factory=list)
     labels: dict = field(default_factory=dict)
     maps: dict = field(default_factory=dict)
+    values: list = field(default_factory=list)
+    probability_of: Callable[[int], Image] | None = None
     scalars: dict = field(default_factory=dict)
     history: list = field(default_factory=list)
+    files: dict = field(default_factory=dict)
+    remarks: dict = field(default_factory=dict)
     provenance: dict = field(default_factory=dict)
 
     def bridge(self, start: str, end: str) -> Transform:

@@ -1,8 +1,9 @@
 """atlas build: a template of a cohort, and maps from it to every subject.
 
-DIR gets atlas.nii.gz, subjects/NAME/transform.h5 (atlas -> subject) and inverse.h5, convergence.csv, quality.csv and, last,
-atlas.json. A stopped build goes on with --resume: every subject that was finished is kept in DIR/work until all is done. A subject that
-cannot be used is set aside with a reason and does not stop the rest.
+DIR gets atlas.nii.gz, mean_log_jacobian.nii.gz and sd_log_jacobian.nii.gz, subjects/NAME/transform.h5 (atlas -> subject) and inverse.h5,
+quality.csv, convergence.csv and, last, atlas.json; where subjects have label maps also labels_majority.nii.gz, labels_staple.nii.gz and
+probability_VALUE.nii.gz; network.safetensors where a network was trained. A stopped build goes on with --resume: every subject that was
+finished is kept in DIR/work until all is done. A subject that cannot be used is set aside with a reason and does not stop the rest.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def prepare(out: Path, resume: bool) -> None:
 
 def write(result, out: Path) -> dict:
     """All files of an atlas; atlas.json comes last, so where it is, all is complete. Returns what it says."""
-    from ..io import write_image, write_transform
+    from ..io import write_transform
     from .register import plain
 
     for name in result.names:
@@ -115,13 +116,30 @@ def write(result, out: Path) -> dict:
         write_transform(transform, folder / "transform.h5")
         write_transform(transform.inverse(), folder / "inverse.h5")
     with staged(out) as stage:
-        write_image(result.atlas, stage / "atlas.nii.gz")
+        write_images(result, stage)
         table(stage / "convergence.csv", result.history)
-    record = plain({**result.provenance, "subjects": list(result.names), "set_aside": result.set_aside, "scalars": result.scalars,
-                    "history": result.history, "dim": result.atlas.dim, "files": sorted(p.name for p in out.glob("*.*") if p.is_file())})
+        table(stage / "quality.csv", result.quality)
+        for name, path in result.files.items():
+            shutil.copyfile(path, stage / name)
+        files = sorted(path.name for path in stage.iterdir())
+    record = plain({**result.provenance, "dim": result.atlas.dim, "subjects": list(result.names), "set_aside": result.set_aside,
+                    "remarks": result.remarks, "labels": result.values, "scalars": result.scalars, "history": result.history, "files": files})
     with staged(out) as stage:
         (stage / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False), "utf-8")
     return record
+
+
+def write_images(result, folder: Path) -> None:
+    """The atlas, the maps, the consensus labels and the probability of each label."""
+    from ..io import write_image, write_labels
+
+    write_image(result.atlas, folder / "atlas.nii.gz")
+    for name, image in result.maps.items():
+        write_image(image, folder / f"{name}.nii.gz")
+    for name, labels in result.labels.items():
+        write_labels(labels, folder / f"labels_{name}.nii.gz")
+    for value in result.values:
+        write_image(result.probability_of(value), folder / f"probability_{value}.nii.gz")
 
 
 def table(path: Path, rows: list[dict]) -> None:
@@ -136,6 +154,8 @@ def tell(record: dict, out: Path) -> None:
     """A few lines for the reader of a terminal."""
     for name, reason in record["set_aside"].items():
         note(f"set aside: {name}: {reason}")
+    for name, reason in record["remarks"].items():
+        note(f"remark: {name}: {reason}")
     last = record["history"][-1]
     say(f"atlas of {len(record['subjects'])} subjects: similarity {last['similarity']:.3f}, mean displacement {last['mean_displacement_left']:.3f} mm, "
         f"gradient energy {last['gradient_energy'] / last['cohort_gradient_energy']:.2f} of the cohort's, {record['wall_seconds']:.1f} s")

@@ -3,6 +3,7 @@
     FOLDER/state.json                      iterations done, their figures, who was set aside and why
     FOLDER/template-KK.npz                 the template that iteration KK registers to
     FOLDER/iteration-KK/NAME.npz, .json    the map of a subject found by it, and its figures
+    FOLDER/statistics-KK.npz               means over the maps that led to template KK
     FOLDER/correction-KK.npz               what all maps of it are preceded by so that their mean is the identity
 
 Every file appears when it is complete, so that a run that was killed goes on with all that was finished. A map is T = A o (id + u), atlas mm ->
@@ -115,7 +116,10 @@ class Store:
 
     def corrected(self, iteration: int, name: str) -> SubjectMap:
         """The map of a subject, preceded by the correction of its iteration."""
-        return self.map(iteration, name).after(_load_map(self._correction(iteration)))
+        return self.map(iteration, name).after(self.correction(iteration))
+
+    def correction(self, iteration: int) -> SubjectMap:
+        return _load_map(self._correction(iteration))
 
     def _correction(self, iteration: int) -> Path:
         return self.folder / f"correction-{iteration:02d}.npz"
@@ -132,12 +136,21 @@ class Store:
             mask = torch.from_numpy(held["mask"]) if "mask" in held else None
             return Image(torch.from_numpy(held["data"]), Grid(tuple(int(n) for n in held["shape"]), held["affine"]), mask, name="template")
 
+    def write_statistics(self, iteration: int, **arrays) -> None:
+        _save(self.folder / f"statistics-{iteration:02d}.npz", **arrays)
+
+    def statistics(self, iteration: int) -> dict[str, np.ndarray]:
+        """What was summed over the maps that led to template ``iteration``."""
+        with np.load(self.folder / f"statistics-{iteration:02d}.npz") as held:
+            return {name: held[name] for name in held}
+
     def forget(self, iteration: int) -> None:
         """Remove what only iterations before this one needed."""
         for k in range(iteration):
             shutil.rmtree(self.folder / f"iteration-{k:02d}", ignore_errors=True)
             (self.folder / f"template-{k:02d}.npz").unlink(missing_ok=True)
             self._correction(k).unlink(missing_ok=True)
+            (self.folder / f"statistics-{k:02d}.npz").unlink(missing_ok=True)
 
 
 def _save_map(path: Path, made: SubjectMap) -> None:

@@ -170,8 +170,7 @@ def registered(order: Registration, monitor: Monitor) -> dict | Lost:
         with runtime.active():
             template, image = store.template(order.iteration), read(order.member)
             with fewer_threads(max(template.grid.voxels, image.grid.voxels)):
-                made = _mapped(order, template, image, runtime)
-                figures = judged(template, image, made)
+                made, figures = _better(template, image, order.begin, _mapped(order, template, image, runtime))
         store.keep(order.iteration, name, made, figures)
         return figures
     except Cancelled:
@@ -185,6 +184,14 @@ def _mapped(order, template, image, runtime) -> SubjectMap:
     fixed, moving = template.smoothed_to(spacing), image.smoothed_to(spacing)
     transform = order.pairwise(fixed, moving, order.begin.transform, runtime)
     return SubjectMap.of(transform, template.grid)
+
+
+def _better(template, image, begin, found) -> tuple[SubjectMap, dict]:
+    """The new map with its figures, or the one it began with where that makes the subject more like the template (``kept`` 1)."""
+    before, after = judged(template, image, begin), judged(template, image, found)
+    if after["similarity"] >= before["similarity"]:
+        return found, {**after, "kept": 0}
+    return begin, {**before, "kept": 1}
 
 
 def judged(template: Image, image: Image, made: SubjectMap) -> dict:

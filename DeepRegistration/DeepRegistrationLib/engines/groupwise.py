@@ -44,12 +44,14 @@ SPREAD = 0.01
 @dataclass(frozen=True)
 class Stage:
     """One iteration: pairwise(fixed, moving, start, runtime) -> Transform; ``factor``: how coarse it is, in units of the lattice's spacing;
-    ``linear``: it gives affine maps; ``smoothed``: images are brought to that spacing first (a method with levels of its own sees them whole)."""
+    ``linear``: it gives affine maps; ``smoothed``: images are brought to that spacing first (a method with levels of its own sees them whole);
+    ``keeps``: the template was learned and is only centred, not made anew from the images."""
 
     pairwise: Callable
     factor: float = 1.0
     linear: bool = False
     smoothed: bool = True
+    keeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,15 +168,13 @@ class _Flow:
         before, share = self._centre(k, stage, monitor.part(0.85, 0.9, "mean map"))
         total = self._sums(self.built.members, k, monitor.part(0.9, 1.0, "template"))
         self._drop(total.unusable)
-        old, new = self.store.template(k), _mean(total, self.grid)
+        old = self.store.template(k)
+        new = self._moved(k, old) if stage.keeps else _mean(total, self.grid)
         self.store.write_template(k + 1, new)
+        self.store.write_statistics(k + 1, **logarithms(total))
         kept = [figures[member.name] for member in self.built.members]
-        row = {"iteration": k + 1, "subjects": len(kept), "factor": stage.factor, "linear": int(stage.linear),
-               "similarity": float(np.mean([f["similarity"] for f in kept])),
-               "template_change": float((new.data - old.data).norm() / new.data.norm().clamp_min(1e-12)),
-               "gradient_energy": work.gradient_energy(new.data, self.grid), "cohort_gradient_energy": self.built.energy, "mean_displacement": before,
-               "mean_displacement_left": length(total.moved / max(total.count, 1)), "centered": share, "mean_log_jacobian": float((total.log / max(total.count, 1)).square().mean().sqrt()),
-               "folds": float(np.mean([f["folds"] for f in kept])), "seconds": time.perf_counter() - began}
+        row = {"iteration": k + 1, "subjects": len(kept), "factor": stage.factor, "linear": int(stage.linear), **convergence(old, new, total, kept),
+               "cohort_gradient_energy": self.built.energy, "mean_displacement": before, "centered": share, "seconds": time.perf_counter() - began}
         self.built.rows.append(row)
         self.built.iterations = k + 1
         self._note()
@@ -209,6 +209,12 @@ class _Flow:
             correction, share = inverted(mean, self.grid, self.settings.centering)
         self.store.write_correction(k, correction)
         return size, share
+
+    def _moved(self, k: int, template: Image) -> Image:
+        """A template that goes where the maps of its iteration were centred to."""
+        frame = SubjectMap(np.eye(self.grid.dim + 1), None, self.grid).after(self.store.correction(k))
+        values, _ = work.on_atlas(template, frame)
+        return Image(values, self.grid, name="template")
 
     def _linear_correction(self, k: int) -> SubjectMap:
         """The inverse of the mean matrix: linear maps stay linear."""
@@ -262,6 +268,24 @@ def outliers(figures: dict[str, dict], limit: float) -> dict[str, str]:
     spread = max(1.4826 * float(np.median(np.abs(values - middle))), SPREAD)
     return {name: f"outlier: its similarity to the template is {f['similarity']:.3f}, that of the others {middle:.3f} (spread {spread:.3f})"
             for name, f in figures.items() if f["similarity"] < middle - limit * spread}
+
+
+def convergence(old: Image, new: Image, total: Sums, figures: list[dict]) -> dict[str, float]:
+    """Figures of an iteration: mean similarity of the subjects to the old template, change (share) and gradient energy of the new one, root mean
+    squares of the mean displacement that is left (mm) and of the mean log-Jacobian, mean share of folds, subjects that kept their map."""
+    count = max(total.count, 1)
+    return {"similarity": float(np.mean([f["similarity"] for f in figures])),
+            "template_change": float((new.data - old.data).norm() / new.data.norm().clamp_min(1e-12)),
+            "gradient_energy": work.gradient_energy(new.data, new.grid), "mean_displacement_left": length(total.moved / count),
+            "mean_log_jacobian": length(total.log / count), "folds": float(np.mean([f["folds"] for f in figures])),
+            "not_improved": sum(f["kept"] for f in figures)}
+
+
+def logarithms(total: Sums) -> dict[str, np.ndarray]:
+    """Mean and standard deviation over the subjects of the log-Jacobian of their maps, (1, 1, *S) float32."""
+    mean = total.log / max(total.count, 1)
+    spread = (total.square / max(total.count, 1) - mean.square()).clamp_min(0).sqrt()
+    return {"mean_log_jacobian": mean.float().numpy(), "sd_log_jacobian": spread.float().numpy()}
 
 
 def length(field: torch.Tensor) -> float:

@@ -10,20 +10,26 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from ..engines import groupwise
-from ..engines.cohort_work import Member, Place
+from ..engines.channels import normalised
+from ..engines.cohort_outcome import conclude
+from ..engines.cohort_store import SubjectMap
+from ..engines.cohort_work import Place
 from ..engines.crew import Crew
 from ..errors import InputError
+from ..image import Image
 from ..method import Card, Method, Preset, find, method
 from ..parameters import describe, parameter
 from ..problem import Group, Pair
 from ..result import GroupResult
-from ..train.data import common_lattice
+from ..runtime import Runtime
+from ..terms import CONSISTENCIES
+from ..train.atlas import FOLDER, OBJECTIVES, JointSettings, Trained, train_joint
+from ..train.members import members_of
+from ..transforms import Affine, Transform
 
 REACH = 4.0
 """Levels of a pairwise method that an iteration runs, in units of its own: from 1 to this."""
@@ -45,11 +51,9 @@ class Pairwise:
 
     name: str
     values: tuple[tuple[str, object], ...] = ()
-    from_start: bool = True
 
     def __call__(self, fixed, moving, start, runtime):
-        result = find(self.name, dict(self.values)).run(Pair(fixed, moving, start if self.from_start else None), runtime)
-        return result.transform
+        return find(self.name, dict(self.values)).run(Pair(fixed, moving, start), runtime).transform
 
 
 @method(Card(
@@ -67,11 +71,14 @@ class Pairwise:
         "2d": Preset("slices, by the pairwise preset for slices", {"method": "instance-optimisation:2d"}),
         "mse": Preset("images on one intensity scale: the squared difference", {"similarity": "mse"}),
         "lncc": Preset("one contrast with shading: local correlation", {"similarity": "lncc"}),
+        "network": Preset("a network trained with the atlas: hundreds of subjects at one pass each, new ones in a second", {"model": "network"}),
         "aligned": Preset("subjects that are aligned linearly already", {"linear": "none"}),
     },
 ))
 @dataclass(frozen=True)
 class IconAtlas(Method):
+    model: str = parameter("pairwise", "How", "By a pairwise method in turn with the template, or by a network that is trained together with it.",
+                           choices=("pairwise", "network"), advanced=False)
     method: str = parameter("instance-optimisation", "Pairwise method", "ID or ID:PRESET of the method that registers the template to a subject.",
                             advanced=False)
     settings: str = parameter("", "Its settings", "Parameters of the pairwise method as KEY=VALUE, several separated by ';'.")
@@ -90,25 +97,79 @@ class IconAtlas(Method):
     outliers: float = parameter(6.0, "Outliers", "A subject is set aside when its similarity is so many robust deviations below the others'; "
                                 "0 keeps all.", minimum=0.0)
 
+    objective: str = parameter("whole", "Atlas follows", "The whole objective, or its similarity alone (network).", choices=OBJECTIVES)
+    regulariser: str = parameter("gradicon", "Regularizer", "What ties the network's maps there and back.", choices=tuple(CONSISTENCIES))
+    weight: float = parameter(1.0, "Regularizer weight", "Against the similarity (network).", minimum=0.0)
+    displacement: float = parameter(40.0, "Mean displacement penalty", "Weight of the squared mean displacement, as a share of the longest edge, of "
+                                    "every voxel (network).", minimum=0.0, advanced=False)
+    jacobian: float = parameter(0.0, "Mean Jacobian penalty", "Weight of the squared mean log-Jacobian of every voxel (network).", minimum=0.0)
+    steps: int = parameter(1000, "Training steps", "Updates of network and atlas.", minimum=1, advanced=False)
+    rate: float = parameter(1e-3, "Rate", "First step length of Adam (network).", minimum=1e-7, maximum=1.0)
+    gain: float = parameter(5.0, "Atlas gain", "How much faster than the network the atlas changes.", minimum=0.0, maximum=1000.0)
+    batch: int = parameter(4, "Subjects a step", "Drawn for each update.", minimum=1, maximum=256)
+    resolutions: int = parameter(2, "Resolutions", "U-Nets of the network, each at twice the resolution of the one before.", minimum=1, maximum=4)
+    width: int = parameter(16, "Width", "Channels of the network at its finest level.", minimum=2, maximum=128)
+    window: float = parameter(4.0, "Window", "Radius of the windows of 'lncc' (network).", unit="mm", minimum=0.1)
+
     def solve(self, problem, runtime):
         keeper = None if runtime.work else tempfile.TemporaryDirectory(prefix="atlas-")
         place = Place(Path(runtime.work or keeper.name), str(runtime.torch_device()), runtime.seed, runtime.threads)
-        members, grid, set_aside = self._members(problem, runtime.monitor.part(0.0, 0.02, "headers"))
+        joint = self._joint() if self.model == "network" else None
+        multiple = joint.network(problem.dim).multiple if joint else 1
+        members, grid, set_aside = members_of(problem, self.spacing, multiple, runtime.monitor.part(0.0, 0.02, "headers"))
         settings = groupwise.GroupwiseSettings(self.start, self.reference, self.centering, self.outliers)
+        order = self._order(problem, runtime)
         with Crew(runtime.workers) as crew:
-            built = groupwise.build(members, grid, self._stages(), settings, place, crew, runtime.monitor.part(0.02, 1.0),
-                                    self._order(problem, runtime), set_aside)
+            def build(stages, begin, end):
+                return groupwise.build(members, grid, stages, settings, place, crew, runtime.monitor.part(begin, end), order, set_aside)
+
+            built = self._by_network(build, joint, place, runtime) if joint else build(self._linear() + self._deformable(), 0.02, 0.92)
+            outcome = conclude(built, place, crew, runtime.monitor.part(0.92, 1.0))
         store, last = place.store, built.iterations - 1
 
         def transform_of(name, keeper=keeper):
             return store.corrected(last, name).transform
 
+        files = {p.name: p for p in (place.folder / FOLDER).glob(f"{FOLDER}.*")}
         return GroupResult(problem, store.template(built.iterations), tuple(m.name for m in built.members), transform_of, built.set_aside,
-                           history=built.rows, scalars={"cohort_gradient_energy": built.energy})
+                           outcome.quality, outcome.labels, outcome.maps, outcome.values, outcome.probability, history=built.rows, files=files,
+                           scalars={"cohort_gradient_energy": built.energy}, remarks=outcome.remarks)
 
-    def _stages(self) -> tuple[groupwise.Stage, ...]:
-        linear = () if self.linear == "none" else (groupwise.Stage(Pairwise("affine", (("freedom", self.linear),)), 2.0, True),) * self.linear_iterations
-        return linear + tuple(self._stage(k, factor) for k, factor in enumerate(self.factors))
+    def carry(self, atlas: Image, image: Image, runtime: Runtime, network: Path | None = None) -> Transform:
+        """Atlas mm -> mm of a subject that was not in the cohort: linear as in the build, then the pairwise method with all its levels, or the
+        ``network`` (file) that was trained with the atlas. InputError for another dimension."""
+        image, monitor = normalised(image), runtime.monitor
+        start = Affine.identity(atlas.dim)
+        if self.linear != "none":
+            linear = Pairwise("affine", (("freedom", self.linear),))
+            start = linear(atlas, image, None, replace(runtime, monitor=monitor.part(0.0, 0.3, "linear")))
+        rest = replace(runtime, monitor=monitor.part(0.3, 1.0, "deformation"))
+        pairwise = Pairwise(self.method, tuple(self._values().items())) if network is None else Trained(network)
+        return pairwise(atlas, image, start, rest)
+
+    def _by_network(self, build, joint, place, runtime):
+        """Linear iterations, then the network and the atlas together, then the network's map of every subject, centred."""
+        linear, store = self._linear(), place.store
+        built = build(linear, 0.02, 0.2)
+        if built.iterations == len(linear):
+            maps = {m.name: store.corrected(len(linear) - 1, m.name) if linear else SubjectMap(m.start, None, built.grid) for m in built.members}
+            atlas = train_joint(built.members, maps, store.template(len(linear)), joint, place.folder / FOLDER,
+                                replace(runtime, monitor=runtime.monitor.part(0.2, 0.85, "network and atlas")))
+            store.write_template(len(linear), atlas)
+        trained = groupwise.Stage(Trained(place.folder / FOLDER / f"{FOLDER}.safetensors"), smoothed=False, keeps=True)
+        return build(linear + (trained,), 0.85, 0.92)
+
+    def _joint(self) -> JointSettings:
+        similarity = "mse" if self.similarity == "auto" else self.similarity
+        return JointSettings(similarity, self.objective, self.regulariser, self.weight, self.displacement, self.jacobian, self.gain, self.window,
+                             self.batch, self.resolutions, self.width, self.steps, self.rate)
+
+    def _linear(self) -> tuple[groupwise.Stage, ...]:
+        stage = groupwise.Stage(Pairwise("affine", (("freedom", self.linear),)), 2.0, True)
+        return () if self.linear == "none" else (stage,) * self.linear_iterations
+
+    def _deformable(self) -> tuple[groupwise.Stage, ...]:
+        return tuple(self._stage(k, factor) for k, factor in enumerate(self.factors))
 
     def _stage(self, k: int, factor: float) -> groupwise.Stage:
         """A deformable iteration. A method with levels of its own runs those from ``factor`` up, after the first iteration only the nearest of
@@ -142,30 +203,6 @@ class IconAtlas(Method):
             values["similarity"] = self.similarity
         find(self.method, values)
         return values
-
-    def _members(self, problem, monitor):
-        """(members, lattice of the atlas, name -> reason of the subjects without a usable header)."""
-        grids, set_aside = {}, {}
-        for _, subject in zip(monitor.steps(len(problem.subjects)), problem.subjects):
-            try:
-                grids[subject.name] = subject.grid()
-            except InputError as error:
-                set_aside[subject.name] = str(error)
-        other = [name for name, grid in grids.items() if grid.dim != problem.dim]
-        if other:
-            raise InputError(f"2D and 3D images are mixed ({other[0]} is {grids[other[0]].dim}D); give a cohort of one dimension")
-        if len(grids) < 2:
-            raise InputError(f"{len(grids)} images of the cohort can be read and an atlas needs two; {next(iter(set_aside.values()), '')}")
-        lattice = common_lattice(list(grids.values()), self.spacing or None, None, 1)
-        first = next(iter(grids.values()))
-        same = not self.spacing and all(grid.same_as(first) for grid in grids.values())
-        members = []
-        for subject in problem.subjects:
-            if subject.name in grids:
-                start = np.eye(problem.dim + 1)
-                start[:-1, -1] = 0.0 if same else -lattice.shift(grids[subject.name])
-                members.append(Member(subject, start))
-        return tuple(members), first if same else lattice.grid, set_aside
 
     def _order(self, problem, runtime) -> dict:
         """What decides the numbers: a store made by another one is not gone on with."""

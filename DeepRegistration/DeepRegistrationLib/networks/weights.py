@@ -65,9 +65,10 @@ class WeightsCard:
 
 def builders() -> dict:
     """Name on a card -> class of the network; a card's arguments are those of the class."""
+    from .composition import MultiResolution
     from .pyramid import SymmetricPyramid
 
-    return {"UNet": UNet, "AffineEncoder": AffineEncoder, "SymmetricPyramid": SymmetricPyramid}
+    return {"UNet": UNet, "AffineEncoder": AffineEncoder, "MultiResolution": MultiResolution, "SymmetricPyramid": SymmetricPyramid}
 
 
 def build(card: WeightsCard) -> torch.nn.Module:

@@ -1,0 +1,133 @@
+"""atlas apply: bring a subject that was not in the cohort to a finished atlas, as its own subjects were.
+
+DIR gets transform.h5 (atlas -> subject), inverse.h5, warped.nii.gz (the subject on the atlas), log_jacobian.nii.gz, log_jacobian_z.nii.gz (how many
+standard deviations it lies from the cohort's mean), labels.nii.gz (the atlas's labels on the subject, where it has some) and
+result.json. With --to, bridge.h5 is the map from INPUT through the atlas to the second image and bridged.nii.gz that image on INPUT.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from ..errors import InputError
+from ..runtime import Console, JsonLines, Runtime, Silent
+from . import options
+from .atlas_build import RECORD as ATLAS
+from .output import RECORD, say, staged
+
+FILES = ("transform.h5", "inverse.h5", "warped.nii.gz", "log_jacobian.nii.gz", "log_jacobian_z.nii.gz", "labels.nii.gz", "bridge.h5", "bridged.nii.gz")
+LEAST_SPREAD = 0.02
+"""Smallest standard deviation of a log-Jacobian that a subject is measured by: the atlas has none where all subjects are alike."""
+
+
+def add(actions) -> None:
+    parser = actions.add_parser("apply", help="bring another subject to a finished atlas", description=__doc__)
+    parser.add_argument("--atlas", type=Path, required=True, metavar="DIR", help="folder of 'atlas build'")
+    parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="image of the subject")
+    parser.add_argument("--mask", type=Path, metavar="FILE", help="only voxels above 0 of this image count in the subject")
+    parser.add_argument("--to", type=Path, metavar="FILE", help="a second subject: the map from the first to it, through the atlas")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; those of an earlier run are replaced")
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
+    parser.add_argument("--threads", type=options.count, default=0, metavar="N", help="CPU threads (default: all)")
+    voice = parser.add_mutually_exclusive_group()
+    voice.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    voice.add_argument("--json-progress", action="store_true", help="progress as one JSON object a line on stdout, no summary")
+    parser.set_defaults(run=run)
+
+
+def run(arguments) -> None:
+    """Register to the atlas and write. Raises InputError, ConvergenceError or Cancelled; then nothing is written."""
+    from .register import plain
+
+    record, method = read_record(arguments.atlas)
+    with staged(arguments.out, FILES) as folder:
+        monitor = JsonLines(sys.stdout) if arguments.json_progress else Silent() if arguments.quiet else Console(sys.stderr)
+        runtime = Runtime(arguments.device, arguments.seed, arguments.threads, monitor=monitor)
+        told = write(arguments, record, method, runtime, folder)
+        (folder / RECORD).write_text(json.dumps(plain(told), indent=1, allow_nan=False), "utf-8")
+    if not (arguments.quiet or arguments.json_progress):
+        say(f"correlation with the atlas {told['similarity']['before']:.3f} -> {told['similarity']['after']:.3f}, folds {100 * told['folds']:.3f} %")
+        say(f"{arguments.out}: {', '.join([*told['files'], RECORD])}")
+
+
+def read_record(folder: Path):
+    """(what atlas.json says, the method that built the atlas). InputError where the folder holds no finished atlas."""
+    from ..method import find
+
+    path = folder / ATLAS
+    if not path.is_file():
+        raise InputError(f"{folder} holds no {ATLAS}; give the folder of a finished 'atlas build'")
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        return record, find(record["method"], record["parameters"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is not the record of an atlas; build the atlas again") from None
+
+
+def write(arguments, record: dict, method, runtime: Runtime, folder: Path) -> dict:
+    """All files into ``folder``; what result.json says."""
+    from ..evaluate.summary import summarise
+    from ..io import read_image, write_image, write_transform
+    from ..problem import Subject
+
+    atlas = read_image(arguments.atlas / "atlas.nii.gz")
+    subject = Subject("input", arguments.input, None, arguments.mask).read()
+    transform = carried(arguments, method, atlas, subject, runtime)
+    inverse = transform.inverse()
+    write_transform(transform, folder / "transform.h5")
+    write_transform(inverse, folder / "inverse.h5")
+    summary = summarise(transform, atlas, subject)
+    write_image(summary.warped, folder / "warped.nii.gz")
+    write_image(summary.log_jacobian, folder / "log_jacobian.nii.gz")
+    write_deviation(arguments.atlas, summary.log_jacobian, folder)
+    write_atlas_labels(arguments.atlas, inverse, subject, folder)
+    if arguments.to is not None:
+        write_bridge(arguments, method, atlas, subject, transform, runtime, folder)
+    files = [name for name in FILES if (folder / name).exists()]
+    return {"atlas": str(arguments.atlas.resolve()), "input": str(arguments.input.resolve()), "to": arguments.to and str(arguments.to.resolve()),
+            "method": record["method"], "parameters": record["parameters"], "seed": runtime.seed, **summary.scores, "files": files}
+
+
+def carried(arguments, method, atlas, image, runtime):
+    """Atlas mm -> subject mm, by the network where the atlas has one. InputError for an image of another dimension."""
+    if image.dim != atlas.dim:
+        raise InputError(f"{image.name} is {image.dim}D and the atlas {atlas.dim}D; give an image of the same dimension")
+    network = arguments.atlas / "network.safetensors"
+    with runtime.active():
+        return method.carry(atlas, image, runtime, network if network.is_file() else None)
+
+
+def write_deviation(atlas: Path, log_jacobian, folder: Path) -> None:
+    """The log-Jacobian in standard deviations of the cohort about its mean."""
+    from dataclasses import replace
+
+    from ..io import read_image, write_image
+
+    mean, spread = (read_image(atlas / f"{name}_log_jacobian.nii.gz").data for name in ("mean", "sd"))
+    z = (log_jacobian.data - mean) / spread.clamp_min(LEAST_SPREAD)
+    write_image(replace(log_jacobian, data=z), folder / "log_jacobian_z.nii.gz")
+
+
+def write_atlas_labels(atlas: Path, inverse, subject, folder: Path) -> None:
+    """The consensus labels of the atlas on the subject, where it has some."""
+    from ..io import read_labels, write_labels
+    from ..result import warp
+
+    path = atlas / "labels_staple.nii.gz"
+    if path.is_file():
+        write_labels(warp(read_labels(path), inverse, subject.grid), folder / "labels.nii.gz")
+
+
+def write_bridge(arguments, method, atlas, subject, transform, runtime: Runtime, folder: Path) -> None:
+    """The map from the subject through the atlas to the second image, and that image on the subject."""
+    from ..io import write_image, write_transform
+    from ..problem import Subject
+    from ..result import bridge, warp
+
+    second = Subject("second", arguments.to).read()
+    joined = bridge(transform, carried(arguments, method, atlas, second, runtime))
+    write_transform(joined, folder / "bridge.h5")
+    write_image(warp(second, joined, subject.grid), folder / "bridged.nii.gz")

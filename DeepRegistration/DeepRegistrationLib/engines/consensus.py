@@ -1,0 +1,80 @@
+"""One label map of many: how often a label was given, the majority, and STAPLE, from raters that are read one at a time.
+
+STAPLE (Warfield, Zou and Wells, IEEE TMI 2004), for several labels: rater i says d where the truth is t with probability P_i(d | t). In turn
+
+    W(x, t) ~ prior(t) prod_i P_i(d_i(x) | t)          P_i(d | t) = sum over x with d_i(x) = d of W(x, t) / sum over x of W(x, t)
+
+Only voxels about which the raters disagree take part: the others are known, and a large background would make every rater look perfect. What
+is held are the weights W of these voxels for all labels, however many raters there are.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Iterator
+
+import torch
+
+ROUNDS = 30
+CLOSE = 1e-4
+"""Change of the raters' probabilities at which the rounds end."""
+BLOCK = 1 << 26
+"""Counts that are held at a time; more labels than fit are counted in several passes."""
+SURE = 1e-6
+
+Raters = Callable[[], Iterator[torch.Tensor]]
+"""Gives every rater's label map (voxels,) of whole numbers, in the same order each time it is called."""
+
+
+def shares(raters: Raters, values: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
+    """(label, share (voxels,) float32 of the raters that gave it) of each of ``values``, some labels a pass."""
+    first = next(raters())
+    block = max(1, BLOCK // max(first.numel(), 1))
+    for start in range(0, len(values), block):
+        part = values[start : start + block]
+        counts, n = torch.zeros(len(part), first.numel(), dtype=torch.int32), 0
+        for said in raters():
+            for k, value in enumerate(part):
+                counts[k] += said == value
+            n += 1
+        yield from ((value, counts[k].float() / n) for k, value in enumerate(part))
+
+
+def majority(parts: Iterator[tuple[int, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(label (voxels,) that most raters gave, the share of these), from ``shares`` of all labels with 0; the smaller label where two have as many."""
+    best, label = None, None
+    for value, share in parts:
+        if best is None:
+            best, label = share.clone(), torch.full(share.shape, value, dtype=torch.int32)
+            continue
+        better = (share > best) | ((share == best) & (label > value))
+        best, label = torch.where(better, share, best), torch.where(better, torch.tensor(value, dtype=torch.int32), label)
+    return label, best
+
+
+def staple(raters: Raters, values: list[int], agreed: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """The label (voxels,) with the largest weight; ``agreed`` and ``share`` are those of ``majority``, ``values`` all labels with 0."""
+    disputed = (share < 1).nonzero()[:, 0]
+    if len(disputed) == 0:
+        return agreed
+    table, codes = torch.tensor(values), lambda said: torch.bucketize(said[disputed].long(), table)
+    weights, n = torch.zeros(len(disputed), len(values)), 0
+    for said in raters():
+        weights.scatter_add_(1, codes(said)[:, None], torch.ones(len(disputed), 1))
+        n += 1
+    weights /= n
+    prior, before = weights.mean(0).clamp_min(SURE).log(), None
+    for _ in range(ROUNDS):
+        total, now = prior.expand_as(weights).clone(), []
+        for said in raters():
+            d = codes(said)
+            given = torch.zeros(len(values), len(values)).index_add_(0, d, weights) / weights.sum(0).clamp_min(SURE)
+            now.append(torch.diagonal(given).clone())
+            total += given.clamp_min(SURE).log()[d]
+        weights = torch.softmax(total, 1)
+        skills = torch.stack(now)
+        if before is not None and float((skills - before).abs().max()) < CLOSE:
+            break
+        before = skills
+    result = agreed.clone()
+    result[disputed] = table[weights.argmax(1)].to(torch.int32)
+    return result

@@ -1,0 +1,242 @@
+"""An atlas and a registration network that are trained together on a cohort.
+
+With A the atlas, an image of its own parameters, T_i = network(A, I_i) and R_i = network(I_i, A), each step lowers for a few subjects
+
+    S(A, I_i o T_i) + S(I_i, A o R_i)  +  weight (tie(T_i, R_i) + tie(R_i, T_i))  +  p mean |m|^2 / L^2  +  q mean j^2
+
+over the network and A. S is MSE over twice the variance of the first template, LNCC or MIND; tie is ICON or GradICON; m(x) is the mean over
+the cohort of T_i(x) - x and j(x) that of log det dT_i, L the longest edge. 'whole': A follows all of it; 'similarity': A follows S alone.
+m and j are running means over about one pass through the cohort, so no more than a few subjects are ever in memory; the slope of
+|m|^2 in the parameters is 2 <m, d mean_i T_i>, for which the drawn subjects give an estimate without bias.
+
+Greer et al., ICON, ICCV 2021; Tian, Greer et al., GradICON, CVPR 2023. The images are seen through the linear maps of the members.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..engines import cohort_work as work
+from ..engines.cohort_store import SubjectMap
+from ..engines.network_pair import through
+from ..errors import InputError
+from ..geometry import Grid
+from ..image import Image
+from ..networks import weights
+from ..networks.composition import MultiResolution
+from ..networks.heads import displacement
+from ..problem import Pair
+from ..runtime import Runtime
+from ..terms import CONSISTENCIES, LNCC, MINDSSC, MSE, Alignment, GradientInverseConsistency, Term
+from ..transforms.base import require_finite
+from .loop import TrainingSettings, train
+
+OBJECTIVES = ("whole", "similarity")
+SIMILARITIES = ("mse", "lncc", "mind")
+NETWORK, FOLDER = "MultiResolution", "network"
+POINTS = 2048
+"""Random points of GradICON in every step."""
+FLOOR = 0.05
+"""Determinants below go on along the tangent of the logarithm."""
+
+
+@dataclass(frozen=True)
+class JointSettings:
+    """similarity and objective: words of ``SIMILARITIES`` and ``OBJECTIVES``; tie: 'icon' or 'gradicon' with its weight; displacement, jacobian:
+    p and q above; gain: how much faster than the network the atlas moves; window mm of 'lncc'; batch: subjects a step; memory: MiB of
+    images that are kept."""
+
+    similarity: str = "mse"
+    objective: str = "whole"
+    tie: str = "gradicon"
+    weight: float = 1.0
+    displacement: float = 40.0
+    jacobian: float = 0.0
+    gain: float = 5.0
+    window: float = 4.0
+    batch: int = 4
+    resolutions: int = 2
+    width: int = 16
+    steps: int = 1000
+    rate: float = 1e-3
+    memory: float = 2048.0
+
+    def network(self, dim: int) -> MultiResolution:
+        w = self.width
+        return MultiResolution(dim, self.resolutions, (w, 2 * w, 2 * w), (2 * w, 2 * w, 2 * w), (w,))
+
+
+class AtlasNetwork(nn.Module):
+    """``network`` and the atlas = first + gain change; running means of displacement (mm) and log-Jacobian over the cohort."""
+
+    def __init__(self, network: nn.Module, first: torch.Tensor, dim: int, gain: float):
+        super().__init__()
+        self.network, self.gain = network, gain
+        self.change = nn.Parameter(torch.zeros_like(first))
+        self.register_buffer("first", first)
+        self.register_buffer("displacement", torch.zeros(1, dim, *first.shape[2:]))
+        self.register_buffer("log_jacobian", torch.zeros_like(first))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def atlas(self) -> torch.Tensor:
+        """(1, 1, *S)."""
+        return self.first + self.gain * self.change
+
+    def maps(self, atlas: torch.Tensor, subjects: torch.Tensor, grid: Grid):
+        """(T, R): atlas -> subjects and back, both of a batch."""
+        atlas = atlas.expand_as(subjects)
+        return displacement(self.network(atlas, subjects), grid), displacement(self.network(subjects, atlas), grid)
+
+
+class JointAlignment(Alignment):
+    """Atlas and subjects under their maps; ``tied`` is the alignment whose maps are tied, ``pull`` (B,) the cost of the running means,
+    ``step`` the number of steps before, which the random points of GradICON follow from: a run that goes on sees those that it would have."""
+
+    tied: Alignment
+    pull: torch.Tensor
+    step: int
+
+
+@dataclass(frozen=True)
+class JointCost(Term):
+    """The cost of a ``JointAlignment``; both directions count alike."""
+
+    similarity: Term
+    tie: Term
+    weight: float
+
+    def __call__(self, alignment):
+        same = self.similarity(alignment) + self.similarity(alignment.reverse)
+        tie = replace(self.tie, seed=alignment.step) if isinstance(self.tie, GradientInverseConsistency) else self.tie
+        return same + self.weight * (tie(alignment.tied) + tie(alignment.tied.reverse)) + alignment.pull
+
+
+@dataclass(frozen=True)
+class JointView:
+    """How the answer of an ``AtlasNetwork`` is scored, for ``loop.train``; ``share`` of the running means is replaced in a step."""
+
+    settings: JointSettings
+    share: float
+
+    def __call__(self, model: AtlasNetwork, pair: Pair) -> list[tuple[float, Alignment]]:
+        subjects, atlas = pair.moving, model.atlas
+        alignment = _aligned(model, atlas, subjects)
+        whole = self.settings.objective == "whole"
+        alignment.tied = alignment if whole else _aligned(model, atlas.detach(), subjects)
+        alignment.pull = self._pull(model, alignment.tied)
+        alignment.step = int(model.steps)
+        model.steps += int(model.training)
+        return [(1.0, alignment)]
+
+    def _pull(self, model, alignment) -> torch.Tensor:
+        length = float(alignment.grid.extent.max())
+        cost = self._running(model, "displacement", alignment.field, self.settings.displacement / length**2)
+        if self.settings.jacobian > 0:
+            cost = cost + self._running(model, "log_jacobian", tangent_log(alignment.determinant), self.settings.jacobian)
+        return cost
+
+    def _running(self, model, name, values, weight) -> torch.Tensor:
+        """(B,) weight |mean|^2 with its slope in ``values`` (B, C, *S); the running mean takes these in while the model is trained."""
+        mean = getattr(model, name)
+        if model.training:
+            mean.lerp_(values.detach().mean(0, keepdim=True), self.share)
+        value = mean.square().sum(1).mean()
+        slope = 2 * (mean * (values - values.detach())).sum(1).flatten(1).mean(1)
+        return weight * (value + slope)
+
+
+def _aligned(model: AtlasNetwork, atlas: torch.Tensor, subjects: Image) -> JointAlignment:
+    there, back = model.maps(atlas, subjects.data, subjects.grid)
+    template = Image(atlas.expand_as(subjects.data), subjects.grid, name="atlas")
+    alignment = JointAlignment(template, subjects, there)
+    alignment.reverse = Alignment(subjects, template, back, reverse=alignment)
+    return alignment
+
+
+def tangent_log(determinant: torch.Tensor) -> torch.Tensor:
+    """log, and under ``FLOOR`` its tangent: finite, with a slope, where a map folds."""
+    tangent = math.log(FLOOR) + (determinant - FLOOR) / FLOOR
+    return torch.where(determinant > FLOOR, determinant.clamp_min(FLOOR).log(), tangent)
+
+
+class Images:
+    """The members' images on the atlas lattice, through their linear maps; the latest ones stay in memory as far as ``memory`` MiB reach."""
+
+    def __init__(self, members, maps: dict[str, SubjectMap], grid: Grid, memory: float):
+        self.members, self.maps, self.grid = members, maps, grid
+        self.most = max(1, int(memory * (1 << 20) / (4 * grid.voxels)))
+        self.held: OrderedDict[int, torch.Tensor] = OrderedDict()
+
+    def __getitem__(self, k: int) -> torch.Tensor:
+        if k not in self.held:
+            values, weight = work.on_atlas(work.read(self.members[k]), self.maps[self.members[k].name])
+            self.held[k] = values * weight
+            if len(self.held) > self.most:
+                self.held.popitem(last=False)
+        self.held.move_to_end(k)
+        return self.held[k]
+
+    def draw(self, count: int):
+        """generator -> Pair whose images are both a batch of ``count`` subjects, drawn without one twice where there are enough."""
+        def drawn(generator: torch.Generator) -> Pair:
+            order = torch.randperm(len(self.members), generator=generator)[:count].tolist()
+            batch = Image(torch.cat([self[k] for k in order]), self.grid, name="subjects")
+            return Pair(batch, batch)
+
+        return drawn
+
+
+def objective(settings: JointSettings, variance: float) -> JointCost:
+    """The cost of the settings; ``variance`` is that of the first template. InputError for unknown words."""
+    terms = {"mse": lambda: (0.5 / max(variance, 1e-6)) * MSE(), "lncc": lambda: LNCC(radius=settings.window), "mind": MINDSSC}
+    if settings.similarity not in terms or settings.objective not in OBJECTIVES:
+        raise InputError(f"similarity '{settings.similarity}' and objective '{settings.objective}' were asked for; expected one of "
+                         f"{', '.join(SIMILARITIES)} and one of {', '.join(OBJECTIVES)}")
+    tie = GradientInverseConsistency(POINTS) if settings.tie == "gradicon" else CONSISTENCIES[settings.tie]()
+    return JointCost(terms[settings.similarity](), tie, settings.weight)
+
+
+def train_joint(members, maps: dict[str, SubjectMap], template: Image, settings: JointSettings, folder: Path, runtime: Runtime) -> Image:
+    """The trained atlas; the network's weights are in ``folder``/network.safetensors. Goes on from the checkpoint in ``folder``.
+
+    InputError for settings that do not fit, ConvergenceError, Cancelled (after a checkpoint).
+    """
+    grid = template.grid
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(runtime.seed)
+        network = settings.network(grid.dim)
+    model = AtlasNetwork(network, template.data.float(), grid.dim, settings.gain)
+    count = min(settings.batch, len(members))
+    images = Images(members, maps, grid, settings.memory)
+    how = TrainingSettings(steps=settings.steps, rate=settings.rate, clip=0.0)
+    train(model, JointView(settings, count / len(members)), objective(settings, float(template.data.var())), images.draw(count), how,
+          folder, runtime)
+    model = model.to("cpu").eval()
+    card = weights.WeightsCard("", f"Atlas network, {grid.dim}D", "", "", 0, "that of the images", f"{len(members)} images of the user", NETWORK,
+                               {"dim": grid.dim, "resolutions": settings.resolutions, **network.shape}, scaling="robust",
+                               training=f"icon-atlas, {settings.steps} steps of {count} subjects, seed {runtime.seed}")
+    weights.write(folder / f"{FOLDER}.safetensors", network, card)
+    return Image(model.atlas.detach().clone(), grid, name="template")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The network in a file as a pairwise method: (fixed, moving, start, runtime) -> start o network, ``fixed`` being the atlas."""
+
+    path: Path
+
+    def __call__(self, fixed: Image, moving: Image, start, runtime: Runtime):
+        (network, _), device = weights.load(str(self.path), runtime), runtime.torch_device()
+        seen = through(moving, start, fixed.grid)
+        with torch.no_grad():
+            u = network.to(device)(fixed.data.to(device), seen.data.to(device))
+        transform = start @ displacement(u.to("cpu"), fixed.grid)
+        require_finite(transform)
+        return transform
