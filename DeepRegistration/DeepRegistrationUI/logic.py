@@ -162,7 +162,7 @@ class DeepRegistrationLogic(ScriptedLoadableModuleLogic):
 
         preset: 'method:preset', see ``python run.py list``; values: parameters that differ from the preset, by name.
         fixedMask, movingMask: segmentation or label map nodes. start: '' (the method's own), 'header', 'center', 'moments', 'global',
-        'affine', 'landmarks' (the rigid fit of the pairs), a transform node that carries the moving volume, or the result of an earlier run to
+        'csngf', 'affine', 'landmarks' (the rigid fit of the pairs), a transform node that carries the moving volume, or the result of an earlier run to
         continue from.
         fixedLandmarks and movingLandmarks: markups nodes whose points correspond in order; fixedStructures and movingStructures:
         segmentations; both guide the registration. outputs: of 'inverse', 'linearPart', 'warped', 'logJacobian', 'folds', 'metrics',

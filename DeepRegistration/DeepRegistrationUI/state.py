@@ -26,6 +26,7 @@ class Start(Enum):
     CENTER = "center"
     MOMENTS = "moments"
     GLOBAL = "global"
+    CSNGF = "csngf"
     AFFINE = "affine"
     LANDMARKS = "landmarks"
     NODE = "node"
@@ -33,7 +34,8 @@ class Start(Enum):
     def label(self) -> str:
         """Text of the combo box."""
         return {Start.METHOD: _("Chosen by the method"), Start.HEADER: _("As the headers place them"), Start.CENTER: _("Image centers"),
-                Start.MOMENTS: _("Centers of mass and axes"), Start.GLOBAL: _("Search over all rotations"), Start.AFFINE: _("Affine alignment"),
+                Start.MOMENTS: _("Centers of mass and axes"), Start.GLOBAL: _("Search over all rotations"),
+                Start.CSNGF: _("Search by gradient directions (any contrast)"), Start.AFFINE: _("Affine alignment"),
                 Start.LANDMARKS: _("Landmark pairs"), Start.NODE: _("Transform node")}[self]
 
 

@@ -2,7 +2,7 @@
 
 register: ``fixed`` and ``moving`` Volumes; optionally ``fixed_mask``, ``moving_mask`` (LabelMaps, > 0 counts), ``fixed_labels``,
     ``moving_labels`` (LabelMaps; structures of one name belong together), ``fixed_points``, ``moving_points`` (PointSets, row by row) as
-    guides; ``initial``: parts of a transform, or 'header', 'center', 'moments', 'global', 'affine', or None for the method's own start;
+    guides; ``initial``: parts of a transform, or 'header', 'center', 'moments', 'global', 'csngf', 'affine', or None for the method's own start;
     ``method`` 'id:preset', ``values`` (parameter -> value), ``device``, ``seed``, ``threads``; ``coarsen``: voxel size of the images for
     the registration itself, in units of their own (1); ``preview`` {"interval_s", "lattice" or "spacing_mm"} or None; ``outputs`` of
     'inverse', 'warped', 'log_jacobian', 'folds'.

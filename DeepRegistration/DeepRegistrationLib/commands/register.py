@@ -15,9 +15,9 @@ from . import options
 from .output import RECORD, note, say, staged
 
 FILES = {"transform": "transform.h5", "inverse": "inverse.h5", "affine": "affine.tfm", "warped": "warped.nii.gz", "jacobian": "log_jacobian.nii.gz"}
-STARTS = {"header": None, "center": {"start": "center", "freedom": "none"}, "moments": {"start": "moments", "freedom": "none"},
-          "global": {"start": "global", "freedom": "rigid"}, "affine": {}}
-"""--init by name: parameters of the method 'affine', None for the identity in world coordinates."""
+STARTS = {"header": None, "center": ("affine", {"start": "center", "freedom": "none"}), "moments": ("affine", {"start": "moments", "freedom": "none"}),
+          "global": ("affine", {"start": "global", "freedom": "rigid"}), "csngf": ("csngf", {}), "affine": ("affine", {})}
+"""--init by name: a method and its parameters, None for the identity in world coordinates."""
 
 
 def add(commands) -> None:
@@ -106,7 +106,7 @@ def with_start(problem, start: str | None, runtime):
     elif STARTS[start] is None:
         initial = Affine.identity(problem.dim)
     else:
-        initial = find("affine", STARTS[start]).run(problem, runtime).transform
+        initial = find(*STARTS[start]).run(problem, runtime).transform
     require_overlap(problem, initial, start)
     return replace(problem, initial=initial)
 

@@ -1,0 +1,112 @@
+"""Global rigid alignment of any two contrasts: the similarity of gradient directions for every shift by FFT, for many rotations.
+
+The similarity of a map is the mean over the common voxels of <n_F, n_M>^2, where n is the normalized gradient of an image: parallel
+and opposite directions count alike, so that what is bright in one image may be dark in the other. Its values for all shifts at once
+come from products in the frequency domain (``ops/fft.py``); rotations from the whole group are tried on a coarse lattice and the
+best of them made better on finer ones (``engines/global_rigid.py``). Öfverstedt, Lindblad and Sladoje, WBIR 2022.
+
+The published search ends on whole voxels and tried angles; here, unless ``refine`` is 'none', a local search of mutual information
+(``engines/linear.py``, not part of the publication) takes the best map to a fraction of a voxel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..engines.global_rigid import SAMPLINGS, SearchSettings, search
+from ..engines.linear import SIMILARITIES, LinearSettings, solve_linear
+from ..errors import InputError
+from ..method import Card, Method, Preset, method
+from ..parameters import parameter
+from ..result import Result
+from ..transforms.base import Identity, linear_part
+from ..transforms.linear import Affine
+
+OFVERSTEDT = """@inproceedings{Ofverstedt2022,
+  author = {{\\"O}fverstedt, Johan and Lindblad, Joakim and Sladoje, Nata{\\v{s}}a},
+  title = {{Cross-Sim-NGF}: {FFT}-Based Global Rigid Multimodal Alignment of Image Volumes Using Normalized Gradient Fields},
+  booktitle = {Biomedical Image Registration (WBIR)}, year = {2022}}"""
+
+HABER = """@inproceedings{Haber2006,
+  author = {Haber, Eldad and Modersitzki, Jan},
+  title = {Intensity Gradient Based Registration and Fusion of Multi-modal Images},
+  booktitle = {Medical Image Computing and Computer-Assisted Intervention}, pages = {726--733}, year = {2006}}"""
+
+ALEXA = """@inproceedings{Alexa2022,
+  author = {Alexa, Marc},
+  title = {Super-Fibonacci Spirals: Fast, Low-Discrepancy Sampling of {SO(3)}},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition}, pages = {8291--8300}, year = {2022}}"""
+
+PUBLISHED = {"sampling": "random", "factors": (4.0, 2.0, 2.0, 1.0), "tried": (5000, 3000, 300, 0), "kept": (20, 3, 1, 1),
+             "turns": (10.0, 3.0, 0.0), "blur": (1.25, 1.5, 1.0, 1.5), "finest": 0.001, "refine": "none"}
+
+
+@method(Card(
+    title="Global rigid search by gradient directions (CSNGF)",
+    summary="Finds any rotation and shift between two images of the same or of different contrast, without a start.",
+    task="global rigid alignment",
+    references=(OFVERSTEDT, HABER, ALEXA),
+    assumptions=("the images show the same body up to a rotation and a shift, at the same scale",
+                 "edges of one image are edges of the other, whichever side is brighter",
+                 "at least the least overlap of the smaller image lies in the other, 50 % unless changed",
+                 "no mirror image: left stays left"),
+    failure_modes=("images whose edges differ, such as vessels alone against a whole head",
+                   "round or repetitive shapes, which look alike after a turn",
+                   "a small piece of a much larger image; crop or mask it",
+                   "single slices of volumes; give two 2D images"),
+    presets={
+        "default": Preset("1000 rotations on a coarse lattice (360 in 2D), the best made better, then mutual information; "
+                          "about 10 s of one core"),
+        "search-only": Preset("without the last step: a start for another method, good to about a voxel of a 64th of the image",
+                              {"refine": "none"}),
+        "thorough": Preset("5000 rotations and a third of their best; about 40 s of one core", {"tried": (5000, 1000, 60), "kept": (40, 5, 1)}),
+        "published": Preset("numbers of rotations, levels and random turns as published, at full resolution; for a GPU, and more than "
+                            "an hour on a CPU for a 1 mm head", PUBLISHED),
+    },
+))
+@dataclass(frozen=True)
+class CrossSimilarity(Method):
+    refine: str = parameter("mi", "Last step", "What a local rigid search compares in the end; 'none' keeps what the search found.",
+                            choices=("none", *SIMILARITIES), advanced=False)
+    overlap: float = parameter(0.5, "Least overlap", "Share of the smaller image that must lie in the other.", minimum=0.05, maximum=1.0,
+                               advanced=False)
+    sampling: str = parameter("covering", "Rotations", "An even covering of all rotations, the same in every run, or random ones.",
+                              choices=SAMPLINGS)
+    tried: tuple[int, ...] = parameter((1000, 300, 24), "Rotations tried", "On each level; the first level takes at most 360 in 2D.",
+                                       minimum=0, maximum=1000000)
+    kept: tuple[int, ...] = parameter((10, 2, 1), "Rotations kept", "After each level.", minimum=1, maximum=1000)
+    turns: tuple[float, ...] = parameter((8.0, 2.0), "Turns", "Largest turn about each axis on every level after the first.", unit="degrees",
+                                         minimum=0.0, maximum=90.0)
+    factors: tuple[float, ...] = parameter((2.0, 2.0, 1.0), "Spacing factors", "Spacing of each level over the finest.", minimum=1.0, maximum=64.0)
+    blur: tuple[float, ...] = parameter((1.25, 1.25, 1.0), "Smoothing", "Gaussian sigma of each level, in voxels of the level.",
+                                        minimum=0.0, maximum=10.0)
+    finest: float = parameter(0.0, "Finest spacing", "Of the last level; 0 takes a 64th of the longer edge, never finer than the voxels.",
+                              unit="mm", minimum=0.0)
+    epsilon: float = parameter(1e-5, "Noise", "Gradient per voxel, of images scaled to [0, 1], that counts as noise; 0 estimates it.", minimum=0.0)
+
+    def solve(self, problem, runtime):
+        settings = SearchSettings(**{k: v for k, v in self.values().items() if k != "refine"})
+        share = 1.0 if self.refine == "none" else 0.9
+        start = _initial(problem)
+        found = search(problem.fixed, problem.moving, settings, runtime, runtime.monitor.part(0.0, share, "search"), start)
+        best = found.hypotheses[0]
+        transform = Affine(torch.as_tensor(best.matrix))
+        scalars = {"similarity": best.similarity, "lead": found.lead}
+        history = [{"stage": "search", "step": 0, "loss": 1 - best.similarity}]
+        if self.refine != "none":
+            linear = LinearSettings(freedom="rigid", similarity=self.refine)
+            fine = solve_linear(replace(problem, initial=transform), linear, runtime, runtime.monitor.part(share, 1.0, "refinement"))
+            transform, history = fine.transform, history + fine.history
+        return Result(problem, transform, scalars=scalars, history=history, provenance={"hypotheses": len(found.hypotheses)})
+
+
+def _initial(problem):
+    """(dim + 1, dim + 1) of the initial transform, None without one; its rotation is tried besides all others."""
+    if problem.initial is None:
+        return None
+    if not isinstance(problem.initial, (Identity, Affine)):
+        raise InputError(f"the initial transform is a {type(problem.initial).__name__}; the global search starts from a linear one or from none, "
+                         "give its linear part or choose a deformable method")
+    return linear_part(problem.initial).numpy()
