@@ -22,6 +22,7 @@ from conftest import ROOT
 from harness.fixtures import application, missing, no_slot_errors, scene  # noqa: F401
 
 MODULE = ROOT / "DeepRegistration"
+MODULES = (MODULE, ROOT / "AtlasBuilder")
 SCENE_TEST = ROOT / "Testing" / "Slicer" / "DeepRegistrationSceneTest.py"
 SCRIPTED = "lib/Slicer-5.13/qt-scripted-modules"
 CONFIG = """
@@ -86,7 +87,13 @@ import SampleData
 assert len(SampleData.SampleDataLogic.registered) == 3
 widget.show_module(False)
 widget.self().cleanup()
-ours = [m for name, m in sys.modules.items() if name.startswith("DeepRegistration") and getattr(m, "__file__", None)]
+widget = load(folder + "/AtlasBuilder.py").createNewWidgetRepresentation()
+widget.show_module(True)
+panel = widget.self().panel
+panel.open("structure")
+assert panel.page("build").ui.atlasButton.text == "Build" and panel.page("structure").parameters
+widget.self().cleanup()
+ours = [m for name, m in sys.modules.items() if name.startswith(("DeepRegistration", "AtlasBuilder")) and getattr(m, "__file__", None)]
 outside = [m.__file__ for m in ours if not m.__file__.startswith(folder)]
 assert len(ours) > 20 and not outside, outside
 assert "torch" not in sys.modules
@@ -143,10 +150,11 @@ def files_below(folder: Path) -> set[str]:
 
 
 def test_installed_files_are_those_of_the_tree(build, installed):
-    assert files_below(installed) == files_below(MODULE) - {"CMakeLists.txt"}
+    files = [files_below(module) - {"CMakeLists.txt"} for module in MODULES]
+    assert files_below(installed) == set().union(*files) and not set.intersection(*files), "modules share a folder: no file may be in two of them"
     assert {path.name for path in (build.parent / "installed").iterdir()} == {"lib"}, "something is installed outside the folder of modules"
     assert sorted(path.name for path in installed.iterdir() if path.name != "Resources") == [
-        "DeepRegistration.py", "DeepRegistrationLib", "DeepRegistrationUI"], "a name that another extension may use, too"
+        "AtlasBuilder.py", "DeepRegistration.py", "DeepRegistrationLib", "DeepRegistrationUI"], "a name that another extension may use, too"
 
 
 def test_names_of_resources_are_unique():
@@ -156,6 +164,8 @@ def test_names_of_resources_are_unique():
     names = {path.name for path in (MODULE / "Resources").rglob("*") if path.is_file() and models not in path.parents}
     shared = {name for name in names if not name.startswith("DeepRegistration")}
     assert shared == {"requirements.txt"}, f"another module may have a file of the same name: {sorted(shared)}"
+    for path in (ROOT / "AtlasBuilder" / "Resources").rglob("*"):
+        assert path.is_dir() or path.name.startswith("AtlasBuilder"), f"another module may have a file of the same name: {path.name}"
     files = {path.relative_to(models).as_posix() for path in models.rglob("*") if path.is_file()}
     assert {Path(name).with_suffix(".json").as_posix() for name in files} <= files, "a file of weights has no card"
 
@@ -180,7 +190,7 @@ def test_command_line_of_the_installed_extension(installed):
 def test_tests_are_registered(build):
     answer = run(cmake().with_name("ctest"), "--show-only=json-v1", cwd=build)
     tests = {test["name"]: test["command"] for test in json.loads(answer.stdout)["tests"]}
-    assert set(tests) == {"py_nomainwindow_qSlicerDeepRegistrationModuleGenericTest", f"py_{SCENE_TEST.stem}"}
+    assert set(tests) == {*(f"py_nomainwindow_qSlicer{module.name}ModuleGenericTest" for module in MODULES), f"py_{SCENE_TEST.stem}"}
     _, folder, name = tests[f"py_{SCENE_TEST.stem}"]
     assert Path(folder, f"{name}.py").samefile(SCENE_TEST)
 
@@ -246,9 +256,10 @@ def test_license_has_an_accepted_name():
     assert extension_variables()["LICENSE_FILE"] == "${CMAKE_CURRENT_SOURCE_DIR}/LICENSE"
 
 
-@pytest.mark.parametrize("folder", [ROOT / "Resources", MODULE / "Resources"], ids=["extension", "module"])
-def test_icon(folder):
-    head = (folder / "Icons" / "DeepRegistration.png").read_bytes()[:24]
+@pytest.mark.parametrize("path", [ROOT / "Resources" / "Icons" / "DeepRegistration.png", *(m / "Resources" / "Icons" / f"{m.name}.png" for m in MODULES)],
+                         ids=["extension", "DeepRegistration", "AtlasBuilder"])
+def test_icon(path):
+    head = path.read_bytes()[:24]
     assert struct.unpack(">II", head[16:24]) == (128, 128)
 
 

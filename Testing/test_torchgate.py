@@ -135,6 +135,17 @@ def test_older_application(world, monkeypatch):
     assert installed[1][0] == "numba>=0.60" and installed[1][1] == "-c"
 
 
+def test_a_package_that_is_needed_is_asked_for_where_it_is_used(world, monkeypatch):
+    fake_application(monkeypatch, world)
+    with pytest.raises(InputError, match=r"Structure needs the package scikit-learn>=1.5.*pip_install"):
+        torchgate.ensure_package("scikit-learn>=1.5", "AtlasBuilder", "Structure")
+    (name, requirements, constraints, requester), = world.calls
+    assert name == "pip_ensure" and requirements == ["scikit-learn>=1.5"] and requester == "AtlasBuilder" and constraints[0].startswith("numpy==")
+    world.installed["scikit-learn"], world.calls = "1.6.1", []
+    torchgate.ensure_package("scikit-learn>=1.5", "AtlasBuilder", "Structure")
+    assert world.calls == []
+
+
 def test_refused_optional_packages_do_not_stop_a_run(world, monkeypatch):
     fake_application(monkeypatch, world, error=RuntimeError("User declined package installation"))
     del world.installed["numba"]

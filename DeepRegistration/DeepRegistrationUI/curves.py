@@ -8,7 +8,7 @@ import qt
 
 from .live_records import COLORS
 
-MARGIN, LINE = 6, 15
+MARGIN, LINE, DOT = 6, 15, 7
 
 
 def drawn(width: int, height: int, curves, texts):
@@ -26,6 +26,27 @@ def drawn(width: int, height: int, curves, texts):
         placed = places(points, last, width, height, LINE * len(texts) + MARGIN)
         for (x, y), (u, v) in zip(placed, placed[1:]):
             painter.drawLine(x, y, u, v)
+    painter.end()
+    return pixmap
+
+
+def scattered(width: int, height: int, points, groups, names):
+    """A QPixmap of ``points`` (x, y), a color a group (from 0), groups listed below each other by ``names``."""
+    pixmap = qt.QPixmap(width, height)
+    pixmap.fill(qt.QColor(255, 255, 255))
+    painter = qt.QPainter(pixmap)
+    for k, name in enumerate(names):
+        painter.setPen(qt.QColor(*(round(255 * part) for part in COLORS[k % len(COLORS)])))
+        painter.drawText(MARGIN, LINE * (k + 1), name)
+    top = LINE * len(names) + 2 * MARGIN
+    (left, right), (low, high) = ((min(values), max(values)) for values in zip(*points))
+    for (x, y), group in zip(points, groups):
+        color = qt.QColor(*(round(255 * part) for part in COLORS[group % len(COLORS)]))
+        painter.setPen(color)
+        painter.setBrush(color)
+        u = (x - left) / (right - left) if right > left else 0.5
+        v = (y - low) / (high - low) if high > low else 0.5
+        painter.drawEllipse(round(MARGIN + (width - 2 * MARGIN - DOT) * u), round(height - MARGIN - DOT - (height - top - MARGIN - DOT) * v), DOT, DOT)
     painter.end()
     return pixmap
 

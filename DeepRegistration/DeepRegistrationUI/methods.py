@@ -27,6 +27,11 @@ class Methods:
         entries = json.loads(self.path.read_text("utf-8"))["methods"]
         return {entry["id"]: entry for entry in entries if entry["problem"] == self.problem}
 
+    @cached_property
+    def analyses(self) -> dict[str, dict]:
+        """Analysis id -> its entry: what has a card and parameters but registers nothing."""
+        return {entry["id"]: entry for entry in json.loads(self.path.read_text("utf-8"))["analyses"]}
+
     def tasks(self) -> list[str]:
         """Tasks in the order of their methods, the default method's first."""
         first = [self.entries[name]["task"] for name in ("instance-optimisation",) if name in self.entries]

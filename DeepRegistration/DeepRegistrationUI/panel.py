@@ -25,24 +25,28 @@ PAGES = {"register": RegisterPage, "transfer": TransferPage, "quality": QualityP
 
 
 class Panel(VTKObservationMixin):
-    """All pages inside ``layout``; ``widget`` is the top widget."""
+    """All pages inside ``layout``; ``widget`` is the top widget. ``FORM`` has one collapsible button, ``<name>Button``, for each of ``PAGES``; their
+    forms are below ``resources``."""
 
-    def __init__(self, layout, logic):
+    FORM, PAGES = "DeepRegistration.ui", PAGES
+
+    def __init__(self, layout, logic, resources=RESOURCES):
         VTKObservationMixin.__init__(self)
+        self.resources = resources
         self.logic = logic
         self.longest_tick = 0.0
         self.scene_is_empty = lambda: None
-        self.widget = slicer.util.loadUI(str(RESOURCES / "UI" / "DeepRegistration.ui"))
+        self.widget = slicer.util.loadUI(str(resources / "UI" / self.FORM))
         layout.addWidget(self.widget)
         self.ui = slicer.util.childWidgetVariables(self.widget)
         self.widget.setMRMLScene(slicer.mrmlScene)
         self.node = None
-        self.buttons = {name: getattr(self.ui, f"{name}Button") for name in PAGES}
+        self.buttons = {name: getattr(self.ui, f"{name}Button") for name in self.PAGES}
         self.places = {name: qt.QVBoxLayout(button) for name, button in self.buttons.items()}
         for place in self.places.values():
             place.setContentsMargins(4, 4, 4, 4)  # the boxes of a page have margins of their own
         self.pages: dict = {}
-        self.page("register")
+        self.page(next(iter(self.PAGES)))
         for name, button in self.buttons.items():
             button.connect("contentsCollapsed(bool)", lambda collapsed, name=name: self.folded(name, collapsed))
         self.timer = qt.QTimer(self.widget)
@@ -53,7 +57,7 @@ class Panel(VTKObservationMixin):
     def page(self, name: str):
         """The page ``name``, made when it is first needed: a panel that opens at once shows one page."""
         if name not in self.pages:
-            self.pages[name] = PAGES[name](self, self.places[name])
+            self.pages[name] = self.PAGES[name](self, self.places[name])
             if self.node is not None:
                 self.pages[name].bind(self.node)
         return self.pages[name]

@@ -131,8 +131,23 @@ def explain(error: BaseException) -> str:
 def _install_others(requester: str) -> None:
     """The packages of requirements.txt. They only make runs faster, so a failure is noted in the log and the run goes on."""
     missing = missing_requirements()
-    if not missing:
+    if missing:
+        _install(missing, requester, f"{requester} runs faster with {', '.join(missing)}. Install now?")
+
+
+def ensure_package(requirement: str, requester: str, purpose: str) -> None:
+    """Make one package available that ``purpose`` cannot do without, asking the user first. InputError where it is not there afterwards."""
+    if _satisfied(requirement):
         return
+    _install([requirement], requester, f"{purpose} needs {requirement}. Install now?")
+    importlib.invalidate_caches()
+    if not _satisfied(requirement):
+        raise InputError(f"{purpose} needs the package {requirement}, which was not installed; try again with a network connection, or install it "
+                         f"in the Python console: slicer.util.pip_install('{requirement}')")
+
+
+def _install(missing: list[str], requester: str, question: str) -> None:
+    """Install packages without changing those of the application; what stands in the way is noted in the log."""
     import slicer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -145,7 +160,7 @@ def _install_others(requester: str) -> None:
         try:
             if packaging is not None:
                 packaging.pip_ensure(missing, constraints=constraints, requester=requester)
-            elif slicer.util.confirmOkCancelDisplay(f"{requester} runs faster with {', '.join(missing)}. Install now?", requester):
+            elif slicer.util.confirmOkCancelDisplay(question, requester):
                 slicer.util.pip_install([*missing, "-c", str(constraints)])
         except Exception as error:  # refused, offline or no matching wheel: pip and its dialogs raise many kinds
             logging.info("%s goes on without %s: %s", requester, ", ".join(missing), error)

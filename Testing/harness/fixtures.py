@@ -18,7 +18,7 @@ import pytest
 from . import services
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = {"DeepRegistration": ROOT / "DeepRegistration" / "DeepRegistration.py"}
+MODULES = {name: ROOT / name / f"{name}.py" for name in ("DeepRegistration", "AtlasBuilder")}
 __all__ = ["application", "no_slot_errors", "packages", "panel", "scene", "screenshot", "view_image", "wait_until"]
 
 

@@ -86,14 +86,15 @@ def work(entry: str) -> str:
 def catalogue() -> dict:
     """All methods as JSON types, for programs that have no torch: {"version", "methods": [{"id", "title", "summary", "task", "problem",
     "dims", "symmetric", "licence", "weights", "assumptions", "failure_modes", "references", "presets" {name: {"help", "values"}},
-    "parameters" [{"name", "type", "default", "label", "help", "unit", "minimum", "maximum", "choices", "advanced"}]}]}.
+    "parameters" [{"name", "type", "default", "label", "help", "unit", "minimum", "maximum", "choices", "advanced"}]}],
+    "analyses": the same of what registers nothing}.
 
     type: 'int', 'float', 'bool', 'str', or 'list of' one of these.
     """
     from .. import __version__
     from ..method import registry
 
-    return {"version": __version__, "methods": [entry(cls) for cls in registry().values()]}
+    return {"version": __version__, "methods": [entry(cls) for cls in registry().values()], "analyses": [entry(cls) for cls in analyses().values()]}
 
 
 def catalogue_text() -> str:

@@ -18,6 +18,15 @@ report: as evaluate, with ``path`` of the HTML file, ``title`` and ``figures``. 
 train: ``recipe`` and ``values`` of its parameters, ``out`` the run's folder, ``steps``, ``seed``, ``device``, ``threads``; ``data`` a folder or a list, or
     ``images`` [Volume] with ``labels`` [LabelMap or None], or ``dim`` where the recipe needs no images; ``resume``: go on with the run in ``out``.
     -> ``summary``, see ``train.running``. Its log events are the figures of a step, or of a validation with names 'validation_...'.
+cohort: ``data`` a folder or a list. -> ``subjects`` [{name, image, labels}].
+atlas: ``out`` the atlas's folder; ``data``, or ``images`` [Volume] with ``names`` and ``labels`` [LabelMap or None]; ``left_out`` names; ``method``
+    'icon-atlas:PRESET' and ``values``; ``workers``, ``seed``, ``device``, ``threads``; ``resume``: go on with the build in ``out``. -> ``record``
+    (atlas.json), ``quality`` rows. Its event 'cohort' names the subjects; its log events are the figures of an iteration; work/ holds templates and
+    maps meanwhile.
+carry: ``atlas`` the folder of a finished one; ``subjects`` [{name, image: a file or a Volume}]; ``device``, ``seed``, ``threads``. -> ``rows`` {subject,
+    similarity, folds} or {subject, lost}; its event 'carried' is a row. Files go to carried/NAME in the folder.
+structure: ``kind`` of ``atlas_structure.SOURCES`` with ``data``, or ``label_maps`` [LabelMap]; ``covariates`` a table; ``values``, ``seed``; ``out`` a folder
+    (default: the job's). -> ``record`` (result.json), ``subjects`` rows, ``out``.
 catalogue: -> ``catalogue``, see ``catalogue.catalogue``.
 
 Rows are {"name", "structure", "unit", "before", "value"}: ``before`` is the figure without the transform (None where that is no question),
@@ -35,10 +44,11 @@ OUTPUTS = ("inverse", "warped", "log_jacobian", "folds")
 
 def do(request: dict, monitor, folder: Path) -> dict:
     """The result of a request. Raises InputError for one that is not understood, and what the job raises."""
-    from . import jobs_measure, jobs_register, jobs_train, jobs_warp
+    from . import jobs_atlas, jobs_measure, jobs_register, jobs_train, jobs_warp
 
     known = {"register": jobs_register.register, "warp": jobs_warp.warp, "evaluate": jobs_measure.evaluate, "report": jobs_measure.report,
-             "train": jobs_train.train, "catalogue": _catalogue}
+             "train": jobs_train.train, "cohort": jobs_atlas.cohort, "atlas": jobs_atlas.atlas,
+             "carry": jobs_atlas.carry, "structure": jobs_atlas.structure, "catalogue": _catalogue}
     name = request.get("command")
     if name not in known:
         raise InputError(f"the command '{name}' was given; expected one of {', '.join(known)}")

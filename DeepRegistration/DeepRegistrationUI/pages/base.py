@@ -23,7 +23,7 @@ class Page:
 
     def __init__(self, panel, layout):
         self.panel, self.logic = panel, panel.logic
-        self.widget = slicer.util.loadUI(str(RESOURCES / "UI" / self.UI))
+        self.widget = slicer.util.loadUI(str(panel.resources / "UI" / self.UI))
         layout.addWidget(self.widget)
         self.ui = slicer.util.childWidgetVariables(self.widget)
         self.widget.setMRMLScene(slicer.mrmlScene)

@@ -1,0 +1,14 @@
+"""The panel of the module AtlasBuilder: building an atlas, and the structure of a cohort."""
+
+from __future__ import annotations
+
+from .pages.atlas_build import AtlasBuildPage
+from .pages.atlas_structure import AtlasStructurePage
+from .panel import Panel
+
+
+class AtlasPanel(Panel):
+    """See ``Panel``."""
+
+    FORM = "AtlasBuilder.ui"
+    PAGES = {"build": AtlasBuildPage, "structure": AtlasStructurePage}

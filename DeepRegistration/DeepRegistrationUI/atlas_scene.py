@@ -1,0 +1,74 @@
+"""An atlas in the scene: its template while it is built, and what comes of it in one folder of the subject hierarchy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import slicer
+
+from . import mrml
+from .delivery import gather
+from .quality_tables import table_from_rows
+
+MARK = "AtlasBuilder.role"
+"""Attribute of volumes that this module has made; they are no subjects."""
+VOLUMES = {
+    "atlas.nii.gz": "atlas",
+    "mean_log_jacobian.nii.gz": "mean log-Jacobian",
+    "sd_log_jacobian.nii.gz": "deviation of the log-Jacobian",
+}
+LABELS = {"labels_staple.nii.gz": "labels, STAPLE", "labels_majority.nii.gz": "labels, majority"}
+
+
+def show_template(volume, node=None):
+    """Put the template of a build into the scene, or rewrite its ``node``, and show it in the slice views the first time. Returns the node."""
+    if node is not None and node.GetScene() is None:
+        node = None
+    made = mrml.volume_node(slicer.mrmlScene, volume, "Template", node)
+    if node is None:
+        made.SetAttribute(MARK, "template")
+        slicer.util.setSliceViewerLayers(background=made, fit=True)
+    return made
+
+
+def deliver_atlas(folder: Path, record: dict, rows: list[dict], transforms: bool, live=None) -> dict:
+    """Load the files of a finished atlas; its template node ``live`` goes. Returns role -> node, subjects' transforms under their names."""
+    nodes = {}
+    for file, role in VOLUMES.items():
+        if (folder / file).is_file():
+            nodes[role] = slicer.util.loadVolume(str(folder / file), {"name": f"{folder.name} {role}", "show": False})
+            nodes[role].SetAttribute(MARK, role)
+    for file, role in LABELS.items():
+        if (folder / file).is_file():
+            nodes[role] = slicer.util.loadSegmentation(str(folder / file), {"name": f"{folder.name} {role}"})
+    if transforms and record["dim"] == 3:
+        for name in record["subjects"]:
+            nodes[name] = slicer.util.loadTransform(
+                str(folder / "subjects" / name / "transform.h5"), {"name": f"{folder.name} to {name}"}
+            )
+    nodes["quality"] = table_from_rows(
+        [
+            {"subject": row["name"], "status": row["status"], "quality": row["quality"], "remark": row["message"]}
+            for row in rows
+        ],
+        f"{folder.name} quality",
+    )
+    if live is not None and live.GetScene() is not None:
+        slicer.mrmlScene.RemoveNode(live)
+    gather(slicer.mrmlScene, f"Atlas {folder.name}", nodes.values())
+    if "atlas" in nodes:
+        slicer.util.setSliceViewerLayers(background=nodes["atlas"], fit=True)
+    return nodes
+
+
+def deliver_carried(folder: Path, names: list[str]) -> dict:
+    """Load the warped images of subjects that were brought to the atlas in ``folder``; name -> node."""
+    nodes = {}
+    for name in names:
+        path = folder / "carried" / name / "warped.nii.gz"
+        if path.is_file():
+            nodes[name] = slicer.util.loadVolume(str(path), {"name": f"{name} on {folder.name}", "show": False})
+            nodes[name].SetAttribute(MARK, "carried")
+    if nodes:
+        gather(slicer.mrmlScene, f"Subjects on {folder.name}", nodes.values())
+    return nodes

@@ -1,0 +1,440 @@
+"""Build an atlas: the table of the cohort, the choices, the run in the worker with its template and curves, and what comes of it in the scene."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from DeepRegistrationLib.errors import InputError
+
+from .. import mrml
+from ..atlas_run import AtlasRun, is_begun, is_done, new_row, quality_text, require_atlas
+from ..atlas_scene import MARK, deliver_atlas, deliver_carried, show_template
+from ..atlas_state import METHOD
+from ..curves import drawn
+from ..sentences import duration
+from ..training import images_of
+from .base import Page
+from .parameters import ParameterForm, plain
+from .train import volumes
+
+HEADINGS = ("Subject", "Status", "Time", "Quality")
+STATUS = {
+    "waiting": "waiting",
+    "running": "building",
+    "done": "done",
+    "aside": "set aside",
+    "left": "left out",
+    "carried": "brought",
+}
+CURVES_WIDTH, CURVES_HEIGHT = 340, 170
+
+
+class AtlasBuildPage(Page):
+    """See the file's first line. ``work`` is the build that runs or ran last, ``job`` a smaller one: a listing, or subjects brought to the atlas."""
+
+    UI = "AtlasBuilderBuild.ui"
+    STATUS = "atlas"
+
+    def __init__(self, panel, layout):
+        super().__init__(panel, layout)
+        self.work, self.job, self.template = None, None, None
+        self.form = ParameterForm(
+            self.ui.atlasParametersWidget, self.parameter_changed, lambda text: self.say("error", text)
+        )
+        table = self.ui.atlasTable
+        table.setColumnCount(len(HEADINGS))
+        table.setHorizontalHeaderLabels([_(text) for text in HEADINGS])
+        table.verticalHeader().visible = False
+        table.horizontalHeader().stretchLastSection = True
+        for column, width in enumerate((110, 65, 55)):
+            table.setColumnWidth(column, width)
+        table.connect("itemChanged(QTableWidgetItem*)", lambda item: None if self.filling else self.checks_changed())
+        table.connect("itemSelectionChanged()", self.show_readiness)
+        self.ui.atlasSourceBox.connect(
+            "currentIndexChanged(int)", lambda index: None if self.filling else self.source_chosen()
+        )
+        self.ui.atlasPresetBox.connect(
+            "currentIndexChanged(int)", lambda index: None if self.filling else self.preset_chosen()
+        )
+        self.ui.atlasDataEdit.connect("currentPathChanged(QString)", self.data_chosen)
+        self.ui.atlasFolderEdit.connect("currentPathChanged(QString)", lambda path: self.put("atlasFolder", path or ""))
+        for name, pressed in (
+            ("atlasListButton", self.list_subjects),
+            ("atlasRetryButton", self.carry),
+            ("atlasButton", self.build_or_stop),
+            ("atlasResetButton", self.reset),
+        ):
+            getattr(self.ui, name).connect("clicked()", lambda pressed=pressed: self.guarded(pressed))
+        self.ui.atlasCurvesLabel.visible = False
+        self.show_running(False)
+
+    def guarded(self, act) -> None:
+        super().guarded(act)
+        self.refresh()
+
+    # -------------------------------------------------------------------------------------------------------- up to date
+
+    @property
+    def running(self) -> bool:
+        return self.work is not None and self.work.running
+
+    @property
+    def entry(self) -> dict:
+        return self.logic.methods.entries[METHOD]
+
+    @property
+    def rows(self) -> list[dict]:
+        """The subjects: of the build that runs, else those that are kept, else the volumes of the scene."""
+        if self.running and self.work.rows:
+            return self.work.rows
+        kept = json.loads(self.node.atlasRows or "[]")
+        if self.node.atlasSource != "scene":
+            return kept
+        known = {row["name"]: row for row in kept}
+        return [known.get(name) or new_row({"name": name}) for name in named(cohort_volumes())]
+
+    def keep(self, rows: list[dict]) -> None:
+        self.put("atlasRows", json.dumps(rows))
+
+    def refresh(self) -> None:
+        if self.node is None:
+            return
+        self.fill(
+            self.ui.atlasSourceBox,
+            [("folder", _("A folder or a list")), ("scene", _("Volumes of the scene"))],
+            self.node.atlasSource,
+        )
+        presets = [(name, name) for name in self.entry["presets"]]
+        self.fill(self.ui.atlasPresetBox, presets, self.node.atlasPreset)
+        self.ui.atlasPresetBox.toolTip = self.entry["presets"].get(self.node.atlasPreset, {"help": ""})["help"]
+        for edit, name in ((self.ui.atlasDataEdit, "atlasData"), (self.ui.atlasFolderEdit, "atlasFolder")):
+            if edit.currentPath != getattr(self.node, name):
+                self.filling, edit.currentPath = True, getattr(self.node, name)
+                self.filling = False
+        scene = self.node.atlasSource == "scene"
+        for name in ("atlasDataEdit", "atlasDataEditLabel", "atlasListButton"):
+            getattr(self.ui, name).visible = not scene
+        self.form.build(self.entry["parameters"])
+        usual = self.logic.methods.preset_values(f"{METHOD}:{self.preset}")
+        self.form.show(usual | json.loads(self.node.atlasValues or "{}"), usual)
+        self.ui.atlasResetButton.enabled = self.node.atlasValues not in ("", "{}")
+        self.show_rows()
+        self.show_readiness()
+
+    @property
+    def preset(self) -> str:
+        return self.node.atlasPreset if self.node.atlasPreset in self.entry["presets"] else "default"
+
+    def show_rows(self) -> None:
+        """The table; the check in the first column says whether a subject takes part."""
+        rows, table, left_out = self.rows, self.ui.atlasTable, set(json.loads(self.node.atlasLeftOut or "[]"))
+        self.filling = True
+        if table.rowCount != len(rows):
+            table.setRowCount(len(rows))
+        for r, row in enumerate(rows):
+            seconds = "" if row.get("seconds") is None else duration(row["seconds"])
+            quality = row["message"] if row["status"] == "aside" else row["quality"]
+            for c, text in enumerate((row["name"], _(STATUS[row["status"]]), seconds, quality)):
+                item = table.item(r, c)
+                if item is None:
+                    item = qt.QTableWidgetItem()
+                    table.setItem(r, c, item)
+                if item.text() != text:
+                    item.setText(text)
+                item.setToolTip(row["message"] or row["image"] or row["name"])
+            table.item(r, 0).setFlags(table.item(r, 0).flags() | qt.Qt.ItemIsUserCheckable)
+            table.item(r, 0).setCheckState(qt.Qt.Unchecked if row["name"] in left_out else qt.Qt.Checked)
+        table.resizeRowsToContents()
+        self.filling = False
+
+    def missing(self) -> str:
+        """What has to be chosen before a build; '' where nothing is missing."""
+        node = self.node
+        if is_begun(node.atlasFolder):
+            return ""
+        if is_done(node.atlasFolder):
+            return _("The atlas in this folder is done; choose another folder for a new one.")
+        if node.atlasSource != "scene" and not node.atlasData:
+            return _("Choose a folder with images or a list.")
+        left_out = set(json.loads(node.atlasLeftOut or "[]"))
+        if (node.atlasSource == "scene" or self.rows) and sum(row["name"] not in left_out for row in self.rows) < 2:
+            return _("Check at least two subjects.")
+        return "" if node.atlasFolder else _("Choose a folder for the atlas.")
+
+    def show_readiness(self) -> None:
+        if self.node is None:
+            return
+        missing, goes_on, busy = self.missing(), is_begun(self.node.atlasFolder), self.job is not None
+        stopping = self.running and self.work.state == "stopping"
+        self.ui.atlasButton.text = _("Stop") if self.running else _("Go on") if goes_on else _("Build")
+        self.ui.atlasButton.enabled = (self.running and not stopping) or (not self.running and not busy and not missing)
+        self.ui.atlasButton.toolTip = missing or (
+            _("Stop after this step; what is finished is kept")
+            if self.running
+            else _("Go on with the build in the folder")
+            if goes_on
+            else _("Build the atlas")
+        )
+        self.ui.atlasMissingLabel.text = missing
+        self.ui.atlasMissingLabel.visible = bool(missing) and not self.running
+        self.ui.atlasListButton.enabled = bool(self.node.atlasData) and not self.running and not busy
+        self.ui.atlasRetryButton.enabled = (
+            bool(self.chosen_rows()) and is_done(self.node.atlasFolder) and not self.running and not busy
+        )
+        for name in ("atlasForm", "atlasChoiceForm", "atlasAdvancedBox"):
+            getattr(self.ui, name).enabled = not self.running
+
+    def show_running(self, running: bool) -> None:
+        self.ui.atlasProgressBar.visible = self.ui.atlasStageLabel.visible = running
+        self.ui.atlasProgressBar.value = 0
+        if running:
+            self.ui.atlasStageLabel.text = _("Preparing")
+        self.show_readiness()
+
+    def show_curves(self) -> None:
+        curves = self.work.curves
+        points = [curves[name].points for name in ("similarity", "mean_displacement_left", "sharpness")]
+        self.ui.atlasCurvesLabel.visible = bool(points[0])
+        if points[0]:
+            texts = [
+                _("similarity {value:.4g}"),
+                _("mean displacement {value:.3g} mm"),
+                _("gradient energy {value:.3g} of the cohort's"),
+            ]
+            self.ui.atlasCurvesLabel.pixmap = drawn(
+                CURVES_WIDTH,
+                CURVES_HEIGHT,
+                points,
+                [text.format(value=line[-1][1]) for text, line in zip(texts, points)],
+            )
+
+    # --------------------------------------------------------------------------------------------------------- choices
+
+    def source_chosen(self) -> None:
+        self.node.atlasSource = self.chosen(self.ui.atlasSourceBox)
+        self.node.atlasRows = self.node.atlasLeftOut = "[]"
+        self.refresh()
+
+    def data_chosen(self, path) -> None:
+        """Another cohort: its subjects are not known yet."""
+        if not self.filling and self.node is not None and (path or "") != self.node.atlasData:
+            self.node.atlasData, self.node.atlasRows, self.node.atlasLeftOut = path or "", "[]", "[]"
+
+    def preset_chosen(self) -> None:
+        self.node.atlasValues, self.node.atlasPreset = "{}", self.chosen(self.ui.atlasPresetBox)
+        self.refresh()
+
+    def parameter_changed(self, name: str, value) -> None:
+        """Keep what differs from the preset's values."""
+        values, usual = (
+            json.loads(self.node.atlasValues or "{}"),
+            self.logic.methods.preset_values(f"{METHOD}:{self.preset}"),
+        )
+        values.pop(name, None)
+        if plain(value) != plain(usual[name]):
+            values[name] = value
+        self.node.atlasValues = json.dumps(values)
+
+    def reset(self) -> None:
+        self.node.atlasValues = "{}"
+
+    def checks_changed(self) -> None:
+        table = self.ui.atlasTable
+        left_out = [
+            table.item(r, 0).text() for r in range(table.rowCount) if table.item(r, 0).checkState() != qt.Qt.Checked
+        ]
+        self.put("atlasLeftOut", json.dumps(left_out))
+
+    def chosen_rows(self) -> list[dict]:
+        """The selected rows that are not part of the atlas."""
+        model = self.ui.atlasTable.selectionModel()
+        numbers = sorted({index.row() for index in model.selectedRows()}) if model is not None else []
+        rows = self.rows
+        return [rows[n] for n in numbers if n < len(rows) and rows[n]["status"] != "done"]
+
+    def take(self, data: str, left_out: list[str], rows: list[dict]) -> None:
+        """The subjects of one type, from the page of the structure."""
+        self.node.atlasSource, self.node.atlasData = "folder", data
+        self.node.atlasRows, self.node.atlasLeftOut = json.dumps(rows), json.dumps(left_out)
+        self.panel.open("build")
+        self.refresh()
+
+    # ------------------------------------------------------------------------------------------------------------- runs
+
+    def list_subjects(self) -> None:
+        """Ask the worker who is in the folder or the list."""
+        self.logic.ensure_torch()
+        self.start_job({"command": "cohort", "data": self.node.atlasData}, self.on_list, _("Looking at the cohort"))
+
+    def start_job(self, request: dict, on_event, text: str) -> None:
+        self.job = self.logic.runner.submit(request, on_event)
+        self.show_running(True)
+        self.ui.atlasStageLabel.text = text
+        self.panel.wake()
+
+    def end_job(self, kind: str, sentence: str) -> None:
+        self.job = None
+        self.show_running(False)
+        self.say(kind, sentence)
+        self.refresh()
+
+    def on_list(self, job, event: dict) -> None:
+        if event["event"] == "done" and self.node is not None:
+            rows = [new_row(subject) for subject in event["result"]["subjects"]]
+            labels = sum(subject["labels"] for subject in event["result"]["subjects"])
+            self.keep(rows)
+            self.end_job("done", _("{count} subjects, {labels} with labels.").format(count=len(rows), labels=labels))
+        elif event["event"] in ("failed", "cancelled"):
+            self.end_job("error", event.get("message", ""))
+
+    def build_or_stop(self) -> None:
+        if self.running:
+            self.work.cancel()
+            self.ui.atlasStageLabel.text = _("Stopping after this step")
+            return
+        self.logic.ensure_torch()
+        self.work = AtlasRun(self.logic.runner, self.request(), self.on_event, self.rows)
+        self.work.start()
+        self.logic.work.append(self.work)
+        self.template = None
+        self.show_running(True)
+        self.show_curves()
+        self.panel.wake()
+
+    def request(self) -> dict:
+        """The parameter node as a request. InputError where volumes cannot be read."""
+        node = self.node
+        common = {"out": node.atlasFolder, "device": node.device, "threads": node.threads}
+        if is_begun(node.atlasFolder):
+            return {**common, "resume": True}
+        left_out = json.loads(node.atlasLeftOut or "[]")
+        request = {
+            **common,
+            "method": f"{METHOD}:{self.preset}",
+            "values": json.loads(node.atlasValues or "{}"),
+            "workers": node.atlasWorkers,
+            "seed": node.seed,
+        }
+        if node.atlasSource != "scene":
+            return {**request, "data": node.atlasData, "left_out": left_out}
+        nodes = {name: volume for name, volume in named(cohort_volumes()).items() if name not in left_out}
+        sent = images_of(list(nodes.values()), slicer.util.getNodesByClass("vtkMRMLSegmentationNode"))
+        return {**request, **sent, "names": list(nodes)}
+
+    def on_event(self, work, event: dict) -> None:
+        """Called from the panel's timer, on the main thread."""
+        if work is not self.work or self.node is None:
+            return
+        kind = event["event"]
+        if kind == "progress":
+            self.ui.atlasProgressBar.value = round(1000 * event["share"])
+            left = event.get("seconds_left")
+            text = event["text"][:1].upper() + event["text"][1:]
+            if work.state == "running":
+                self.ui.atlasStageLabel.text = text + (
+                    "" if left is None else _(", {time} left").format(time=duration(left))
+                )
+        elif kind == "log":
+            self.show_curves()
+            self.show_live()
+        elif kind in ("done", "failed", "cancelled"):
+            self.ended(kind, work)
+
+    def ended(self, kind: str, work) -> None:
+        self.keep(work.rows)
+        self.show_running(False)
+        self.show_curves()
+        self.say({"done": "done", "failed": "error", "cancelled": "warning"}[kind], work.message)
+        if kind == "done":
+            live, self.template = self.template, None
+            deliver_atlas(work.folder, work.record, work.rows, self.node.atlasTransforms, live)
+        self.refresh()
+
+    def show_live(self) -> None:
+        """The newest template, where it is wanted."""
+        made = self.work.template() if self.node.atlasLive else None
+        if made is not None:
+            self.template = show_template(made, self.template)
+
+    def carry(self) -> None:
+        """Bring the selected subjects to the finished atlas."""
+        folder, rows = require_atlas(self.node.atlasFolder), self.chosen_rows()
+        self.logic.ensure_torch()
+        if self.node.atlasSource == "scene":
+            nodes = named(cohort_volumes())
+            gone = [row["name"] for row in rows if row["name"] not in nodes]
+            if gone:
+                raise InputError(f"'{gone[0]}' is not in the scene any more; load it again")
+            subjects = [{"name": row["name"], "image": mrml.volume_of(nodes[row["name"]])} for row in rows]
+        else:
+            unknown = next((row["name"] for row in rows if not row["image"]), None)
+            if unknown is not None:
+                raise InputError(f"the image of '{unknown}' is not known; press List the subjects")
+            subjects = [{"name": row["name"], "image": row["image"]} for row in rows]
+        request = {
+            "command": "carry",
+            "atlas": str(folder),
+            "subjects": subjects,
+            "device": self.node.device,
+            "threads": self.node.threads,
+            "seed": self.node.seed,
+        }
+        self.start_job(request, self.on_carried, _("Bringing subjects to the atlas"))
+
+    def on_carried(self, job, event: dict) -> None:
+        if self.node is None:
+            return
+        if event["event"] == "progress":
+            self.ui.atlasProgressBar.value = round(1000 * event["share"])
+        elif event["event"] == "done":
+            found, rows = {row["subject"]: row for row in event["result"]["rows"]}, self.rows
+            for row in rows:
+                made = found.get(row["name"])
+                if made is not None and "lost" in made:
+                    row.update(status="aside", message=made["lost"])
+                elif made is not None:
+                    row.update(status="carried", quality=quality_text(made), message="")
+            self.keep(rows)
+            good = [name for name, row in found.items() if "lost" not in row]
+            deliver_carried(Path(self.node.atlasFolder), good)
+            lost = len(found) - len(good)
+            self.end_job(
+                "warning" if lost else "done",
+                _("{count} subjects were brought to the atlas.").format(count=len(good))
+                + (_(" {count} could not be, the table says why.").format(count=lost) if lost else ""),
+            )
+        elif event["event"] in ("failed", "cancelled"):
+            self.end_job("error", event.get("message", ""))
+
+    # ------------------------------------------------------------------------------------------------------- life cycle
+
+    def tick(self) -> bool:
+        if self.running and self.node is not None and self.work.rows:
+            self.show_rows()
+        return self.running or self.job is not None
+
+    def close(self) -> None:
+        self.work, self.job, self.template = None, None, None
+        self.ui.atlasTable.setRowCount(0)
+        self.ui.atlasCurvesLabel.visible = False
+        self.show_running(False)
+
+
+def cohort_volumes() -> list:
+    """The volumes of the scene that are not made by this module."""
+    return [node for node in volumes(slicer.mrmlScene) if not node.GetAttribute(MARK)]
+
+
+def named(nodes) -> dict:
+    """Name -> node, names that can be those of folders; one that occurs more than once gets the number of its volume."""
+    names = [re.sub(r'[/\\:*?"<>|]', "-", node.GetName()).strip(". ") or "volume" for node in nodes]
+    return {
+        name if names.count(name) == 1 else f"{name} ({k + 1})": node
+        for k, (name, node) in enumerate(zip(names, nodes))
+    }

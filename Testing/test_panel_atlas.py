@@ -1,0 +1,423 @@
+"""The panel of AtlasBuilder by clicks: the table of the cohort, a build followed by script and a real one, the structure of a cohort; its layout."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from truths_cohort import SIDE, planted
+
+pytest.importorskip("PySide6")
+pytest.importorskip("slicer")
+
+from panels import (  # noqa: E402, F401
+    ScriptedRunner,
+    application,
+    choose,
+    module_panel,
+    no_slot_errors,
+    scene,
+    segmentation,
+    settle,
+    slicer,
+    status,
+    volume,
+    wait_until,
+)
+from test_panel_layout import WIDTH, clipped, draw, lengthen, show, texts_of  # noqa: E402
+
+from DeepRegistrationLib.geometry import Grid  # noqa: E402
+from DeepRegistrationLib.image import Image, Labels  # noqa: E402
+from DeepRegistrationLib.io import write_image, write_labels  # noqa: E402
+from DeepRegistrationUI.atlas_run import AtlasRun, is_begun, is_done, quality_text, solid  # noqa: E402
+from DeepRegistrationUI.job import InProcessRunner  # noqa: E402
+
+ROW = {
+    "iteration": 1,
+    "similarity": 0.9,
+    "mean_displacement_left": 0.2,
+    "gradient_energy": 3.0,
+    "cohort_gradient_energy": 4.0,
+}
+
+
+@pytest.fixture
+def panel(slicer, module_panel):
+    """The panel of AtlasBuilder with a runner that follows a script."""
+    made = module_panel("AtlasBuilder").panel
+    made.logic._runner = ScriptedRunner()
+    return made
+
+
+@pytest.fixture
+def page(panel):
+    return panel.page("build")
+
+
+def rows(page) -> list[list[str]]:
+    table = page.ui.atlasTable
+    return [[table.item(r, c).text() for c in range(4)] for r in range(table.rowCount)]
+
+
+def cohort(folder, subjects: int = 4):
+    """Slices of blobs that lie at different places, with label maps, and one file that is none."""
+    folder.mkdir()
+    grid = Grid.from_parts((24, 26), 2.0)
+    x = torch.as_tensor(grid.points()).float()
+    for k in range(subjects):
+        middle = torch.tensor([24.0 + 2 * (k % 2), 22.0 + k])
+        values = torch.exp(-((x - middle) ** 2).sum(-1) / 150) + 0.3 * torch.cos(x[..., 0] / 6) * torch.cos(
+            x[..., 1] / 7
+        )
+        write_image(Image(values[None, None], grid), folder / f"s{k}.nii.gz")
+        write_labels(Labels((values > 0.6).to(torch.int32)[None, None], grid), folder / f"s{k}_seg.nii.gz")
+    (folder / "broken.nii.gz").write_text("no image")
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------- build an atlas
+
+
+def test_it_says_what_is_missing(slicer, page, tmp_path):
+    assert (
+        page.ui.atlasMissingLabel.text == "Choose a folder with images or a list." and not page.ui.atlasButton.enabled
+    )
+    assert not page.ui.atlasListButton.enabled and not page.ui.atlasRetryButton.enabled
+    page.ui.atlasDataEdit.currentPath = str(tmp_path)
+    settle(slicer)
+    assert page.node.atlasData == str(tmp_path) and page.ui.atlasMissingLabel.text == "Choose a folder for the atlas."
+    assert page.ui.atlasListButton.enabled
+    page.ui.atlasFolderEdit.currentPath = str(tmp_path / "atlas")
+    settle(slicer)
+    assert page.ui.atlasButton.enabled and page.ui.atlasButton.text == "Build" and page.ui.atlasMissingLabel.text == ""
+    choose(page.ui.atlasSourceBox, "scene")
+    settle(slicer)
+    assert page.ui.atlasMissingLabel.text == "Check at least two subjects." and page.ui.atlasDataEdit.isHidden()
+
+
+def test_subjects_are_listed_and_left_out_by_their_check(slicer, page, tmp_path):
+    import qt
+
+    page.ui.atlasDataEdit.currentPath = str(tmp_path)
+    page.ui.atlasFolderEdit.currentPath = str(tmp_path / "atlas")
+    settle(slicer)
+    page.ui.atlasListButton.click()
+    runner = page.logic._runner
+    assert runner.jobs[-1].request == {"command": "cohort", "data": str(tmp_path)} and not page.ui.atlasButton.enabled
+    subjects = [{"name": name, "image": f"/data/{name}.nii", "labels": name == "b"} for name in "abc"]
+    runner.say("done", result={"subjects": subjects})
+    wait_until(slicer, lambda: page.job is None, 5)
+    assert status(page) == "3 subjects, 1 with labels." and [row[:2] for row in rows(page)] == [
+        [name, "waiting"] for name in "abc"
+    ]
+    page.ui.atlasTable.item(1, 0).setCheckState(qt.Qt.Unchecked)
+    settle(slicer)
+    assert json.loads(page.node.atlasLeftOut) == ["b"] and page.ui.atlasButton.enabled
+    page.ui.atlasTable.item(2, 0).setCheckState(qt.Qt.Unchecked)
+    settle(slicer)
+    assert page.ui.atlasMissingLabel.text == "Check at least two subjects." and not page.ui.atlasButton.enabled
+    page.ui.atlasDataEdit.currentPath = str(tmp_path / "other")
+    settle(slicer)
+    assert rows(page) == [] and page.node.atlasLeftOut == "[]", "another cohort: its subjects are not known"
+
+
+def test_presets_and_parameters_are_those_of_the_method(slicer, page):
+    entry = page.logic.methods.entries["icon-atlas"]
+    assert [page.ui.atlasPresetBox.itemData(k) for k in range(page.ui.atlasPresetBox.count)] == list(entry["presets"])
+    page.ui.atlasAdvancedBox.collapsed = False
+    page.form.entries["linear_iterations"].setValue(3)
+    settle(slicer)
+    assert json.loads(page.node.atlasValues) == {"linear_iterations": 3} and page.ui.atlasResetButton.enabled
+    page.ui.atlasResetButton.click()
+    settle(slicer)
+    assert page.node.atlasValues == "{}" and page.form.entries["linear_iterations"].value == 2
+    choose(page.ui.atlasPresetBox, "aligned")
+    settle(slicer)
+    assert page.node.atlasPreset == "aligned" and page.form.entries["linear"].currentText == "none"
+
+
+def started(slicer, page, tmp_path):
+    page.node.atlasData, page.node.atlasFolder, page.node.atlasLeftOut = str(tmp_path), str(tmp_path / "atlas"), '["c"]'
+    settle(slicer)
+    page.ui.atlasButton.click()
+    return page.logic._runner
+
+
+def test_a_build_is_followed(slicer, page, tmp_path):
+    """Rows, curves and the live template while it runs; a subject that is set aside says why; Stop asks once."""
+    runner = started(slicer, page, tmp_path)
+    request = runner.jobs[-1].request
+    assert (
+        request["command"] == "atlas"
+        and request["left_out"] == ["c"]
+        and request["method"] == "icon-atlas:default"
+        and request["workers"] == 1
+    )
+    assert page.ui.atlasButton.text == "Stop" and not page.ui.atlasForm.enabled
+    runner.say("cohort", subjects=[{"name": "a", "image": "a.nii"}, {"name": "b", "image": "b.nii"}])
+    work = tmp_path / "atlas" / "work"
+    (work / "iteration-00").mkdir(parents=True)
+    (work / "iteration-00" / "a.json").write_text(json.dumps({"similarity": 0.91, "folds": 0.0}))
+    (work / "state.json").write_text(json.dumps({"set_aside": {"b": "it is damaged"}, "rows": [ROW]}))
+    array = np.random.default_rng(0).random((1, 1, 5, 6)).astype(np.float32)
+    np.savez(work / "template-01.npz", data=array, shape=(5, 6), affine=np.diag([2.0, 3.0, 1.0]))
+    runner.say("log", **ROW)
+    runner.say("progress", share=0.25, text="iteration 1/6, subject 2/2", step=0, steps=0, seconds_left=61.0)
+    wait_until(
+        slicer, lambda: len(rows(page)) == 2 and rows(page)[0][1] == "building" and rows(page)[1][1] == "set aside", 5
+    )
+    assert (
+        rows(page)[0][3] == "similarity 0.910, folds 0 %"
+        and rows(page)[1][3] == "it is damaged"
+        and rows(page)[0][2] != ""
+    )
+    assert page.ui.atlasStageLabel.text == "Iteration 1/6, subject 2/2, 1 min 01 s left"
+    assert page.work.curves["sharpness"].points == [(1, 0.75)] and page.ui.atlasCurvesLabel.pixmap.width() == 340
+    shown = slicer.util.arrayFromVolume(page.template)
+    assert np.array_equal(shown[0], array[0, 0]) and page.template.GetSpacing()[:2] == (2.0, 3.0)
+    page.ui.atlasButton.click()
+    assert runner.jobs[-1].cancelled and not page.ui.atlasButton.enabled
+    (tmp_path / "atlas" / "build.json").write_text("{}")
+    wait_until(slicer, lambda: not page.running, 5)
+    assert "Go on takes up" in status(page) and page.ui.atlasButton.text == "Go on" and page.ui.atlasButton.enabled
+    page.ui.atlasButton.click()
+    assert runner.jobs[-1].request["resume"] and "data" not in runner.jobs[-1].request
+    assert page.work.curves["similarity"].points == [(1, 0.9)], "the curves so far are shown"
+
+
+def test_a_failure_is_one_sentence(slicer, page, tmp_path):
+    runner = started(slicer, page, tmp_path)
+    runner.say("failed", kind="input", message="1 of 2 subjects can be used and an atlas needs two", offers=[])
+    wait_until(slicer, lambda: not page.running, 5)
+    assert status(page).startswith("1 of 2 subjects") and page.ui.atlasForm.enabled
+
+
+def test_the_scene_can_be_closed_while_it_builds(slicer, page, tmp_path):
+    runner = started(slicer, page, tmp_path)
+    runner.say("cohort", subjects=[{"name": "a", "image": ""}])
+    slicer.mrmlScene.Clear(0)
+    settle(slicer)
+    assert runner.jobs[-1].cancelled and page.work is None and page.ui.atlasTable.rowCount == 0
+
+
+def test_volumes_of_the_scene_are_sent_under_their_names(slicer, page, tmp_path):
+    for k, name in enumerate(("one", "two", "two", "a/b")):
+        made = volume(slicer, name, shift=k)
+        if k == 0:
+            segmentation(slicer, made, "organs")
+    choose(page.ui.atlasSourceBox, "scene")
+    page.node.atlasFolder, page.node.atlasLeftOut = str(tmp_path / "atlas"), json.dumps(["two (3)"])
+    settle(slicer)
+    assert [row[0] for row in rows(page)] == ["one", "two (2)", "two (3)", "a-b"]
+    page.ui.atlasButton.click()
+    request = page.logic._runner.jobs[-1].request
+    assert (
+        request["names"] == ["one", "two (2)", "a-b"]
+        and len(request["images"]) == 3
+        and request["labels"][0].names == ((1, "box"),)
+    )
+
+
+def built(slicer, page, tmp_path):
+    """An atlas of three of four slices, with a damaged file among them; the folder of the images."""
+    page.logic._runner = InProcessRunner()
+    data, node = cohort(tmp_path / "data"), page.node
+    node.atlasData, node.atlasFolder, node.atlasPreset = str(data), str(tmp_path / "brain"), "2d"
+    node.atlasValues = json.dumps({"linear_iterations": 1, "factors": [2.0]})
+    settle(slicer)
+    page.ui.atlasListButton.click()
+    wait_until(slicer, lambda: page.job is None, 60)
+    assert [row[0] for row in rows(page)] == ["broken", "s0", "s1", "s2", "s3"]
+    node.atlasLeftOut = json.dumps(["s3"])
+    settle(slicer)
+    page.ui.atlasButton.click()
+    wait_until(slicer, lambda: not page.running, 120)
+    assert page.work.state == "done", page.work.message
+    return data
+
+
+def test_an_atlas_of_files_in_the_worker_and_in_the_scene(slicer, page, tmp_path):
+    built(slicer, page, tmp_path)
+    assert status(page).startswith("An atlas of 3 subjects") and "1 set aside" in status(page)
+    assert is_done(page.node.atlasFolder)
+    table = {row[0]: row for row in rows(page)}
+    assert table["broken"][1] == "set aside" and table["s0"][1] == "done" and "Dice" in table["s0"][3]
+    assert table["s3"][1] == "left out"
+    kinds = ("ScalarVolume", "Segmentation", "Table")
+    names = {node.GetName(): node for kind in kinds for node in slicer.util.getNodesByClass(f"vtkMRML{kind}Node")}
+    assert {"brain atlas", "brain mean log-Jacobian", "brain labels, STAPLE", "brain quality"} <= set(names)
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    items = [hierarchy.GetItemByDataNode(node) for name, node in names.items() if name.startswith("brain")]
+    parents = {hierarchy.GetItemParent(item) for item in items}
+    assert len(parents) == 1 and hierarchy.GetItemName(parents.pop()) == "Atlas brain"
+    assert "Template" not in names, "the live template goes when the atlas is there"
+    assert page.ui.atlasMissingLabel.text.startswith("The atlas in this folder is done")
+    assert not page.ui.atlasButton.enabled
+
+
+def test_a_subject_that_was_left_out_is_brought_to_the_atlas(slicer, page, tmp_path):
+    built(slicer, page, tmp_path)
+    page.ui.atlasTable.selectRow(1)
+    settle(slicer)
+    assert not page.ui.atlasRetryButton.enabled, "s0 is part of the atlas"
+    page.ui.atlasTable.selectRow([row[0] for row in rows(page)].index("s3"))
+    settle(slicer)
+    assert page.ui.atlasRetryButton.enabled
+    page.ui.atlasRetryButton.click()
+    wait_until(slicer, lambda: page.job is None, 60)
+    assert status(page) == "1 subjects were brought to the atlas."
+    found = {row[0]: row for row in rows(page)}
+    assert found["s3"][1] == "brought" and "similarity" in found["s3"][3]
+    assert (tmp_path / "brain" / "carried" / "s3" / "transform.h5").is_file()
+    assert slicer.util.getNode("s3 on brain").GetImageData() is not None
+    page.ui.atlasTable.selectRow([row[0] for row in rows(page)].index("broken"))
+    settle(slicer)
+    page.ui.atlasRetryButton.click()
+    wait_until(slicer, lambda: page.job is None, 60)
+    assert "1 could not be" in status(page)
+
+
+def test_quality_and_templates_as_the_panel_shows_them(tmp_path):
+    assert (
+        quality_text({"similarity": 0.5, "dice": 0.8, "folds": 0.001}) == "similarity 0.500, Dice 0.80, folds 0.1 %"
+        and quality_text({}) == ""
+    )
+    flat = solid(np.zeros((4, 5)), Grid.from_parts((4, 5), (2.0, 3.0), (7.0, 8.0)))
+    assert (
+        flat.array.shape == (1, 4, 5)
+        and np.allclose(flat.grid.affine[:3, 3], (7, 8, 0))
+        and flat.grid.size == (5, 4, 1)
+    )
+    assert not is_begun("") and not is_begun(str(tmp_path)) and not is_done(str(tmp_path))
+    run = AtlasRun(ScriptedRunner(), {"out": str(tmp_path)})
+    assert run.template() is None and run.look() is None
+
+
+# ----------------------------------------------------------------------------------------------------- cohort structure
+
+
+@pytest.fixture
+def structure(slicer, panel):
+    panel.logic._runner = InProcessRunner()
+    panel.open("structure")
+    settle(slicer)
+    return panel.page("structure")
+
+
+def test_types_of_label_maps_of_a_folder(slicer, structure, tmp_path):
+    """Answer, pictures, tables; a type goes to the other page; the table goes into the scene."""
+    made = planted(3, 24, 2, 2)
+    (tmp_path / "maps").mkdir()
+    for k, row in enumerate(made.maps):
+        write_labels(
+            Labels(torch.as_tensor(row.reshape(1, 1, SIDE, SIDE) + 1), Grid.from_parts((SIDE, SIDE), 2.0)),
+            tmp_path / "maps" / f"s{k:02d}.nii.gz",
+        )
+    (tmp_path / "people.csv").write_text("id,site\n" + "\n".join(f"s{k:02d},{'AB'[made.types[k]]}" for k in range(24)))
+    page, node = structure, structure.node
+    assert (
+        page.ui.structureMissingLabel.text == "Choose a folder or a list." and page.ui.structureAnswerLabel.isHidden()
+    )
+    node.structureData, node.structureCovariates, node.structureFolder = (
+        str(tmp_path / "maps"),
+        str(tmp_path / "people.csv"),
+        str(tmp_path / "out"),
+    )
+    node.structureValues = json.dumps({"permutations": 199, "draws": 199})
+    settle(slicer)
+    page.ui.structureRunButton.click()
+    wait_until(slicer, lambda: not page.running, 60)
+    assert page.ui.structureAnswerLabel.text.startswith(
+        "One atlas is not enough: 24 subjects fall into 2 types of 12, 12"
+    )
+    assert status(page).startswith("24 subjects; labels: dimension") and (tmp_path / "out" / "report.html").is_file()
+    for k in range(page.ui.structurePictureBox.count):
+        page.ui.structurePictureBox.setCurrentIndex(k)
+        assert page.ui.structurePictureLabel.pixmap.width() == 340
+    assert (
+        page.ui.structureEffectsTable.rowCount > 0
+        and page.ui.structureTypesTable.rowCount == 2
+        and not page.ui.structureBuildButton.enabled
+    )
+    page.ui.structureTypesTable.selectRow(1)
+    settle(slicer)
+    page.ui.structureBuildButton.click()
+    settle(slicer)
+    build = page.panel.page("build")
+    second = {row["subject"] for row in page.found["subjects"] if row["type"] == 2}
+    assert not page.panel.buttons["build"].collapsed and build.node.atlasData == str(tmp_path / "maps")
+    assert (
+        len(rows(build)) == 24
+        and set(json.loads(build.node.atlasLeftOut)).isdisjoint(second)
+        and len(json.loads(build.node.atlasLeftOut)) == 12
+    )
+    page.ui.structureTableButton.click()
+    table = slicer.util.getNode("out subjects")
+    assert table.GetNumberOfRows() == 24 and "Tables" in status(page)
+
+
+def test_label_maps_of_the_scene_and_a_failure(slicer, structure):
+    page = structure
+    reference = volume(slicer, "reference")
+    for k in range(8):
+        segmentation(slicer, reference, f"subject {k}", shift=k % 3)
+    choose(page.ui.structureSourceBox, "scene")
+    settle(slicer)
+    assert (
+        page.ui.structureNodesList.count == 8
+        and page.ui.structureRunButton.enabled
+        and page.ui.structureDataEdit.isHidden()
+    )
+    page.node.structureValues = json.dumps({"draws": 99})
+    page.ui.structureRunButton.click()
+    wait_until(slicer, lambda: not page.running, 60)
+    assert page.ui.structureAnswerLabel.text.startswith("One atlas is enough as far as 8 subjects"), status(page)
+    page.node.structureSource, page.node.structureData = "features", "nothing.csv"
+    settle(slicer)
+    page.ui.structureRunButton.click()
+    wait_until(slicer, lambda: not page.running, 60)
+    assert "nothing.csv does not exist" in status(page)
+
+
+# --------------------------------------------------------------------------------------------------------------- layout
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.6])
+@pytest.mark.parametrize("name", ["build", "structure"])
+def test_fits_400_pixels(slicer, panel, name, factor):
+    page = show(slicer, panel, name)
+    if factor > 1:
+        for widget, text in list(texts_of(page.widget)):
+            widget.text = lengthen(text, factor)
+    draw(slicer, panel.widget.window())
+    assert panel.widget.minimumSizeHint().width() <= WIDTH and clipped(page) == []
+
+
+def test_every_control_has_help(slicer, panel):
+    import qt
+
+    silent = []
+    for name in ("build", "structure"):
+        page = panel.page(name)
+        for kind in (qt.QPushButton, qt.QCheckBox, qt.QComboBox, qt.QSpinBox, qt.QTableWidget, qt.QListWidget):
+            silent += [
+                child.objectName
+                for child in page.widget.findChildren(kind)
+                if getattr(page.ui, child.objectName or "-", None) is child and not child.toolTip
+            ]
+    assert [name for name in silent if name != "atlasButton"] == []
+
+
+def test_the_panel_opens_without_torch():
+    program = (
+        "import sys; import harness; from harness.application import install, load; install();"
+        f"w = load({str(ROOT / 'AtlasBuilder' / 'AtlasBuilder.py')!r}).createNewWidgetRepresentation(); w.show_module(True);"
+        "p = w.self().panel; p.open('structure'); assert 'torch' not in sys.modules and 'sklearn' not in sys.modules; w.self().cleanup()"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT / "Testing", timeout=120
+    )
+    assert answer.returncode == 0, answer.stderr
