@@ -2,7 +2,7 @@
 
     python Testing/screenshots.py [--folder DIR] [--long]
 
-writes ``panel-*.png`` and ``views-*.png`` into DIR (default: Resources/Screenshots); it takes a minute or two. With ``--long`` every text of the panel
+writes ``panel-*.png`` and ``views-*.png`` into DIR (default: Resources/Screenshots); it takes some minutes. With ``--long`` every text of the panel
 is as long as in German or French, to look at; such pictures go to a folder that is named.
 """
 
@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "Resources" / "Screenshots"
 SECTIONS = ("guidesBox", "advancedBox", "outputsBox")
 PRESET = "instance-optimisation:fast"
+TRAINED = 100
+"""Steps of the network of the picture of Train: enough for curves, not for a good network."""
 VIEW = 260
 """Pixels of each of the three slice views of a picture."""
 
@@ -164,6 +166,23 @@ class Studio:
         self.until(lambda: not page.work.running)
         self.picture("batch")
 
+    def train(self) -> None:
+        """A few steps of the network for slices of any kind."""
+        import tempfile
+
+        node = self.panel.node
+        self.panel.open("train")
+        page = self.panel.page("train")
+        with tempfile.TemporaryDirectory() as folder:
+            node.trainRecipe, node.trainDim, node.trainSteps, node.trainFolder = "general", "2", TRAINED, str(Path(folder) / "slices")
+            self.until(lambda: not self.panel.later.active)
+            page.ui.trainButton.click()
+            self.until(lambda: not page.running)
+            if page.work.state != "done":
+                raise SystemExit(page.work.message)
+            node.trainFolder = str(Path.home() / "networks" / "slices")
+            self.picture("train")
+
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -174,7 +193,7 @@ def main(arguments: list[str]) -> None:
         parser.error("pictures with long texts are no pictures of the tutorial; name another --folder")
     sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "DeepRegistration")]
     studio = Studio(chosen.folder, chosen.long)
-    for make in (studio.register, studio.transfer, studio.quality, studio.compare, studio.batch):
+    for make in (studio.register, studio.transfer, studio.quality, studio.compare, studio.batch, studio.train):
         make()
     studio.holder.self().cleanup()
 

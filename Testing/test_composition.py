@@ -109,18 +109,20 @@ def test_three_resolutions_nest_and_every_part_learns(dim):
 
 
 @DIMS
-def test_a_grown_network_answers_as_the_one_that_it_was(dim):
-    """One level finer: its first part is the old network at half the resolution, with weights of its own."""
+def test_a_network_begins_as_the_one_of_one_resolution_less(dim):
+    """Its finest U-Net is silent at first, so it answers as the rest does, at half the resolution; the parts are its own parameters."""
     torch.manual_seed(2)
-    old = MultiResolution(dim, 2, **SMALL)
-    for p in old.parameters():
+    network = MultiResolution(dim, 3, **SMALL)
+    one, two, three = network.by_resolution()
+    for p in two.parameters():
         p.data += 0.05 * torch.randn(p.shape)
     fixed, moving = torch.rand(2, 1, 1, *(16, 8, 24)[:dim])
-    new = old.grown()
-    assert new.resolutions == 3 and float(old(fixed, moving).detach().abs().max()) > 0.05  # not the identity
-    assert torch.allclose(new(fixed, moving), Downsampled(old)(fixed, moving), atol=5e-3)
-    next(new.network.first.parameters()).data.zero_()
-    assert float(next(old.parameters()).detach().abs().max()) > 0
+    said = network(fixed, moving)
+    assert float(said.detach().abs().max()) > 0.05  # not the identity
+    assert torch.allclose(said, Downsampled(two)(fixed, moving), atol=5e-3) and torch.equal(said, three(fixed, moving))
+    kept = {id(p) for p in network.parameters()}
+    counts = [sum(1 for _ in part.parameters()) for part in (one, two, three)]
+    assert counts[0] < counts[1] < counts[2] and all(id(p) in kept for part in (one, two, three) for p in part.parameters())
 
 
 def test_no_resolution_is_refused():

@@ -176,7 +176,7 @@ def test_the_recipes_are_listed(cli):
 
 def test_every_recipe_says_what_it_is():
     known = registry()
-    assert set(known) >= {"general", "unet"}
+    assert set(known) >= {"general", "gradicon", "unet"}
     for name, cls in known.items():
         assert cls.card.title and cls.card.summary and cls.card.method and find(name).values() == {p: getattr(find(name), p) for p in find(name).values()}
 
@@ -199,6 +199,33 @@ def test_general_is_what_trained_the_shipped_network(tmp_path, monkeypatch):
     saved, card = weights.load(done["weights"], runtime())
     assert all(torch.equal(value, saved.state_dict()[key]) for key, value in network.state_dict().items()), "the last parameters, to the bit"
     assert card.network == "SymmetricPyramid" and done["validation"]["dice"] > 0
+
+
+def test_gradicon_is_trained_from_coarse_to_fine_goes_on_and_is_used(tmp_path):
+    """Cancelled in its coarse stage and later, it ends with the weights of a run that was not; its last network is the method's."""
+    class After(Monitor):
+        def __init__(self, count):
+            super().__init__()
+            self.left = count
+
+        def log(self, **figures):
+            self.left -= "cost" in figures
+            if self.left == 0:
+                self.cancel()
+
+    folder = cohorts.write(tmp_path / "images", 5)
+    values = {"width": 2, "levels": 2, "resolutions": 2, "coarse": 4, "validate": 3}
+    order = Order("gradicon", tmp_path / "whole", values, folder, steps=6, seed=1)
+    whole = carry_out(order, runtime())
+    assert [row["step"] for row in record.rows(order.out, "training")] == [1, 2, 3, 4, 5, 6] and len(record.rows(order.out / "stage-1", "training")) == 4
+    for count in (2, 5):
+        with pytest.raises(Cancelled):
+            carry_out(Order("gradicon", tmp_path / "parts", values, folder, steps=6, seed=1, resume=True), runtime(After(count)))
+    assert carry_out(Order("gradicon", tmp_path / "parts", resume=True), runtime())["sha256"] == whole["sha256"]
+    network, card = weights.load(whole["weights"], runtime())
+    assert card.network == "MultiResolution" and network.resolutions == 2 and "4 + 6 steps" in card.training and whole["validation"]["dice"] > 0
+    pair = Pair(*(read_image(folder / f"s0{k}.nii.gz") for k in range(2)))
+    assert bool(torch.isfinite(find_method("gradicon", {"weights": whole["weights"], "start": "none"}).run(pair, runtime()).warped.data).all())
 
 
 def test_labels_are_learned_from_where_every_image_has_some(tmp_path):

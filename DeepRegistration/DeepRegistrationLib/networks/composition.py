@@ -79,11 +79,12 @@ class MultiResolution(nn.Module):
     def forward(self, fixed, moving):
         return self.network(fixed, moving)
 
-    def grown(self) -> "MultiResolution":
-        """A network of one resolution more that begins with what this one has learned."""
-        larger = MultiResolution(self.dim, self.resolutions + 1, **self.shape)
-        larger.network.first.network.load_state_dict(self.network.state_dict())
-        return larger
+    def by_resolution(self) -> list[nn.Module]:
+        """The networks of 1, 2, ... resolutions that it is made of, each for images twice as fine as the one before; the last one is the whole."""
+        found = [self.network]
+        for _ in range(self.resolutions - 1):
+            found.insert(0, found[0].first.network)
+        return found
 
 
 def halved(grid: Grid) -> Grid:

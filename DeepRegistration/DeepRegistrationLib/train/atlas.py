@@ -6,7 +6,7 @@ With A the atlas, an image of its own parameters, T_i = network(A, I_i) and R_i 
 
 over the network and A. S is MSE over twice the variance of the first template, LNCC or MIND; tie is ICON or GradICON; m(x) is the mean over
 the cohort of T_i(x) - x and j(x) that of log det dT_i, L the longest edge. 'whole': A follows all of it; 'similarity': A follows S alone.
-m and j are running means over about one pass through the cohort, so no more than a few subjects are ever in memory; the slope of
+m and j are running means over a few passes through the cohort, so no more than a few subjects are ever in memory; the slope of
 |m|^2 in the parameters is 2 <m, d mean_i T_i>, for which the drawn subjects give an estimate without bias.
 
 Greer et al., ICON, ICCV 2021; Tian, Greer et al., GradICON, CVPR 2023. The images are seen through the linear maps of the members.
@@ -40,6 +40,8 @@ from .loop import TrainingSettings, train
 OBJECTIVES = ("whole", "similarity")
 SIMILARITIES = ("mse", "lncc", "mind")
 NETWORK, FOLDER = "MultiResolution", "network"
+PASSES = 4.0
+"""Passes through the cohort over which running means reach back: shorter ones are so noisy that a strong penalty keeps the network from moving."""
 POINTS = 2048
 """Random points of GradICON in every step."""
 FLOOR = 0.05
@@ -216,7 +218,7 @@ def train_joint(members, maps: dict[str, SubjectMap], template: Image, settings:
     count = min(settings.batch, len(members))
     images = Images(members, maps, grid, settings.memory)
     how = TrainingSettings(steps=settings.steps, rate=settings.rate, clip=0.0)
-    train(model, JointView(settings, count / len(members)), objective(settings, float(template.data.var())), images.draw(count), how,
+    train(model, JointView(settings, count / len(members) / PASSES), objective(settings, float(template.data.var())), images.draw(count), how,
           folder, runtime)
     model = model.to("cpu").eval()
     card = weights.WeightsCard("", f"Atlas network, {grid.dim}D", "", "", 0, "that of the images", f"{len(members)} images of the user", NETWORK,

@@ -19,12 +19,14 @@ FREE = ("checkpoint", "patience", "validate")
 
 @dataclass(eq=False)
 class State:
-    """updates done, the best score so far and its step, whether training has ended before its last step."""
+    """updates done, the best score so far and its step, whether training has ended before its last step, the update after which the network was
+    last looked at."""
 
     step: int = 0
     best: float = -math.inf
     best_step: int = 0
     ended: bool = False
+    looked: int = 0
 
 
 def save(path: Path, network, adam, scaler, settings, state: State, seed: int) -> None:
@@ -56,7 +58,7 @@ def load(path: Path, network, adam, scaler, settings, seed: int) -> State:
     adam.load_state_dict(held["adam"])
     if held.get("scaler"):
         scaler.load_state_dict(held["scaler"])
-    return State(**held["state"])
+    return State(**{"looked": held["state"]["step"], **held["state"]})
 
 
 def initialise(network: torch.nn.Module, path: Path) -> None:

@@ -128,6 +128,8 @@ class _Run:
         pairs = drawn(draw, (pair_seed(self.runtime.seed, number) for number in numbers), 0 if self.device.type == "cpu" else THREADS)
         rows: list[dict] = []
         try:
+            if self.due and state.looked < state.step:
+                self.look(record)  # it was stopped after the update and before its look
             for _ in monitor.steps(0 if state.ended else settings.steps - state.step, "training"):
                 figures = self.update(pairs)
                 state.step += 1
@@ -135,7 +137,7 @@ class _Run:
                 if first:
                     record.add(**rows[-1])
                 monitor.log(**figures)
-                if state.step % settings.validate == 0 or state.step == settings.steps:
+                if self.due:
                     self.look(record)
                 if state.step % settings.checkpoint == 0 and first:
                     self.save()
@@ -146,6 +148,11 @@ class _Run:
             if first:
                 record.close()
         return rows
+
+    @property
+    def due(self) -> bool:
+        """Is the network looked at after this update?"""
+        return self.state.step > 0 and (self.state.step % self.settings.validate == 0 or self.state.step == self.settings.steps)
 
     def update(self, pairs) -> dict:
         """One update of the parameters; the figures of the step."""
@@ -192,6 +199,7 @@ class _Run:
                 record.add_picture(state.step, picture)
             if found is not None:
                 self.judge(found, record)
+        state.looked = state.step
         state.best, state.best_step, state.ended = processes.shared((state.best, state.best_step, state.ended), self.device)
 
     def judge(self, found: dict, record: Record) -> None:

@@ -11,6 +11,7 @@ import difflib
 import importlib
 import pkgutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Callable
 
 import torch
@@ -19,6 +20,7 @@ from ..errors import InputError
 from ..networks.weights import WeightsCard
 from ..parameters import check, describe, from_values
 from ..problem import Pair
+from ..runtime import Runtime
 from ..terms import Term
 from .data import Data
 from .loop import TrainingSettings
@@ -53,6 +55,8 @@ class Plan:
 
     draw, view, objective, settings: as ``loop.train`` takes them. held_out() gives the pairs of validation, None where none can be spared;
     test() those of the test. keep: 'best' by validation or the 'last' parameters become the weights. card: of the weights, without hash.
+    prepare(folder, runtime): what has to be done to the network before the run, for example the training of its coarser parts; called again
+    it goes on where it stopped.
     """
 
     network: torch.nn.Module
@@ -64,6 +68,7 @@ class Plan:
     held_out: Callable[[], list[Pair]] | None = None
     test: Callable[[], list[Pair]] | None = None
     keep: str = "best"
+    prepare: Callable[[Path, Runtime], None] | None = None
 
 
 class Recipe:

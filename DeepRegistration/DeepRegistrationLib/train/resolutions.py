@@ -26,31 +26,29 @@ from .loop import TrainingSettings, Watch, scored, train
 
 
 def both_ways(network, pair) -> list[tuple[float, Alignment]]:
-    """The network's map of a pair and of the swapped pair, each the reverse of the other, for ``loop.train``."""
+    """The network's map of the swapped pair and of the pair, each the reverse of the other, for ``loop.train``."""
     there = network(pair.fixed.data, pair.moving.data)
     back = network(pair.moving.data, pair.fixed.data)
     alignment = scored(pair, displacement(there, pair.fixed.grid), displacement(back, pair.moving.grid))
-    return [(0.5, alignment), (0.5, alignment.reverse)]
+    return [(0.5, alignment.reverse), (0.5, alignment)]
 
 
 def train_by_resolution(network: MultiResolution, objective: Term, draw: Callable, stages: tuple[TrainingSettings, ...], folder: Path,
-                        runtime: Runtime | None = None, watch: Callable | None = None) -> tuple[MultiResolution, list[list[dict]]]:
-    """(the network of as many resolutions as there are stages, the rows of each stage's log).
+                        runtime: Runtime | None = None, watch: Callable | None = None) -> list[list[dict]]:
+    """The rows of each stage's log. ``network`` is trained in place, its coarsest ``len(stages)`` resolutions, each with those below it.
 
-    ``network`` has one resolution and is trained in place by the first stage. draw(generator) -> Pair of full resolution, without labels;
-    watch(factor) -> Watch of a stage whose images are ``factor`` times coarser. InputError for a network of several resolutions, for no
-    stage and for label maps.
+    draw(generator) -> Pair of full resolution, without labels; watch(factor) -> Watch of a stage whose images are ``factor`` times coarser.
+    InputError for no stage, for more stages than resolutions and for label maps.
     """
-    if network.resolutions != 1 or not stages:
-        raise InputError(f"a network of {network.resolutions} resolutions and {len(stages)} stages were given; begin with one resolution and give "
-                         "the settings of at least one stage")
-    rows = []
-    for k, settings in enumerate(stages):
-        factor = 2 ** (len(stages) - 1 - k)
-        network = network if k == 0 else network.grown()
-        rows.append(train(network, both_ways, objective, coarser(draw, factor), settings, folder / f"stage-{k + 1}", runtime,
+    if not 1 <= len(stages) <= network.resolutions:
+        raise InputError(f"{len(stages)} stages and a network of {network.resolutions} resolutions were given; give the settings of one stage for each "
+                         "resolution, coarse to fine")
+    runtime, rows = runtime or Runtime(), []
+    for k, (part, settings) in enumerate(zip(network.by_resolution(), stages)):
+        factor, share = 2 ** (network.resolutions - 1 - k), replace(runtime, monitor=runtime.monitor.part(k / len(stages), (k + 1) / len(stages)))
+        rows.append(train(part, both_ways, objective, coarser(draw, factor), settings, folder / f"stage-{k + 1}", share,
                           watch=watch(factor) if watch else None))
-    return network, rows
+    return rows
 
 
 def coarser(draw: Callable, factor: int) -> Callable:
@@ -64,13 +62,15 @@ def coarser(draw: Callable, factor: int) -> Callable:
 
 
 def pooled(pair: Pair, factor: int) -> Pair:
-    """The pair with images averaged over blocks of ``factor`` (a power of two) voxels; landmarks stay. InputError for label maps and masks."""
-    if pair.fixed_labels is not None or pair.fixed.mask is not None or pair.moving.mask is not None:
-        raise InputError("a pair with label maps or masks was drawn; training by resolution averages images, leave these out")
+    """The pair with images averaged over blocks of ``factor`` (a power of two) voxels, of which masks keep those that are mostly inside;
+    landmarks stay. InputError for label maps."""
+    if pair.fixed_labels is not None:
+        raise InputError("a pair with label maps was drawn; training by resolution averages images, leave these out")
     return replace(pair, fixed=_pooled(pair.fixed, factor), moving=_pooled(pair.moving, factor))
 
 
 def _pooled(image: Image, factor: int) -> Image:
     while factor > 1:
-        image, factor = replace(image, data=nd.average_pool(image.data, 2), grid=halved(image.grid)), factor // 2
+        mask = None if image.mask is None else nd.average_pool(image.mask.to(image.data.dtype), 2) > 0.5
+        image, factor = replace(image, data=nd.average_pool(image.data, 2), grid=halved(image.grid), mask=mask), factor // 2
     return image

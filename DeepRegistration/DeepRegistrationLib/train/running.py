@@ -78,8 +78,12 @@ def carry_out(order: Order, runtime: Runtime) -> dict:
         watch = loop.Watch(validation, None if validation is None else validation.picture, order.tensorboard)
         processes.meet()
         _note(order, request.data)
+        begun = 0.0 if plan.prepare is None else 0.5
         try:
-            loop.train(plan.network, plan.view, plan.objective, plan.draw, plan.settings, order.out, replace(runtime, seed=order.seed), watch=watch)
+            if plan.prepare is not None:
+                plan.prepare(order.out, replace(runtime, seed=order.seed, monitor=monitor.part(0.0, begun)))
+            whole = replace(runtime, seed=order.seed, monitor=monitor.part(begun, 1.0))
+            loop.train(plan.network, plan.view, plan.objective, plan.draw, plan.settings, order.out, whole, watch=watch)
         except Cancelled:
             conclude(order, plan, device, remarks, "cancelled")
             raise
