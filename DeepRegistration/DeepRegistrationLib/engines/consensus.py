@@ -4,8 +4,8 @@ STAPLE (Warfield, Zou and Wells, IEEE TMI 2004), for several labels: rater i say
 
     W(x, t) ~ prior(t) prod_i P_i(d_i(x) | t)          P_i(d | t) = sum over x with d_i(x) = d of W(x, t) / sum over x of W(x, t)
 
-Only voxels about which the raters disagree take part: the others are known, and a large background would make every rater look perfect. What
-is held are the weights W of these voxels for all labels, however many raters there are.
+What is held are the weights W of the voxels about which the raters disagree, for all labels, however many raters there are; where all say the same,
+one row a label stands for all such voxels.
 """
 
 from __future__ import annotations
@@ -53,28 +53,32 @@ def majority(parts: Iterator[tuple[int, torch.Tensor]]) -> tuple[torch.Tensor, t
 
 def staple(raters: Raters, values: list[int], agreed: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     """The label (voxels,) with the largest weight; ``agreed`` and ``share`` are those of ``majority``, ``values`` all labels with 0."""
-    disputed = (share < 1).nonzero()[:, 0]
+    disputed, table = (share < 1).nonzero()[:, 0], torch.tensor(values)
     if len(disputed) == 0:
         return agreed
-    table, codes = torch.tensor(values), lambda said: torch.bucketize(said[disputed].long(), table)
-    weights, n = torch.zeros(len(disputed), len(values)), 0
+    one_each = torch.arange(len(values))
+    alike = torch.bincount(torch.bucketize(agreed[share >= 1].long(), table), minlength=len(values)).float()
+    times = torch.cat([torch.ones(len(disputed)), alike])[:, None]
+
+    def codes(said):
+        return torch.cat([torch.bucketize(said[disputed].long(), table), one_each])
+
+    weights, n = torch.zeros(len(times), len(values)), 0
     for said in raters():
-        weights.scatter_add_(1, codes(said)[:, None], torch.ones(len(disputed), 1))
+        weights.scatter_add_(1, codes(said)[:, None], torch.ones(len(times), 1))
         n += 1
     weights /= n
-    prior, before = weights.mean(0).clamp_min(SURE).log(), None
+    prior, before = ((weights * times).sum(0) / times.sum()).clamp_min(SURE).log(), None
     for _ in range(ROUNDS):
-        total, now = prior.expand_as(weights).clone(), []
+        total, skills, counted = prior.expand_as(weights).clone(), [], weights * times
         for said in raters():
-            d = codes(said)
-            given = torch.zeros(len(values), len(values)).index_add_(0, d, weights) / weights.sum(0).clamp_min(SURE)
-            now.append(torch.diagonal(given).clone())
-            total += given.clamp_min(SURE).log()[d]
-        weights = torch.softmax(total, 1)
-        skills = torch.stack(now)
-        if before is not None and float((skills - before).abs().max()) < CLOSE:
+            given = torch.zeros(len(values), len(values)).index_add_(0, codes(said), counted) / counted.sum(0).clamp_min(SURE)
+            skills.append(torch.diagonal(given).clone())
+            total += given.clamp_min(SURE).log()[codes(said)]
+        weights, now = torch.softmax(total, 1), torch.stack(skills)
+        if before is not None and float((now - before).abs().max()) < CLOSE:
             break
-        before = skills
+        before = now
     result = agreed.clone()
-    result[disputed] = table[weights.argmax(1)].to(torch.int32)
+    result[disputed] = table[weights[: len(disputed)].argmax(1)].to(torch.int32)
     return result

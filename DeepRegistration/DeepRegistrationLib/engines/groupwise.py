@@ -182,7 +182,8 @@ class _Flow:
         monitor.log(**{key: float(value) for key, value in row.items()})
 
     def _register(self, k: int, stage: Stage, monitor: Monitor) -> dict[str, dict]:
-        orders = [Registration(member, k, stage.pairwise, stage.factor if stage.smoothed else 1.0, self._begin(k, member), self.place) for member in self.built.members]
+        factor = stage.factor if stage.smoothed else 1.0
+        orders = [Registration(member, k, stage.pairwise, factor, self._begin(k, member), self.place) for member in self.built.members]
         found, lost = {}, {}
         for number, outcome in self.crew.run(work.registered, orders, monitor, "subject"):
             name = orders[number].member.name

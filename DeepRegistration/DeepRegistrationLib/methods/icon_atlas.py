@@ -99,13 +99,13 @@ class IconAtlas(Method):
 
     objective: str = parameter("whole", "Atlas follows", "The whole objective, or its similarity alone (network).", choices=OBJECTIVES)
     regulariser: str = parameter("gradicon", "Regularizer", "What ties the network's maps there and back.", choices=tuple(CONSISTENCIES))
-    weight: float = parameter(1.0, "Regularizer weight", "Against the similarity (network).", minimum=0.0)
+    weight: float = parameter(0.1, "Regularizer weight", "Against the similarity (network).", minimum=0.0)
     displacement: float = parameter(40.0, "Mean displacement penalty", "Weight of the squared mean displacement, as a share of the longest edge, of "
                                     "every voxel (network).", minimum=0.0, advanced=False)
     jacobian: float = parameter(0.0, "Mean Jacobian penalty", "Weight of the squared mean log-Jacobian of every voxel (network).", minimum=0.0)
     steps: int = parameter(1000, "Training steps", "Updates of network and atlas.", minimum=1, advanced=False)
     rate: float = parameter(1e-3, "Rate", "First step length of Adam (network).", minimum=1e-7, maximum=1.0)
-    gain: float = parameter(5.0, "Atlas gain", "How much faster than the network the atlas changes.", minimum=0.0, maximum=1000.0)
+    gain: float = parameter(20.0, "Atlas gain", "How much faster than the network the atlas changes.", minimum=0.0, maximum=1000.0)
     batch: int = parameter(4, "Subjects a step", "Drawn for each update.", minimum=1, maximum=256)
     resolutions: int = parameter(2, "Resolutions", "U-Nets of the network, each at twice the resolution of the one before.", minimum=1, maximum=4)
     width: int = parameter(16, "Width", "Channels of the network at its finest level.", minimum=2, maximum=128)
@@ -178,7 +178,8 @@ class IconAtlas(Method):
         chosen = find(self.method, values)
         levels, counts = (getattr(chosen, name, None) for name in ("factors", "iterations"))
         if not (isinstance(levels, tuple) and isinstance(counts, tuple) and len(levels) == len(counts)):
-            return groupwise.Stage(Pairwise(self.method, tuple(values.items())), factor)
+            linear = chosen.card.task == "linear alignment"
+            return groupwise.Stage(Pairwise(self.method, tuple(values.items())), factor, linear)
         used = [level >= factor and (k == 0 or level <= REACH * factor) for level in levels]
         if not any(n for n, use in zip(counts, used) if use):
             used = [True] * len(levels)
