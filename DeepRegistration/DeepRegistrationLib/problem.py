@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .errors import InputError
@@ -14,7 +15,8 @@ from .image import Image, Labels
 from .io import read_grid, read_image, read_labels
 from .planes import Plane
 from .points import Points
-from .transforms import Transform
+from .transforms import Affine, Transform
+from .transforms.base import Identity
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +156,109 @@ class Group:
             except InputError as error:
                 reasons.append(str(error))
         raise InputError(f"no image of the cohort can be read; the first one: {reasons[0]}")
+
+
+@dataclass(frozen=True, eq=False)
+class Slices:
+    """Find where 2D ``slices`` lie in a 3D ``volume``: for the set and for every slice a map slice mm -> volume mm.
+
+    slices: one-slice 3D Images (1, 1, ...) in world space, as their headers place them; what their masks leave out is not compared.
+    ``thickness`` mm of the slices, 0 for that of their headers; ``segments`` one label map a slice (> 0 is bone) and
+    ``volume_segment`` the same bone in the volume, both or none; ``axis`` (point (3,) mm, direction (3,)) that all planes share, None to
+    take it from the planes; ``initial`` a linear map slice mm -> volume mm to start from, None for that of the headers.
+    """
+
+    slices: tuple[Image, ...]
+    volume: Image
+    thickness: float = 0.0
+    segments: tuple[Labels, ...] | None = None
+    volume_segment: Labels | None = None
+    axis: tuple | None = None
+    initial: Transform | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "slices", tuple(self.slices))
+        if len(self.slices) < 2:
+            raise InputError(f"{len(self.slices)} slices were given; at least two are needed to place a set in a volume")
+        for image in (*self.slices, self.volume):
+            _check_image(image)
+            if image.data.shape[:2] != (1, 1):
+                raise InputError(f"{image.name} has {image.data.shape[1]} channels; slices and volume need one value per voxel, choose one channel")
+        for image in self.slices:
+            if image.dim != 3 or image.grid.size.count(1) != 1:
+                raise InputError(f"{image.name} has {' x '.join(map(str, image.grid.size))} voxels; a slice is a 3D image with one axis of one voxel, "
+                                 "give one file a slice with its position in space")
+        if self.volume.dim != 3 or min(self.volume.grid.size) < 2:
+            raise InputError(f"{self.volume.name} has {' x '.join(map(str, self.volume.grid.size))} voxels; a volume of several slices is needed")
+        if not 0 <= self.thickness < 1000:
+            raise InputError(f"a slice thickness of {self.thickness} mm was given; give 0 (that of the headers) or a length in mm")
+        if self.initial is not None and not isinstance(self.initial, (Affine, Identity)):
+            raise InputError(f"the initial transform is a {type(self.initial).__name__}; slices start from a linear one, give its linear part")
+        if self.initial is not None and self.initial.dim != 3:
+            raise InputError(f"the initial transform is {self.initial.dim}D; slices lie in a volume, give a 3D transform")
+        self._check_segments()
+        self._check_axis()
+
+    def _check_segments(self):
+        if (self.segments is None) != (self.volume_segment is None):
+            raise InputError("segments were given for the slices only or for the volume only; give the bone in both or in neither")
+        if self.segments is None:
+            return
+        object.__setattr__(self, "segments", tuple(self.segments))
+        if len(self.segments) != len(self.slices):
+            raise InputError(f"{len(self.segments)} segments were given for {len(self.slices)} slices; give one a slice, in the same order")
+        for image, segment in zip(self.slices, self.segments):
+            if segment.grid != image.grid:
+                raise InputError(f"{segment.name} does not lie on the voxels of {image.name}; resample it, or give the files in the order of the slices")
+        for segment in (*self.segments, self.volume_segment):
+            if not bool((segment.data > 0).any()):
+                raise InputError(f"{segment.name} marks no voxel; draw the bone in it, or leave the segments out")
+
+    def _check_axis(self):
+        if self.axis is None:
+            return
+        try:
+            point, direction = (np.array(v, float).reshape(3) for v in self.axis)
+        except (TypeError, ValueError):
+            raise InputError(f"an axis of {self.axis!r} was given; a point and a direction of three numbers each are needed") from None
+        length = float(np.linalg.norm(direction))
+        if not (np.isfinite(point).all() and np.isfinite(length) and length > 0):
+            raise InputError("the axis has a direction without length or numbers that are not finite; give a point and a direction in mm")
+        object.__setattr__(self, "axis", (point, direction / length))
+
+    @property
+    def dim(self) -> int:
+        return 3
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """Repeated scans of one subject on one lattice, in their order.
+
+    ``tissues`` (1, K, *T), on any lattice: maps of K tissues in the space of the scans, each from 0 to 1.
+    """
+
+    frames: tuple[Image, ...]
+    tissues: Image | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "frames", tuple(self.frames))
+        if len(self.frames) < 2:
+            raise InputError(f"a series of {len(self.frames)} scans was given; at least two are needed")
+        first = self.frames[0]
+        for image in self.frames:
+            if image.data.shape[:2] != (1, 1):
+                raise InputError(f"{image.name} has {image.data.shape[1]} channels; every scan of a series needs one, give a series as single scans")
+            if not image.grid.same_as(first.grid):
+                raise InputError(f"{image.name} ({image.grid}) lies on another lattice than {first.name} ({first.grid}); "
+                                 "the scans of a series share one, resample them first")
+            _check_image(image)
+        if self.tissues is not None and self.tissues.dim != first.dim:
+            raise InputError(f"the tissue maps are {self.tissues.dim}D, the scans {first.dim}D; give maps of the same dimension")
+
+    @property
+    def dim(self) -> int:
+        return self.frames[0].dim
 
 
 def _plane(grid: Grid) -> Plane | None:
