@@ -409,6 +409,37 @@ def test_structure_of_label_maps(cohort, capsys):
     assert not (cohort / "again" / "effects.csv").exists()
 
 
+def test_types_of_images_become_lists_for_atlas_build(tmp_path):
+    """Images with label maps beside them: a list a type, which the reader of cohorts takes; one type leaves none behind."""
+    from DeepRegistrationLib.commands.atlas_cohort import read_group
+
+    made, grid = planted(3, 16, 2, 2), Grid.from_parts((SIDE, SIDE), 2.0)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for k, row in enumerate(made.maps):
+        data = torch.as_tensor(row.reshape(1, 1, SIDE, SIDE) + 1)
+        write_labels(Labels(data, grid), folder / f"s{k:02d}_seg.nii.gz")
+        write_image(Image(data.float(), grid), folder / f"s{k:02d}.nii.gz")
+    command = [
+        "atlas",
+        "structure",
+        "--labels",
+        str(folder),
+        "--quiet",
+        "--set",
+        "draws=299",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    assert main(command) == 0
+    groups = [read_group(tmp_path / "out" / f"type-{k}.csv", None) for k in (1, 2)]
+    assert sorted(s.name for group in groups for s in group.subjects) == list(names(16))
+    assert all(s.labels is not None and s.image.is_file() for group in groups for s in group.subjects)
+    kinds = [{made.types[int(s.name[1:])] for s in group.subjects} for group in groups]
+    assert sorted(map(len, kinds)) == [1, 1]
+    assert main([*command, "--set", "most_types=1"]) == 0 and not list((tmp_path / "out").glob("type-*.csv"))
+
+
 def test_background_is_left_out_and_labels_are_counted(tmp_path):
     grid = Grid.from_parts((6, 6))
     maps = [torch.zeros(1, 1, 6, 6, dtype=torch.int32) for _ in range(2)]

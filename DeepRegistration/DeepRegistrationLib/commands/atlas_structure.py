@@ -1,7 +1,8 @@
 """atlas structure: is one atlas enough? Distances between subjects, a map of them, types, and what these depend on.
 
 DIR gets result.json, subjects.csv (type, certainty and coordinates of every subject), effects.csv (covariates), a
-.csv of every matrix of distances, pictures, and report.html. Several sources are combined: subjects that all of them
+.csv of every matrix of distances, pictures, and report.html; where there are several types of images also type-1.csv, ..., which 'atlas build
+--cohort' takes. Several sources are combined: subjects that all of them
 have are taken, by name.
 """
 
@@ -32,6 +33,9 @@ PICTURES = {
     "dimension.png": "Correlation dimension",
     "types.png": "Numbers of components",
 }
+
+REPLACED = ("effects.csv", *PICTURES, *(f"type-{k}.csv" for k in range(1, 51)))
+"""Files of an earlier run that go, although this one may not write them."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def run(arguments) -> None:
     monitor = Silent() if arguments.quiet else JsonLines() if arguments.json_progress else Console()
     given = {name: getattr(arguments, name) for name in SOURCES if getattr(arguments, name) is not None}
     order = Order(given, arguments.covariates, options.settings(arguments.set))
-    with staged(arguments.out, ("effects.csv", *PICTURES)) as folder:
+    with staged(arguments.out, REPLACED) as folder:
         record = carry_out(order, folder, Runtime("cpu", arguments.seed, monitor=monitor))
     if not (arguments.quiet or arguments.json_progress):
         tell(record, arguments.out)
@@ -101,20 +105,21 @@ def carry_out(order: Order, folder: Path, runtime: Runtime) -> dict:
 
     analysis = from_values(CohortTypes, order.values)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        sources, aside = collect(order.sources, Path(scratch), runtime.monitor.part(0, 0.7))
+        sources, aside, files = collect(order.sources, Path(scratch), runtime.monitor.part(0, 0.7))
     covariates = covariates_of(order.covariates)
     found = analysis.analyze(sources, Runtime("cpu", runtime.seed, monitor=runtime.monitor.part(0.7, 0.95)), covariates)
     runtime.monitor.progress(0.95, "pictures")
+    write_lists(found, files, folder)
     return write(found, analysis, aside, runtime.seed, folder)
 
 
-def collect(given: dict, scratch: Path, monitor) -> tuple[list, dict]:
-    """(Distances of every source, {"kind: subject": reason} of what was set aside)."""
+def collect(given: dict, scratch: Path, monitor) -> tuple[list, dict, dict]:
+    """(Distances of every source, {"kind: subject": reason} of what was set aside, {subject: row for 'atlas build'})."""
     from . import structure_sources as read
 
     if not given:
         raise InputError(f"no cohort was given; give one or more of {', '.join('--' + name for name in SOURCES)}")
-    sources, aside = [], {}
+    sources, aside, files = [], {}, {}
     for k, (kind, where) in enumerate(given.items()):
         part = monitor.part(k / len(given), (k + 1) / len(given), kind)
         if kind in ("profiles", "features", "distances"):
@@ -125,6 +130,7 @@ def collect(given: dict, scratch: Path, monitor) -> tuple[list, dict]:
                 if isinstance(where, list)
                 else {"labels": read.label_items, "maps": read.map_items, "atlas": read.atlas_items}[kind](where)
             )
+            files |= {item.name: item.files for item in items if item.files is not None}
             name = "deformation" if kind == "atlas" else kind
             made, lost = (read.of_labels if kind == "labels" else read.of_maps)(items, scratch, part, name)
         aside |= {f"{kind}: {subject}": reason for subject, reason in lost.items()}
@@ -134,7 +140,7 @@ def collect(given: dict, scratch: Path, monitor) -> tuple[list, dict]:
                 + (f"; the first one: {next(iter(lost.values()))}" if lost else "; it holds none")
             )
         sources.append(made)
-    return sources, aside
+    return sources, aside, files
 
 
 def covariates_of(path: Path | None) -> dict[str, dict]:
@@ -185,6 +191,14 @@ def write(found, analysis, aside: dict, seed: int, folder: Path) -> dict:
     record["pictures"] = list(drawn)
     (folder / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False), "utf-8")
     return record
+
+
+def write_lists(found, files: dict, folder: Path) -> None:
+    """One list a type for 'atlas build', where there are several and their images are known."""
+    for label in range(found.types.count) if found.types.count > 1 else ():
+        names = [name for name, own in zip(found.names, found.types.labels) if own == label and name in files]
+        if names:
+            write_rows(folder / f"type-{label + 1}.csv", [files[name] for name in names])
 
 
 def write_report(record: dict, found, drawn: dict, path: Path) -> None:

@@ -88,7 +88,7 @@ def _carried(atlas: Path, subject: dict, record: dict, method, request: dict, mo
 def structure(request: dict, monitor, folder: Path) -> dict:
     """Analyze a cohort; files go to ``out``, or to the job's folder where none is given."""
     from ..runtime import Runtime
-    from .atlas_structure import PICTURES, Order, carry_out
+    from .atlas_structure import REPLACED, Order, carry_out
     from .jobs_pair import labels_of
     from .output import staged
     from .structure_sources import Item
@@ -105,7 +105,7 @@ def structure(request: dict, monitor, folder: Path) -> dict:
         source = Path(request["data"])
     covariates = request.get("covariates") or None
     order = Order({kind: source}, None if covariates is None else Path(covariates), dict(request.get("values") or {}))
-    with staged(out, ("effects.csv", *PICTURES)) as stage:
+    with staged(out, REPLACED) as stage:
         record = carry_out(order, stage, Runtime("cpu", int(request.get("seed", 0)), monitor=monitor))
     return {"record": record, "subjects": _rows(out / "subjects.csv"), "out": str(out)}
 

@@ -17,10 +17,11 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Item:
-    """A subject's ``name`` and ``read()``, which gives its Labels or Image."""
+    """A subject's ``name``, ``read()``, which gives its Labels or Image, and the files that 'atlas build' needs of it."""
 
     name: str
     read: Callable
+    files: dict | None = None
 
 
 # ------------------------------------------------------------------------------------------------------------ the items
@@ -33,25 +34,24 @@ def label_items(path: Path) -> list[Item]:
     path = Path(path)
     try:
         scans = _scans(path)
-        files = [(name, scan.labels) for name, scan in scans if scan.labels is not None] or [
-            (name, scan.image) for name, scan in scans
-        ]
     except InputError:
-        files = (
-            [(file.name.removesuffix(".seg.nrrd"), file) for file in sorted(path.rglob("*.seg.nrrd"))]
-            if path.is_dir()
-            else []
-        )
-        if not files:
+        scans, found = [], sorted(path.rglob("*.seg.nrrd")) if path.is_dir() else []
+        if not found:
             raise
-    return [Item(name, lambda file=file: read_labels(file)) for name, file in files]
+        return [Item(file.name.removesuffix(".seg.nrrd"), lambda file=file: read_labels(file)) for file in found]
+    labeled = [(name, scan) for name, scan in scans if scan.labels is not None]
+    if labeled:
+        return [Item(name, lambda file=scan.labels: read_labels(file), _files(name, scan)) for name, scan in labeled]
+    return [Item(name, lambda file=scan.image: read_labels(file)) for name, scan in scans]
 
 
 def map_items(path: Path) -> list[Item]:
     """The images of a folder or a list."""
     from ..io import read_image
 
-    return [Item(name, lambda file=scan.image: read_image(file)) for name, scan in _scans(Path(path))]
+    return [
+        Item(name, lambda file=scan.image: read_image(file), _files(name, scan)) for name, scan in _scans(Path(path))
+    ]
 
 
 def atlas_items(path: Path) -> list[Item]:
@@ -85,6 +85,12 @@ def _scans(path: Path) -> list:
         )
     names = unique([scan.subject for scan in cohort.scans], [scan.image.name.split(".")[0] for scan in cohort.scans])
     return list(zip(names, cohort.scans))
+
+
+def _files(name: str, scan) -> dict:
+    """A row of a list for 'atlas build', with whole paths."""
+    kept = {key: getattr(scan, key) for key in ("image", "labels", "mask")}
+    return {"subject": name, **{key: "" if file is None else str(file.resolve()) for key, file in kept.items()}}
 
 
 # --------------------------------------------------------------------------------------------------- items to distances

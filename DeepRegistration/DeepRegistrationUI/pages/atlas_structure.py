@@ -300,7 +300,7 @@ class AtlasStructurePage(Page):
                     "dimension": effect["target"],
                     "covariate": effect["covariate"],
                     "share": f"{100 * effect['share']:.0f} %",
-                    "p": f"{effect['corrected']:.2g}",
+                    "corrected p": f"{effect['corrected']:.2g}",
                 }
                 for effect in sorted(record["effects"], key=lambda effect: effect["corrected"])
             ],
