@@ -65,6 +65,7 @@ HOFFMANN = """@article{Hoffmann2022,
     symmetric=False,
     presets={
         "default": Preset("the network, then 20 iterations for this pair"),
+        "quick": Preset("a coarser lattice for the network, then 20 iterations, few of them at the voxel size", {"edge": 48, "iterations": (0, 8, 8, 4)}),
         "network-only": Preset("the network alone: inverse consistent, seconds", {"edge": 96, "iterations": (0, 0, 0, 0)}),
         "fine-lattice": Preset("a finer lattice for the network: more memory and time", {"edge": 96}),
     },
