@@ -1,0 +1,112 @@
+"""Pictures of the module AtlasBuilder for the tutorial, of real runs on slices of phantom heads of two types, wide and narrow ventricles.
+
+    python Testing/screenshots_atlas.py [--folder DIR]
+
+writes ``panel-atlas*.png``, ``panel-structure.png`` and ``view-atlas.png`` into DIR (default: Resources/Screenshots); it takes about a minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+SUBJECTS, SPACING, SIDE = 24, 2.0, (104, 84)
+VENTRICLES = ((11, -2, 12), (-11, -4, 12))
+
+
+def head(number: int):
+    """(Volume, LabelMap) of a slice through the ventricles of a phantom head; even numbers have wide ventricles."""
+    from DeepRegistrationLib.exchange import LabelMap, Volume
+    from DeepRegistrationLib.geometry import Grid
+    from DeepRegistrationUI import phantoms
+
+    draw = np.random.default_rng(number)
+    height = phantoms.SLICE_HEIGHT
+    origin = (-(SIDE[1] - 1) * SPACING / 2, -(SIDE[0] - 1) * SPACING / 2, height)
+    grid = Grid.from_parts((1, *SIDE), (SPACING, SPACING, SPACING), origin)
+    points = grid.points()
+    moved = points.copy()
+    for _ in range(5):
+        middle = draw.uniform((-45, -60, height), (45, 60, height + 1e-6))
+        moved += bump(points, middle, 50) * draw.normal(0, 1.2, 3) * (1, 1, 0)
+    for middle in VENTRICLES if number % 2 == 0 else ():
+        moved += bump(points, middle, 40) * -0.6 * (points - middle) * (1, 1, 0)
+    labels, t1, _ = phantoms.anatomy(moved)
+    noisy = np.hypot(t1 + draw.normal(0, 3, t1.shape), draw.normal(0, 3, t1.shape)).astype(np.float32)
+    name = f"head {number + 1:02d}"
+    return Volume(noisy, grid, name), LabelMap(labels, grid, phantoms.STRUCTURES, name)
+
+
+def bump(points, middle, radius: float) -> np.ndarray:
+    """(..., 1): 1 at ``middle``, 0 from ``radius`` mm on."""
+    return (np.maximum(1 - ((points - middle) ** 2).sum(-1, keepdims=True) / radius**2, 0)) ** 2
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=ROOT / "Resources" / "Screenshots", help="where the pictures go")
+    folder = parser.parse_args(arguments).folder.resolve()
+    sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "DeepRegistration")]
+    from harness.application import install, load
+    from harness.fixtures import MODULES, screenshot, view_image
+
+    slicer = install()
+    from DeepRegistrationUI import mrml
+
+    holder = load(MODULES["AtlasBuilder"]).createNewWidgetRepresentation()
+    holder.show_module(True)
+    panel = holder.self().panel
+    build, node = panel.page("build"), panel.node
+
+    def until(condition, seconds: float = 300.0) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end:
+                raise SystemExit(f"waited in vain; the panel says: {build.ui.atlasStatusLabel.text}")
+            slicer.app.processEvents()
+            time.sleep(0.005)
+
+    for number in range(SUBJECTS):
+        image, labels = head(number)
+        mrml.volume_node(slicer.mrmlScene, image)
+        mrml.volume_node(slicer.mrmlScene, labels, f"{labels.name} structures")
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(place)  # so that the panel shows a short folder
+        node.atlasSource, node.atlasPreset, node.atlasFolder = "scene", "2d", "heads"
+        until(lambda: not panel.later.active)
+        build.ui.atlasButton.click()
+        until(lambda: not build.running or len(build.work.curves["similarity"].points) >= 4)
+        until(lambda: not build.running or sum(row["status"] == "running" for row in build.work.rows) >= SUBJECTS // 2)
+        screenshot(holder, folder / "panel-atlas.png")
+        until(lambda: not build.running)
+        if build.work.state != "done":
+            raise SystemExit(build.work.message)
+        until(lambda: not panel.later.active)
+        screenshot(holder, folder / "panel-atlas-done.png")
+        view_image("Red", (300, 300), folder / "view-atlas.png")
+        panel.open("structure")
+        page = panel.page("structure")
+        node.structureSource = "scene"
+        until(lambda: not panel.later.active)
+        for item in [page.ui.structureNodesList.item(k) for k in range(page.ui.structureNodesList.count)]:
+            import qt
+
+            item.setCheckState(qt.Qt.Checked if item.text().endswith("structures") else qt.Qt.Unchecked)
+        page.ui.structureRunButton.click()
+        until(lambda: not page.running)
+        until(lambda: not panel.later.active)
+        screenshot(holder, folder / "panel-structure.png")
+        sys.stderr.write(f"{build.work.message}\n{page.ui.structureAnswerLabel.text or page.ui.structureStatusLabel.text}\n")
+        holder.self().cleanup()
+        os.chdir(ROOT)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
