@@ -8,6 +8,7 @@ from typing import Callable
 
 import torch
 
+from .engines.slices import emulate, thickness_of
 from .image import Image, Labels
 from .ops.sample import sample
 from .points import Points
@@ -84,9 +85,65 @@ class GroupResult:
         return bridge(self.transform_of(start), self.transform_of(end))
 
 
+@dataclass(eq=False)
+class SeriesResult:
+    """The motion of repeated scans. ``transforms``, one a scan, map reference mm -> scan mm.
+
+    ``average`` of the realigned scans, ``signal`` without the floor of the noise and ``sigma`` of the noise at every voxel, on the lattice
+    of the scans, NaN where fewer than two scans have a value; ``motion`` one dict a scan; the rest as in ``Result``.
+    """
+
+    problem: object
+    transforms: list[Transform]
+    average: Image
+    signal: Image
+    sigma: Image
+    motion: list = field(default_factory=list)
+    scalars: dict = field(default_factory=dict)
+    history: list = field(default_factory=list)
+    provenance: dict = field(default_factory=dict)
+
+
 def bridge(to_start: Transform, to_end: Transform) -> Transform:
     """Two maps atlas mm -> subject mm as one map of the first subject's points onto the second's, through the atlas."""
     return to_end @ to_start.inverse()
+
+
+@dataclass(eq=False)
+class SlicesResult:
+    """Where slices lie in a volume. ``transform`` maps the set and ``transforms`` every slice, slice mm (as its header says) -> volume mm.
+
+    ``registered`` False where the evidence is too weak, with ``reasons`` in sentences: then the maps must not be used. ``plane`` of which header
+    every picture lies on and ``flips`` (along u, along v) say what was found wrong with order and directions; ``shift_std`` (3,) mm, ``turn_std``
+    (3,) degrees and ``distance_std`` mm (root mean square over the pixels) are standard deviations; ``evidence`` name -> figure; ``curve`` the
+    similarity of set and slices over the turn about the axis ('degrees', 'set', 'slices'; empty without an axis); ``votes`` the steps of the
+    binary search; ``start`` where the search began.
+    """
+
+    problem: object
+    transform: Affine
+    transforms: tuple[Affine, ...]
+    registered: bool
+    reasons: tuple[str, ...] = ()
+    plane: tuple[int, ...] = ()
+    flips: tuple[tuple[bool, bool], ...] = ()
+    shift_std: tuple[float, ...] = ()
+    turn_std: tuple[float, ...] = ()
+    distance_std: float = float("inf")
+    evidence: dict = field(default_factory=dict)
+    curve: dict = field(default_factory=dict)
+    votes: list = field(default_factory=list)
+    start: str = "header"
+    profile: str = "box"
+    scalars: dict = field(default_factory=dict)
+    history: list = field(default_factory=list)
+    provenance: dict = field(default_factory=dict)
+
+    def emulated(self, k: int) -> Image:
+        """Slice ``k`` as the volume shows it, on the slice's grid; NaN outside the volume."""
+        grid = self.problem.slices[k].grid
+        thickness = self.problem.thickness or thickness_of(grid)
+        return emulate(self.problem.volume, grid, self.transforms[k].numpy(), thickness, self.profile, fill=float("nan"))
 
 
 def warp(image: Image, transform, grid, mode: str | None = None, fill: float = 0.0) -> Image:

@@ -1,0 +1,187 @@
+"""How well a pose of slices is known, and whether it may be believed.
+
+Uncertainty. With H the Hessian of the cost at the pose and f_b the slope of the part b of the slices (each slice in 4 x 4 tiles), which add up to
+zero at the optimum, the covariance of the pose is H^-1 (sum_b f_b f_b^T) H^-1: the curvature of the cost, scaled by how much its parts
+disagree (the sandwich estimate of M-estimators; Huber, Robust Statistics, 1981). It knows nothing of another optimum far away.
+
+Evidence, that is about such other optima and about slices that show something else:
+* ``contrast``: similarity at the pose above that of random poses within reach, in standard deviations of these;
+* ``lead``: how much better it is than the best other optimum that was refined, as a share of what it is better than random poses;
+* ``halves``: both halves of the slices searched on their own from the pose, distance of their answers in mm;
+* ``agreeing``: share of the slices that, turned about the axis alone, are most like their emulation within ``VOTE_TOLERANCE``;
+* ``overlap``: share of the pixels that lies in the volume.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from .slice_search import THIN, Found, SliceSettings, distance, reach_of, spread_poses
+from .slices import SliceLevel, about_axis, refine
+
+TILES = 4
+CURVE = np.arange(-30.0, 30.1, 1.5)
+VOTE_TOLERANCE = 4.6
+"""Degrees."""
+LEAST_CONTRAST, LEAST_LEAD, LEAST_AGREEING, LEAST_OVERLAP = 5.0, 0.1, 0.5, 0.5
+MOST_HALVES, MOST_STD = 0.03, 0.015
+"""Shares of the longer edge of the slices: 3.9 and 2 mm of a field of view of 130 mm."""
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """Standard deviations: ``shift`` (3,) mm along and ``turn`` (3,) degrees about x, y, z at the center of the slices; ``distance`` mm, root
+    mean square over the pixels; ``covariance`` (6, 6) of the shift in mm and the turn in radians. Infinite where the cost has no curvature."""
+
+    shift: tuple[float, ...]
+    turn: tuple[float, ...]
+    distance: float
+    covariance: np.ndarray
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """See the module; ``reasons`` why the pose must not be used, empty for a set that counts as registered."""
+
+    contrast: float
+    lead: float
+    halves: float
+    agreeing: float
+    overlap: float
+    reasons: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict:
+        return {k: v for k, v in asdict(self).items() if k != "reasons"}
+
+
+def uncertainty(level: SliceLevel, matrix: np.ndarray) -> Uncertainty:
+    """Of the pose of the set at its optimum on ``level``."""
+    step = 0.1 * level.spacing
+    columns = []
+    for axis in np.eye(6):
+        ahead, behind = (level.evaluate(matrix @ level.step(sign * step * axis))[1] for sign in (1, -1))
+        if ahead is None or behind is None:
+            return _unknown()
+        columns.append((ahead.sum(0) - behind.sum(0)) / (2 * step))
+    hessian = np.stack(columns)
+    hessian = (hessian + hessian.T) / 2
+    if np.linalg.eigvalsh(hessian).min() <= 0:
+        return _unknown()
+    forces = tile_forces(level, matrix)
+    inverse = np.linalg.inv(hessian)
+    scaled = inverse @ (forces.T @ forces) @ inverse
+    points = level.points[0].double().cpu().numpy()
+    each = points_variance(scaled, points / level.radius)
+    to_user = np.diag(np.r_[np.ones(3), np.full(3, 1 / level.radius)])
+    covariance = to_user @ scaled @ to_user
+    deviation = np.sqrt(np.diag(covariance))
+    return Uncertainty(tuple(deviation[:3]), tuple(np.rad2deg(deviation[3:])), float(np.sqrt(each.mean())), covariance)
+
+
+def _unknown():
+    return Uncertainty((np.inf,) * 3, (np.inf,) * 3, np.inf, np.full((6, 6), np.inf))
+
+
+def tile_forces(level: SliceLevel, matrix: np.ndarray) -> np.ndarray:
+    """(S * tiles, 6) slope of the cost by the motion of every tile of every slice, mean free."""
+    _, forces = level.forces(matrix)
+    parts = []
+    for s, (a, b) in enumerate(level.spans()):
+        local = level.points[0, a:b].double().cpu().numpy()
+        local = local - local.mean(0)
+        plane = np.linalg.svd(local.T @ local)[0][:, :2]
+        uv = local @ plane
+        low, high = uv.min(0), uv.max(0)
+        cell = np.minimum((TILES * (uv - low) / np.maximum(high - low, 1e-9)).astype(int), TILES - 1)
+        for t in range(TILES**2):
+            parts.append(forces[a:b][cell[:, 0] * TILES + cell[:, 1] == t].sum(0))
+    parts = np.stack(parts)
+    return parts - parts.mean(0)
+
+
+def points_variance(covariance: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """(N,) trace of the covariance of the place of points at ``offsets`` (N, 3) from the center, in units of the radius."""
+    shift, turn, mixed = covariance[:3, :3], covariance[3:, 3:], covariance[:3, 3:]
+    squares = (offsets**2).sum(1)
+    turned = np.trace(turn) * squares - np.einsum("ni,ij,nj->n", offsets, turn, offsets)
+    skew = np.array([mixed[1, 2] - mixed[2, 1], mixed[2, 0] - mixed[0, 2], mixed[0, 1] - mixed[1, 0]])
+    return np.maximum(np.trace(shift) + turned + 2 * offsets @ skew, 0)
+
+
+def evidence(problem, found: Found, settings: SliceSettings, spread: float) -> Evidence:
+    """Of a found pose; ``spread`` mm is the standard deviation of ``uncertainty``."""
+    from .slice_search import longest_edge
+
+    thin = found.levels[0].thinned(THIN)
+    at_pose, _, overlap = (v[0] for v in thin.scores([found.matrix]))
+    random, _, inside = thin.scores(spread_poses(thin, [found.matrix], 300, *reach_of(problem, settings))[1:])
+    random = random[inside >= LEAST_OVERLAP / 2]
+    mean, deviation = (random.mean(), random.std()) if len(random) > 20 else (0.0, np.inf)
+    level = found.levels[max(len(found.levels) - 2, 0)]
+    costs = [cost for matrix, cost in found.others if distance(level, matrix, found.matrix) > 3 * level.spacing]
+    here, far = level.cost(found.matrix), _level_of_random(level, problem, found, settings)
+    lead = (min(costs) - here) / max(far - here, 1e-12) if costs else 1.0
+    curve = axis_curve(found)
+    halves = halves_apart(level, found.matrix)
+    made = Evidence(float((at_pose - mean) / max(deviation, 1e-9)), float(lead), halves, agreeing_share(curve), float(overlap))
+    return Evidence(*made.as_dict().values(), reasons_against(made, spread, longest_edge(problem)))
+
+
+def _level_of_random(level, problem, found, settings):
+    costs = [level.cost(m) for m in spread_poses(level, [found.matrix], 12, *reach_of(problem, settings))[1:]]
+    costs = [c for c in costs if np.isfinite(c)]
+    return float(np.median(costs)) if costs else 1.0
+
+
+def halves_apart(level: SliceLevel, matrix: np.ndarray) -> float:
+    """mm between where the slices 1, 3, 5, ... and the slices 2, 4, 6, ... on their own go from ``matrix``; inf where a half leaves the volume."""
+    from ..runtime import Silent
+
+    ends = []
+    for first in (0, 1):
+        chosen = list(range(first, level.count, 2))
+        half = level.of_slices(chosen)
+        end, cost = refine(half, matrix, 20, Silent(), tolerance=0.05 * level.spacing)
+        if not np.isfinite(cost):
+            return float("inf")
+        ends.append(end)
+    return distance(level, *ends)
+
+
+def axis_curve(found: Found) -> dict:
+    """{'degrees' (A,), 'set' (A,), 'slices' (A, S)}: normalized mutual information of the set and of every slice turned about the axis; empty
+    without an axis."""
+    if found.axis is None:
+        return {}
+    thin = found.levels[-1].thinned(4 * THIN)
+    together, single, _ = thin.scores([found.matrix @ about_axis(found.axis, a) for a in CURVE])
+    return {"degrees": CURVE, "set": together, "slices": single}
+
+
+def agreeing_share(curve: dict) -> float:
+    """Share of the slices whose own curve is highest within ``VOTE_TOLERANCE`` of the pose; 1 without an axis."""
+    if not curve:
+        return 1.0
+    return float((np.abs(curve["degrees"][curve["slices"].argmax(0)]) <= VOTE_TOLERANCE).mean())
+
+
+def reasons_against(found: Evidence, spread: float, edge: float) -> tuple[str, ...]:
+    """Sentences for everything that is too weak."""
+    out = []
+    if found.contrast < LEAST_CONTRAST:
+        out.append(f"the similarity at the pose is {found.contrast:.1f} standard deviations above that of random poses, at least "
+                   f"{LEAST_CONTRAST:g} are needed; the slices may show another subject or another part")
+    if found.lead < LEAST_LEAD:
+        out.append(f"another pose far away is nearly as good (lead {found.lead:.2f}, at least {LEAST_LEAD:g} is needed); give a start closer to the truth")
+    if not found.halves <= MOST_HALVES * edge:
+        out.append(f"the two halves of the slices disagree by {found.halves:.1f} mm, at most {MOST_HALVES * edge:.1f} mm is accepted; "
+                   "a slice may be out of order, mirrored or disturbed")
+    if found.agreeing < LEAST_AGREEING:
+        out.append(f"only {100 * found.agreeing:.0f} % of the slices agree with the turn about the axis; check their order and their directions")
+    if found.overlap < LEAST_OVERLAP:
+        out.append(f"only {100 * found.overlap:.0f} % of the slices lies in the volume; use a volume that covers them")
+    if not spread <= MOST_STD * edge:
+        out.append(f"the pose is known to {spread:.1f} mm only (one standard deviation), at most {MOST_STD * edge:.1f} mm is accepted")
+    return tuple(out)
