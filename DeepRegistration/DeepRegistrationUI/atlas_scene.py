@@ -43,9 +43,8 @@ def deliver_atlas(folder: Path, record: dict, rows: list[dict], transforms: bool
             nodes[role] = slicer.util.loadSegmentation(str(folder / file), {"name": f"{folder.name} {role}"})
     if transforms and record["dim"] == 3:
         for name in record["subjects"]:
-            nodes[name] = slicer.util.loadTransform(
-                str(folder / "subjects" / name / "transform.h5"), {"name": f"{folder.name} to {name}"}
-            )
+            path = folder / "subjects" / name / "transform.h5"
+            nodes[name] = slicer.util.loadNodeFromFile(str(path), "TransformFile", {"name": f"{folder.name} to {name}"})
     nodes["quality"] = table_from_rows(
         [
             {"subject": row["name"], "status": row["status"], "quality": row["quality"], "remark": row["message"]}

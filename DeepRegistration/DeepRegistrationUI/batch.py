@@ -275,7 +275,7 @@ def load(folder: Path, name: str) -> dict:
     nodes = {}
     for role, file in (("deformation", "transform.h5"), ("inverse", "inverse.h5"), ("linear", "affine.tfm")):
         if (folder / file).is_file():
-            nodes[role] = slicer.util.loadTransform(str(folder / file), {"name": f"{name} {role}"})
+            nodes[role] = slicer.util.loadNodeFromFile(str(folder / file), "TransformFile", {"name": f"{name} {role}"})
     if (folder / "warped.nii.gz").is_file():
         nodes["warped"] = slicer.util.loadVolume(str(folder / "warped.nii.gz"), {"name": f"{name} warped"})
     if (folder / "log_jacobian.nii.gz").is_file():

@@ -21,10 +21,10 @@ def atlas(request: dict, monitor, folder: Path) -> dict:
     """Build an atlas, or go on with one. Its event 'cohort' names the subjects before any is read."""
     from ..method import find
     from ..runtime import Runtime
-    from .atlas_build import WORK, prepare, write
+    from .atlas_build import WORK, write
 
     out, resume = Path(request["out"]), bool(request.get("resume", False))
-    prepare(out, resume)
+    _require_room(out, resume)
     order = _read_order(out) if resume else _new_order(request, out)
     group = _group(Path(order["data"]), order["left_out"])
     monitor.events.write("cohort", subjects=[_described(subject) for subject in group.subjects])
@@ -108,6 +108,18 @@ def structure(request: dict, monitor, folder: Path) -> dict:
     with staged(out, REPLACED) as stage:
         record = carry_out(order, stage, Runtime("cpu", int(request.get("seed", 0)), monitor=monitor))
     return {"record": record, "subjects": _rows(out / "subjects.csv"), "out": str(out)}
+
+
+def _require_room(out: Path, resume: bool) -> None:
+    """InputError where ``out`` is no folder, or holds an atlas or the beginning of one that this build would mix with."""
+    from .atlas_build import RECORD, WORK
+
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file, a folder is needed for the atlas; choose another one")
+    if (out / RECORD).exists():
+        raise InputError(f"{out} holds an atlas already; choose another folder")
+    if (out / WORK).exists() and not resume:
+        raise InputError(f"{out} holds an atlas that was not finished; go on with it, or choose another folder")
 
 
 def _new_order(request: dict, out: Path) -> dict:
