@@ -129,7 +129,13 @@ def test_orders_that_cannot_be_carried_out(atlas, cli, tmp_path, options, words)
 
 
 def test_an_atlas_is_not_written_over(atlas, cli):
-    assert "holds an atlas already" in cli("atlas", "build", "--cohort", atlas / "images", "--out", atlas / "atlas", *QUICK).sentence()
+    command = ("atlas", "build", "--cohort", atlas / "images", "--out", atlas / "atlas", *QUICK)
+    before = (atlas / "atlas" / "atlas.nii.gz").stat().st_mtime_ns
+    assert "holds an atlas already" in cli(*command).sentence()
+    done = cli(*command, "--resume")
+    assert done.status == 0 and "nothing is left to do" in done.err
+    assert "holds another atlas" in cli(*command, "--resume", "--set", "centering=0.5").sentence()
+    assert (atlas / "atlas" / "atlas.nii.gz").stat().st_mtime_ns == before
 
 
 def test_apply_says_what_it_needs(atlas, cli, tmp_path):

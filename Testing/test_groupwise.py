@@ -51,7 +51,8 @@ def built(group: Group, monitor=None, work=None, workers: int = 1, **values):
 
 
 @pytest.mark.parametrize("dim", [2, 3])
-@pytest.mark.parametrize("values", [{}, {"start": "subject", "reference": "s0"}, {"linear": "rigid", "linear_iterations": 1}], ids=["mean", "subject", "linear"])
+@pytest.mark.parametrize("values", [{}, {"start": "subject", "reference": "s0"}, {"linear": "rigid", "linear_iterations": 1}],
+                         ids=["mean", "subject", "linear"])
 def test_the_atlas_lies_at_the_mean_pose_whatever_it_began_with(dim, values):
     group = shifted(dim)
     result = built(group, **values)

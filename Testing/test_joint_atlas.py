@@ -16,7 +16,7 @@ from DeepRegistrationLib.image import Image
 from DeepRegistrationLib.method import find
 from DeepRegistrationLib.problem import Pair
 from DeepRegistrationLib.runtime import Runtime, Silent
-from DeepRegistrationLib.train.atlas import AtlasNetwork, JointSettings, JointView, objective, tangent_log, train_joint
+from DeepRegistrationLib.train.atlas import AtlasNetwork, JointSettings, JointView, objective, penalty, tangent_log, train_joint
 from DeepRegistrationLib.train.members import members_of
 
 SMALL = JointSettings(width=4, steps=6, batch=2, resolutions=1)
@@ -44,20 +44,33 @@ def moving_network(dim: int = 2, **changes) -> tuple[AtlasNetwork, Pair]:
 @pytest.mark.parametrize("dim", [2, 3])
 @pytest.mark.parametrize("changes", [{"displacement": 40.0}, {"displacement": 0.0, "jacobian": 3.0}], ids=["displacement", "jacobian"])
 def test_the_slope_of_a_penalty_is_that_of_the_mean_over_the_cohort(dim, changes):
-    """With the running mean at the cohort's mean, drawn subjects give the slope of the penalty on the whole cohort."""
+    """Also after the network has changed since the last pass: what all subjects share is seen at once."""
     settings = replace(SMALL, tie="icon", weight=0.0, **changes)
     model, pair = moving_network(dim)
+    view = JointView(settings, list(pair.moving.data.split(1)), 1000)
+    view(model, pair)
+    for parameter in model.network.parameters():
+        parameter.data *= 1.1
+    (_, alignment), = view(model, pair)
     length = float(pair.fixed.grid.extent.max())
-    (_, alignment), = JointView(settings, 1.0)(model, pair)
-    mean = alignment.field.mean(0, keepdim=True)
-    truth = settings.displacement / length**2 * mean.square().sum(1).mean()
+    truth = settings.displacement / length**2 * alignment.field.mean(0, keepdim=True).square().sum(1).mean()
     if settings.jacobian:
         truth = settings.jacobian * tangent_log(alignment.determinant).mean(0, keepdim=True).square().mean()
-    parameters = [p for p in model.network.parameters() if p.requires_grad]
+    parameters = list(model.network.parameters())
     wanted = torch.autograd.grad(truth, parameters, retain_graph=True)
     found = torch.autograd.grad(alignment.pull.mean(), parameters)
-    assert float(alignment.pull.mean()) == pytest.approx(float(truth), rel=1e-4) and float(truth) > 0
-    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-8) for a, b in zip(wanted, found))
+    assert float(alignment.pull.mean()) == pytest.approx(float(truth), rel=1e-3) and float(truth) > 0
+    assert all(torch.allclose(a, b, rtol=5e-3, atol=1e-7) for a, b in zip(wanted, found))
+
+
+def test_drawn_subjects_stand_for_the_cohort_where_all_move_alike():
+    """Two of five subjects, after a common shift: the penalty is that of all five, not that of the two."""
+    mean, before = torch.full((1, 2, 4, 4), 1.0), torch.randn(2, 2, 4, 4)
+    values = (before + 0.5).requires_grad_(True)
+    found = penalty(mean, values, before, 3.0)
+    assert found.detach().numpy() == pytest.approx(3.0 * 2 * 1.5**2)
+    (slope,) = torch.autograd.grad(found.sum(), values)
+    assert torch.allclose(slope, torch.full_like(slope, 3.0 * 2 * 1.5 / 16))
 
 
 def test_an_atlas_that_follows_the_similarity_does_not_feel_the_regularizer():
@@ -66,7 +79,7 @@ def test_an_atlas_that_follows_the_similarity_does_not_feel_the_regularizer():
         for weight in (0.0, 5.0):
             settings = replace(SMALL, objective=kind, weight=weight, tie="icon", displacement=0.0)
             model, pair = moving_network()
-            (_, alignment), = JointView(settings, 1.0)(model, pair)
+            (_, alignment), = JointView(settings, [], 1)(model, pair)
             objective(settings, 0.1)(alignment).mean().backward()
             slopes[kind, weight] = model.change.grad
             assert any(p.grad is not None and float(p.grad.abs().max()) > 0 for p in model.network.parameters())

@@ -17,6 +17,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..runtime import Console, JsonLines, Runtime, Silent
 from . import options
+from .catalogue import jsonable
 from .output import note, say, staged
 
 RECORD, WORK = "atlas.json", "work"
@@ -50,7 +51,9 @@ def run(arguments) -> None:
 
     method = chosen(arguments)
     problem = read_group(arguments.cohort, arguments.labels)
-    prepare(arguments.out, arguments.resume)
+    if prepare(arguments.out, arguments.resume, method, problem):
+        note(f"{arguments.out} holds this atlas already; nothing is left to do")
+        return
     monitor = JsonLines(sys.stdout) if arguments.json_progress else Silent() if arguments.quiet else Console(sys.stderr)
     runtime = Runtime(arguments.device, arguments.seed, threads(arguments), monitor=monitor, workers=arguments.workers, work=arguments.out / WORK)
     result = method.run(problem, runtime)
@@ -91,14 +94,21 @@ def threads(arguments) -> int:
     return arguments.threads or (max(1, (os.cpu_count() or 1) // arguments.workers) if arguments.workers > 1 else 0)
 
 
-def prepare(out: Path, resume: bool) -> None:
-    """InputError where ``out`` holds something that this build would mix with."""
+def prepare(out: Path, resume: bool, method, problem) -> bool:
+    """True where ``out`` holds the finished atlas that is asked for. InputError where it holds something that this build would mix with."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file, a folder is needed for the atlas; choose another --out")
-    if (out / RECORD).exists() and not resume:
-        raise InputError(f"{out} holds an atlas already; choose another --out, or remove it first")
+    if (out / RECORD).exists():
+        if not resume:
+            raise InputError(f"{out} holds an atlas already; choose another --out, or remove it first")
+        record = json.loads((out / RECORD).read_text("utf-8"))
+        names = sorted([*record["subjects"], *record["set_aside"]])
+        if record["parameters"] != jsonable(method.values()) or names != sorted(subject.name for subject in problem.subjects):
+            raise InputError(f"{out} holds another atlas; choose another --out, or remove it first")
+        return True
     if (out / WORK).exists() and not resume:
         raise InputError(f"{out} holds an atlas that was not finished; go on with it by --resume, or choose another --out")
+    return False
 
 
 # -------------------------------------------------------------------------------------------------------------- writing

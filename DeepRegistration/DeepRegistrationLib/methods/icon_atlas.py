@@ -208,7 +208,7 @@ class IconAtlas(Method):
     def _order(self, problem, runtime) -> dict:
         """What decides the numbers: a store made by another one is not gone on with."""
         def told(value):
-            return str(value.resolve()) if isinstance(value, Path) else None if value is None else "in memory"
+            return str(value.resolve()) if isinstance(value, Path) else None if value is None else float(value.data.double().sum())
 
         subjects = [[s.name, told(s.image), told(s.labels), told(s.mask)] for s in problem.subjects]
         return json.loads(json.dumps({"method": self.id, "parameters": self.values(), "seed": runtime.seed, "subjects": subjects}))

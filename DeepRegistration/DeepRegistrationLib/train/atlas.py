@@ -6,14 +6,17 @@ With A the atlas, an image of its own parameters, T_i = network(A, I_i) and R_i 
 
 over the network and A. S is MSE over twice the variance of the first template, LNCC or MIND; tie is ICON or GradICON; m(x) is the mean over
 the cohort of T_i(x) - x and j(x) that of log det dT_i, L the longest edge. 'whole': A follows all of it; 'similarity': A follows S alone.
-m and j are running means over a few passes through the cohort, so no more than a few subjects are ever in memory; the slope of
-|m|^2 in the parameters is 2 <m, d mean_i T_i>, for which the drawn subjects give an estimate without bias.
+m and j are running means: every few steps they are taken over one pass through the cohort, subject by subject, with the network as it then is
+(theta'), and in between they follow the drawn subjects b as m = m' + mean_b (T_b(theta) - T_b(theta')): what moves all subjects alike is seen at once
+and with next to no noise (Johnson and Zhang, NIPS 2013), so no more than a few subjects are ever in memory and a strong penalty does not hold the
+network back. The slope of |m|^2 in the parameters is 2 <m, d mean_i T_i>, for which the drawn subjects give an estimate without bias.
 
 Greer et al., ICON, ICCV 2021; Tian, Greer et al., GradICON, CVPR 2023. The images are seen through the linear maps of the members.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import OrderedDict
 from dataclasses import dataclass, replace
@@ -30,18 +33,19 @@ from ..geometry import Grid
 from ..image import Image
 from ..networks import weights
 from ..networks.composition import MultiResolution
-from ..networks.heads import displacement
+from ..networks.heads import displacement, to_millimetres
+from ..ops import fields
 from ..problem import Pair
 from ..runtime import Runtime
 from ..terms import CONSISTENCIES, LNCC, MINDSSC, MSE, Alignment, GradientInverseConsistency, Term
 from ..transforms.base import require_finite
-from .loop import TrainingSettings, train
+from .loop import TrainingSettings, pair_number, train
 
 OBJECTIVES = ("whole", "similarity")
 SIMILARITIES = ("mse", "lncc", "mind")
 NETWORK, FOLDER = "MultiResolution", "network"
-PASSES = 4.0
-"""Passes through the cohort over which running means reach back: shorter ones are so noisy that a strong penalty keeps the network from moving."""
+BETWEEN = 2.0
+"""Passes of training between two passes for the means over the cohort."""
 POINTS = 2048
 """Random points of GradICON in every step."""
 FLOOR = 0.05
@@ -75,11 +79,14 @@ class JointSettings:
 
 
 class AtlasNetwork(nn.Module):
-    """``network`` and the atlas = first + gain change; running means of displacement (mm) and log-Jacobian over the cohort."""
+    """``network`` and the atlas = first + gain change; ``before``, ``atlas_before`` and the means of displacement (mm) and log-Jacobian over the
+    cohort are those of the last pass."""
 
     def __init__(self, network: nn.Module, first: torch.Tensor, dim: int, gain: float):
         super().__init__()
         self.network, self.gain = network, gain
+        self.before = copy.deepcopy(network).requires_grad_(False)
+        self.register_buffer("atlas_before", first.clone())
         self.change = nn.Parameter(torch.zeros_like(first))
         self.register_buffer("first", first)
         self.register_buffer("displacement", torch.zeros(1, dim, *first.shape[2:]))
@@ -95,6 +102,10 @@ class AtlasNetwork(nn.Module):
         """(T, R): atlas -> subjects and back, both of a batch."""
         atlas = atlas.expand_as(subjects)
         return displacement(self.network(atlas, subjects), grid), displacement(self.network(subjects, atlas), grid)
+
+    def field_before(self, subjects: torch.Tensor, grid: Grid) -> torch.Tensor:
+        """(B, dim, *S) mm: atlas -> subjects by the network and the atlas of the last pass."""
+        return to_millimetres(self.before(self.atlas_before.expand_as(subjects), subjects), grid)
 
 
 class JointAlignment(Alignment):
@@ -122,36 +133,59 @@ class JointCost(Term):
 
 @dataclass(frozen=True)
 class JointView:
-    """How the answer of an ``AtlasNetwork`` is scored, for ``loop.train``; ``share`` of the running means is replaced in a step."""
+    """How the answer of an ``AtlasNetwork`` is scored, for ``loop.train``. ``images`` has ``len`` and gives (1, 1, *S) of every subject; a pass for
+    the means is made every ``every`` steps."""
 
     settings: JointSettings
-    share: float
+    images: object
+    every: int
 
     def __call__(self, model: AtlasNetwork, pair: Pair) -> list[tuple[float, Alignment]]:
         subjects, atlas = pair.moving, model.atlas
+        if model.training and self._penalized and int(model.steps) % self.every == 0:
+            self._pass(model, subjects.grid)
         alignment = _aligned(model, atlas, subjects)
         whole = self.settings.objective == "whole"
         alignment.tied = alignment if whole else _aligned(model, atlas.detach(), subjects)
-        alignment.pull = self._pull(model, alignment.tied)
+        alignment.pull = self._pull(model, alignment.tied) if self._penalized else torch.zeros(subjects.data.shape[0], device=subjects.device)
         alignment.step = int(model.steps)
         model.steps += int(model.training)
         return [(1.0, alignment)]
 
+    @property
+    def _penalized(self) -> bool:
+        return self.settings.displacement > 0 or self.settings.jacobian > 0
+
+    @torch.no_grad()
+    def _pass(self, model, grid: Grid) -> None:
+        """The means over the cohort, by the network and the atlas as they are."""
+        model.before.load_state_dict(model.network.state_dict())
+        model.atlas_before.copy_(model.atlas)
+        model.displacement.zero_()
+        model.log_jacobian.zero_()
+        for k in range(len(self.images)):
+            u = model.field_before(self.images[k].to(model.first.device), grid)
+            model.displacement += u / len(self.images)
+            model.log_jacobian += tangent_log(fields.jacobian_determinant(u, grid)) / len(self.images)
+
     def _pull(self, model, alignment) -> torch.Tensor:
-        length = float(alignment.grid.extent.max())
-        cost = self._running(model, "displacement", alignment.field, self.settings.displacement / length**2)
-        if self.settings.jacobian > 0:
-            cost = cost + self._running(model, "log_jacobian", tangent_log(alignment.determinant), self.settings.jacobian)
+        """(B,) the penalties with their slopes in the maps of the drawn subjects."""
+        grid, settings = alignment.grid, self.settings
+        with torch.no_grad():
+            before = model.field_before(alignment.moving.data, grid)
+        cost = penalty(model.displacement, alignment.field, before, settings.displacement / float(grid.extent.max()) ** 2)
+        if settings.jacobian > 0:
+            logs = tangent_log(alignment.determinant), tangent_log(fields.jacobian_determinant(before, grid))
+            cost = cost + penalty(model.log_jacobian, *logs, settings.jacobian)
         return cost
 
-    def _running(self, model, name, values, weight) -> torch.Tensor:
-        """(B,) weight |mean|^2 with its slope in ``values`` (B, C, *S); the running mean takes these in while the model is trained."""
-        mean = getattr(model, name)
-        if model.training:
-            mean.lerp_(values.detach().mean(0, keepdim=True), self.share)
-        value = mean.square().sum(1).mean()
-        slope = 2 * (mean * (values - values.detach())).sum(1).flatten(1).mean(1)
-        return weight * (value + slope)
+
+def penalty(mean: torch.Tensor, values: torch.Tensor, before: torch.Tensor, weight: float) -> torch.Tensor:
+    """(B,) weight |m|^2 per voxel with its slope in ``values`` (B, C, *S); m = ``mean`` (1, C, *S) of the cohort by the network that gave
+    ``before`` for the same subjects, plus the mean change of these."""
+    m = mean + (values.detach() - before).mean(0, keepdim=True)
+    slope = 2 * (m * (values - values.detach())).sum(1).flatten(1).mean(1)
+    return weight * (m.square().sum(1).mean() + slope)
 
 
 def _aligned(model: AtlasNetwork, atlas: torch.Tensor, subjects: Image) -> JointAlignment:
@@ -176,6 +210,9 @@ class Images:
         self.most = max(1, int(memory * (1 << 20) / (4 * grid.voxels)))
         self.held: OrderedDict[int, torch.Tensor] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self.members)
+
     def __getitem__(self, k: int) -> torch.Tensor:
         if k not in self.held:
             values, weight = work.on_atlas(work.read(self.members[k]), self.maps[self.members[k].name])
@@ -185,14 +222,22 @@ class Images:
         self.held.move_to_end(k)
         return self.held[k]
 
-    def draw(self, count: int):
-        """generator -> Pair whose images are both a batch of ``count`` subjects, drawn without one twice where there are enough."""
+    def draw(self, count: int, seed: int):
+        """generator -> Pair whose images are both a batch of ``count`` subjects. Every pass goes through the cohort once, in an order of its own,
+        so that running means over passes are hardly noisy."""
+        n = len(self.members)
+
         def drawn(generator: torch.Generator) -> Pair:
-            order = torch.randperm(len(self.members), generator=generator)[:count].tolist()
-            batch = Image(torch.cat([self[k] for k in order]), self.grid, name="subjects")
+            first = pair_number(generator, seed) * count
+            batch = Image(torch.cat([self[_order(k // n, n, seed)[k % n]] for k in range(first, first + count)]), self.grid, name="subjects")
             return Pair(batch, batch)
 
         return drawn
+
+
+def _order(turn: int, n: int, seed: int) -> list[int]:
+    """The order of ``n`` subjects in a pass."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + turn)).tolist()
 
 
 def objective(settings: JointSettings, variance: float) -> JointCost:
@@ -218,8 +263,8 @@ def train_joint(members, maps: dict[str, SubjectMap], template: Image, settings:
     count = min(settings.batch, len(members))
     images = Images(members, maps, grid, settings.memory)
     how = TrainingSettings(steps=settings.steps, rate=settings.rate, clip=0.0)
-    train(model, JointView(settings, count / len(members) / PASSES), objective(settings, float(template.data.var())), images.draw(count), how,
-          folder, runtime)
+    view = JointView(settings, images, max(1, round(BETWEEN * len(members) / count)))
+    train(model, view, objective(settings, float(template.data.var())), images.draw(count, runtime.seed), how, folder, runtime)
     model = model.to("cpu").eval()
     card = weights.WeightsCard("", f"Atlas network, {grid.dim}D", "", "", 0, "that of the images", f"{len(members)} images of the user", NETWORK,
                                {"dim": grid.dim, "resolutions": settings.resolutions, **network.shape}, scaling="robust",

@@ -238,6 +238,11 @@ def pair_seed(seed: int, number: int) -> int:
     return (seed * 1_000_003 + number * processes.world() + processes.rank()) * 1_021
 
 
+def pair_number(generator: torch.Generator, seed: int) -> int:
+    """The number, over all processes, of the pair that ``generator`` was made for: for a ``draw`` that goes through its subjects in turn."""
+    return generator.initial_seed() // 1_021 - seed * 1_000_003
+
+
 def on_device(pair, device):
     """The pair with its tensors on ``device``."""
     if device.type == "cpu":
