@@ -63,7 +63,8 @@ class Hip:
         bone = np.minimum(femur, socket)
         radius = np.linalg.norm(p, axis=-1)
         cartilage = np.maximum(np.maximum(np.abs(radius - 25.5) - 2.2, p @ np.array([0.83, -0.2, -0.52]) - 10), -bone)
-        muscle = _joined(_capsule(p, (30, -38, -70), (-10, -42, 60), 16), _capsule(p, (55, 10, 50), (35, 30, -60), 15), _capsule(p, (-25, 40, -60), (15, 45, 40), 18))
+        muscle = _joined(_capsule(p, (30, -38, -70), (-10, -42, 60), 16), _capsule(p, (55, 10, 50), (35, 30, -60), 15),
+                         _capsule(p, (-25, 40, -60), (15, 45, 40), 18))
         second = _joined(_capsule(p, (-50, -5, -70), (-12, 0, -40), 17), _capsule(p, (15, -30, 45), (60, -15, 10), 12))
         skin = np.linalg.norm((p - [5, 0, 0]) / [95, 80, 130], axis=-1) * 90 - 90
         out, left = np.zeros((*p.shape[:-1], 7)), np.ones(p.shape[:-1])

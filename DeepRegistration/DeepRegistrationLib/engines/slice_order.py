@@ -93,6 +93,8 @@ class Table:
         self.pictures = [self._turned(level.values[0], s, shape) for s, shape in enumerate(shapes)]
         self.masks = None if level.counted is None else [self._turned(level.counted, s, shape) for s, shape in enumerate(shapes)]
         self.rows = [self._indicators(k) for k in range(len(shapes))]
+        self.all_rows = torch.cat(self.rows, 1) if order else None
+        self.total = sum(float(r.sum()) / len(self.flips) for r in self.rows)
 
     def _turned(self, values, s, shape):
         """(F, P) the picture of slice ``s`` in every direction."""
@@ -117,10 +119,12 @@ class Table:
             inside = ((index >= -0.5) & (index <= size - 0.5)).all(-1)
             inside = inside if len(read) == 1 else inside & (read[1] > 0.5)
             columns = torch.nn.functional.one_hot((read[0] * BINS).long().clamp(0, BINS - 1), BINS).float() * inside[:, None]
+            if self.order:
+                columns = columns.reshape(count, -1, BINS).transpose(0, 1).flatten(1)
+                found = (self.all_rows.T @ columns).reshape(count, len(self.flips), BINS, count, BINS)
+                return found.permute(0, 3, 1, 2, 4).double().cpu().numpy()
             for j, (a, b) in enumerate(level.spans()):
-                some = range(count) if self.order else [j]
-                found = torch.cat([self.rows[i] for i in some], 1).T @ columns[a:b]
-                out[list(some), j] = found.reshape(len(some), len(self.flips), BINS, BINS).double().cpu().numpy()
+                out[j, j] = (self.rows[j].T @ columns[a:b]).reshape(len(self.flips), BINS, BINS).double().cpu().numpy()
         return out
 
     def place(self, matrix) -> tuple[Placement, float]:
@@ -133,7 +137,7 @@ class Table:
         total = sum(tables[p] for p in picks)
         placement = Placement(tuple(int(j) for j in plane), tuple(self.flips[f] for _, _, f in picks), np.asarray(matrix),
                               1 - float(normalised_information(total)), tuple(self._margin(single, p) for p in picks))
-        return placement, float(total.sum() / max(sum(float(r.sum()) / len(self.flips) for r in self.rows), 1e-9))
+        return placement, float(total.sum() / max(self.total, 1e-9))
 
     def _margin(self, single, pick) -> float:
         others = single[pick[0]].copy() if self.order else single[pick[0], pick[1]:pick[1] + 1].copy()

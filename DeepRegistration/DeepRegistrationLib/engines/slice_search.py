@@ -92,8 +92,9 @@ def reach_of(problem, settings: SliceSettings) -> tuple[float, float]:
 def spread_poses(level: SliceLevel, starts, count: int, shift: float, turn: float) -> np.ndarray:
     """(starts + count, 4, 4): the starts, and poses that fill the reach around them evenly."""
     unit = 2 * spread_points(count, 6, np.full(6, 0.5)) - 1
-    moves = [rigid(u[:3] * shift, u[3:] * turn, level.centre) for u in unit]
-    return np.stack([*starts, *(starts[k % len(starts)] @ m for k, m in enumerate(moves))])
+    moves = rigid(unit[:, :3] * shift, unit[:, 3:] * turn, level.centre)
+    starts = np.stack(starts)
+    return np.concatenate([starts, starts[np.arange(count) % len(starts)] @ moves])
 
 
 def binary_search(level: SliceLevel, matrix: np.ndarray, axis, first: float, last: float = 0.5) -> tuple[np.ndarray, list[dict]]:

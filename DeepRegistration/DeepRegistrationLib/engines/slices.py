@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 
 from ..errors import InputError
 from ..geometry import Grid
@@ -26,7 +27,6 @@ from ..ops.filters import gaussian
 from ..ops.sample import sample
 from ..ops.stats import robust_range
 from ..terms import LNCC, NGF
-from ..transforms.linear import Affine
 from . import sampled
 from .search import minimise
 
@@ -93,9 +93,13 @@ def about_axis(axis, degrees: float) -> np.ndarray:
 
 
 def rigid(shift, turn, centre) -> np.ndarray:
-    """(4, 4) turn by the rotation vector ``turn`` (3,) rad about ``centre`` (3,) mm, then ``shift`` (3,) mm."""
-    values = torch.as_tensor(np.concatenate([np.asarray(shift, float), np.asarray(turn, float)]))[None]
-    return Affine.from_parameters("rigid", values, torch.as_tensor(np.asarray(centre, float))).numpy()
+    """(..., 4, 4) turn by the rotation vector ``turn`` (..., 3) rad about ``centre`` (3,) mm, then ``shift`` (..., 3) mm."""
+    shift, turn, centre = (np.asarray(v, float) for v in (shift, turn, centre))
+    matrix = np.zeros((*turn.shape[:-1], 4, 4))
+    matrix[..., :3, :3] = Rotation.from_rotvec(turn.reshape(-1, 3)).as_matrix().reshape(*turn.shape[:-1], 3, 3)
+    matrix[..., :3, 3] = shift + centre - matrix[..., :3, :3] @ centre
+    matrix[..., 3, 3] = 1
+    return matrix
 
 
 def emulate(volume: Image, grid: Grid, matrix, thickness: float, profile: str = "box", fill: float = 0.0) -> Image:
@@ -242,7 +246,9 @@ class SliceLevel:
         return tuple(np.concatenate(found) for found in zip(*(self._scores(part, bins) for part in parts)))
 
     def _scores(self, matrices, bins):
-        m = torch.as_tensor(np.stack([self.index_matrices(m)[0] for m in matrices]), dtype=torch.float32, device=self.points.device)
+        shift = np.eye(4)
+        shift[:3, 3] = self.centre
+        m = torch.as_tensor((self.grid.inverse_affine @ np.asarray(matrices) @ shift)[:, :3], dtype=torch.float32, device=self.points.device)
         with torch.no_grad():
             index = self.points.mean(0) @ m[:, :, :3].transpose(1, 2) + m[:, None, :, 3]
             read = sample(self.stack, index.reshape(1, -1, 3))[0].reshape(-1, *index.shape[:2])

@@ -65,8 +65,8 @@ PLACINGS = ("auto", "keep", "flips", "order", "both")
                    "slices that deform or move a lot against each other"),
     presets={
         "default": Preset("headers as the start, poses all around it, order and directions checked; 10 to 20 s of one core"),
-        "published": Preset("as in the report: visual hull where segments are given, then the binary search about the axis; nothing else moves",
-                            {"search": "axis", "placing": "keep", "steps": 0}),
+        "published": Preset("as in the report: visual hull of the bone's label maps, then the binary search about the axis; nothing else moves",
+                            {"start": "hull", "search": "axis", "placing": "keep", "steps": 0}),
         "motion": Preset("every slice may also move by 3 mm and 3 degrees on its own", {"own_shift": 3.0, "own_turn": 3.0}),
         "unordered": Preset("order and directions are found whatever the headers say", {"placing": "both"}),
     },
@@ -112,7 +112,7 @@ class SlicesToVolume(Method):
         kind = ("hull" if problem.segments is not None else "header") if self.start == "auto" else self.start
         if kind == "hull":
             if problem.segments is None:
-                raise InputError("the start 'hull' was asked for without segments; give the bone on the slices and in the volume, or start from 'header'")
+                raise InputError("the start 'hull' was asked for without label maps; give segments of the bone on the slices and in the volume, or start from 'header'")
             return [hull_start(problem, monitor)[0], first], "hull"
         if kind == "stack":
             found = search_stack(stack_of(problem), problem.volume, SearchSettings(overlap=0.3), runtime, monitor, first)
