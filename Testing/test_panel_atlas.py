@@ -285,11 +285,12 @@ def test_volumes_of_the_scene_stopped_and_gone_on_with(slicer, page, tmp_path):
     from DeepRegistrationUI.pages.atlas_build import cohort_volumes
 
     page.logic._runner = InProcessRunner()
-    for k in range(3):
+    for k in range(4):
         made = volume(slicer, f"head {k}", shift=k)
         segmentation(slicer, made, f"organs {k}", shift=k % 2)
     choose(page.ui.atlasSourceBox, "scene")
     node = page.node
+    node.atlasLeftOut = json.dumps(["head 3"])
     node.atlasFolder, node.atlasTransforms = str(tmp_path / "heads"), True
     node.atlasValues = json.dumps({"linear": "none", "factors": [4.0, 2.0]})
     settle(slicer)
@@ -298,16 +299,21 @@ def test_volumes_of_the_scene_stopped_and_gone_on_with(slicer, page, tmp_path):
     wait_until(slicer, lambda: not page.running, 120)
     assert page.work.state == "cancelled", page.work.message
     assert is_begun(node.atlasFolder) and page.ui.atlasButton.text == "Go on"
-    assert [row[1] for row in rows(page)] == ["waiting"] * 3
+    assert [row[1] for row in rows(page)] == ["waiting", "waiting", "waiting", "left out"]
     page.ui.atlasButton.click()
     wait_until(slicer, lambda: not page.running, 120)
     assert page.work.state == "done", page.work.message
     assert [row["iteration"] for row in page.work.record["history"]] == [1, 2]
     assert page.work.curves["similarity"].points[0][0] == 1 and len(page.work.curves["similarity"].points) == 2
-    assert [row[0] for row in rows(page)] == ["head 0", "head 1", "head 2"] and "Dice" in rows(page)[0][3]
+    assert [row[0] for row in rows(page)] == ["head 0", "head 1", "head 2", "head 3"] and "Dice" in rows(page)[0][3]
     names = {each.GetName() for each in slicer.util.getNodesByClass("vtkMRMLTransformNode")}
     assert {name for name in names if "head" in name} == {"heads to head 0", "heads to head 1", "heads to head 2"}
-    assert [volume.GetName() for volume in cohort_volumes()] == ["head 0", "head 1", "head 2"], "outputs are no subjects"
+    page.ui.atlasTable.selectRow(3)
+    settle(slicer)
+    page.ui.atlasRetryButton.click()
+    wait_until(slicer, lambda: page.job is None, 60)
+    assert rows(page)[3][1] == "brought" and slicer.util.getNode("head 3 on heads") is not None
+    assert [each.GetName() for each in cohort_volumes()] == [f"head {k}" for k in range(4)], "outputs are no subjects"
 
 
 def test_quality_and_templates_as_the_panel_shows_them(tmp_path):

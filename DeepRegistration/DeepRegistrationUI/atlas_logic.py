@@ -1,9 +1,20 @@
-"""AtlasBuilderLogic: what DeepRegistrationLogic does for a worker and for what runs in it, with the choices of the module AtlasBuilder."""
+"""AtlasBuilderLogic: build an atlas and look at the structure of a cohort, from the panel, the Python console and scripts.
+
+    logic = AtlasBuilderLogic()
+    nodes = logic.build(volumeNodes, "/data/atlas")              # or the path of a folder or a list instead of nodes
+    record = logic.structure("labels", "/data/labels", covariates="/data/people.csv")
+
+The work is done in a worker of its own, so that an atlas is built while pairs are registered.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from DeepRegistrationLib.errors import InputError
+
 from . import torchgate
-from .atlas_state import AtlasBuilderParameterNode
+from .atlas_state import METHOD, AtlasBuilderParameterNode
 from .logic import DeepRegistrationLogic
 from .methods import Methods
 
@@ -11,7 +22,7 @@ SCIKIT_LEARN = "scikit-learn>=1.5"
 
 
 class AtlasBuilderLogic(DeepRegistrationLogic):
-    """One worker of its own, so that an atlas is built while pairs are registered."""
+    """See the file's docstring; worker, ``tick`` and ``shutdown`` are those of DeepRegistrationLogic."""
 
     def __init__(self, parent=None, runner=None):
         super().__init__(parent, runner)
@@ -26,3 +37,86 @@ class AtlasBuilderLogic(DeepRegistrationLogic):
         self.ensure_torch()
         if self.needs_torch:
             torchgate.ensure_package(SCIKIT_LEARN, "AtlasBuilder", "The structure of a cohort")
+
+    def build(
+        self,
+        cohort,
+        folder,
+        preset: str = "default",
+        values: dict | None = None,
+        *,
+        workers: int = 1,
+        seed: int = 0,
+        device: str = "auto",
+        transforms: bool = False,
+        resume: bool = False,
+    ) -> dict:
+        """Build an atlas of ``cohort``, volume nodes (segmentations made for them go with them) or the path of a folder or a list, in ``folder``.
+
+        preset: of the method 'icon-atlas'; values: parameters that differ from it. transforms: also put the map to each subject
+        into the scene. resume: go on with the build that was begun in ``folder``. Returns role -> node. Raises InputError,
+        RegistrationError or Cancelled with one sentence.
+        """
+        from .atlas_run import AtlasRun
+        from .atlas_scene import deliver_atlas
+
+        self.methods.split(f"{METHOD}:{preset}")
+        request = (
+            {"out": str(folder), "device": device, "resume": True}
+            if resume
+            else {
+                "out": str(folder),
+                "device": device,
+                "method": f"{METHOD}:{preset}",
+                "values": dict(values or {}),
+                "workers": workers,
+                "seed": seed,
+                **self._cohort(cohort),
+            }
+        )
+        self.ensure_torch()
+        work = AtlasRun(self.runner, request)
+        work.start()
+        self.work.append(work)
+        self._wait(work)
+        return deliver_atlas(Path(folder), work.record, work.rows, transforms)
+
+    def structure(
+        self, kind: str, data, covariates=None, values: dict | None = None, *, folder: str = "", seed: int = 0
+    ) -> dict:
+        """Is one atlas enough? ``kind``: 'labels', 'maps', 'atlas', 'profiles', 'features' or 'distances', see the command 'atlas structure';
+        ``data``: the path that belongs to it, or for 'labels' segmentation and label map nodes. Returns the record (result.json): 'answer',
+        'types', 'effects', ...; files go to ``folder`` where it is given. Raises as ``build``."""
+        from .atlas_run import StructureRun
+        from .pages.atlas_structure import label_map
+
+        request = {
+            "kind": kind,
+            "covariates": str(covariates or ""),
+            "values": dict(values or {}),
+            "out": str(folder),
+            "seed": seed,
+        }
+        request |= (
+            {"data": str(data)} if isinstance(data, (str, Path)) else {"label_maps": [label_map(node) for node in data]}
+        )
+        self.ensure_for_structure()
+        work = StructureRun(self.runner, request)
+        self.work.append(work)
+        return self._wait(work).record
+
+    @staticmethod
+    def _cohort(cohort) -> dict:
+        """The part of a request that says who takes part. InputError for fewer than two nodes."""
+        import slicer
+
+        from .atlas_scene import named
+        from .training import images_of
+
+        if isinstance(cohort, (str, Path)):
+            return {"data": str(cohort)}
+        nodes = list(cohort)
+        if len(nodes) < 2:
+            raise InputError(f"{len(nodes)} volumes were given; an atlas needs at least two")
+        sent = images_of(nodes, slicer.util.getNodesByClass("vtkMRMLSegmentationNode"))
+        return {**sent, "names": list(named(nodes))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import slicer
@@ -71,3 +72,12 @@ def deliver_carried(folder: Path, names: list[str]) -> dict:
     if nodes:
         gather(slicer.mrmlScene, f"Subjects on {folder.name}", nodes.values())
     return nodes
+
+
+def named(nodes) -> dict:
+    """Name -> node, names that can be those of folders; one that occurs more than once gets the number of its volume."""
+    names = [re.sub(r'[/\\:*?"<>|]', "-", node.GetName()).strip(". ") or "volume" for node in nodes]
+    return {
+        name if names.count(name) == 1 else f"{name} ({k + 1})": node
+        for k, (name, node) in enumerate(zip(names, nodes))
+    }

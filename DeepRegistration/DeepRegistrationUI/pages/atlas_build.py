@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import qt
@@ -14,7 +13,7 @@ from DeepRegistrationLib.errors import InputError
 
 from .. import mrml
 from ..atlas_run import AtlasRun, is_begun, is_done, new_row, quality_text, require_atlas
-from ..atlas_scene import MARK, deliver_atlas, deliver_carried, show_template
+from ..atlas_scene import MARK, deliver_atlas, deliver_carried, named, show_template
 from ..atlas_state import METHOD
 from ..curves import drawn
 from ..sentences import duration
@@ -429,12 +428,3 @@ class AtlasBuildPage(Page):
 def cohort_volumes() -> list:
     """The volumes of the scene that are not made by this module."""
     return [node for node in volumes(slicer.mrmlScene) if not node.GetAttribute(MARK)]
-
-
-def named(nodes) -> dict:
-    """Name -> node, names that can be those of folders; one that occurs more than once gets the number of its volume."""
-    names = [re.sub(r'[/\\:*?"<>|]', "-", node.GetName()).strip(". ") or "volume" for node in nodes]
-    return {
-        name if names.count(name) == 1 else f"{name} ({k + 1})": node
-        for k, (name, node) in enumerate(zip(names, nodes))
-    }
