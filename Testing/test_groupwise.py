@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import time
 
@@ -15,7 +16,7 @@ from cohorts import blob
 from DeepRegistrationLib.engines import groupwise
 from DeepRegistrationLib.engines.channels import normalised
 from DeepRegistrationLib.engines.cohort_store import Store, SubjectMap
-from DeepRegistrationLib.engines.cohort_work import gradient_square
+from DeepRegistrationLib.engines.cohort_work import Registration, gradient_square
 from DeepRegistrationLib.engines.consensus import majority, shares, staple
 from DeepRegistrationLib.engines.crew import Crew, Lost
 from DeepRegistrationLib.errors import Cancelled, InputError
@@ -230,6 +231,21 @@ def test_the_state_of_another_atlas_is_not_gone_on_with(tmp_path):
         built(shifted(), StopsAt("subject 2/5"), tmp_path)
     with pytest.raises(InputError, match="another atlas \\(parameters differ\\)"):
         built(shifted(), work=tmp_path, centering=0.5)
+
+
+def test_what_a_process_is_told_about_a_subject_holds_no_image(tmp_path, monkeypatch):
+    """In the second iteration too, where there are maps to start from: otherwise memory would grow with the cohort."""
+    asked, run = [], Crew.run
+
+    def noted(self, function, items, monitor, text):
+        asked.extend(item for item in items if isinstance(item, Registration))
+        return run(self, function, items, monitor, text)
+
+    monkeypatch.setattr(Crew, "run", noted)
+    for k, subject in enumerate(shifted().subjects):
+        write_image(subject.image, tmp_path / f"s{k}.nii.gz")
+    built(Group(tuple(Subject(f"s{k}", tmp_path / f"s{k}.nii.gz") for k in range(5))))
+    assert len(asked) == 10 and max(len(pickle.dumps(order)) for order in asked) < 24 * 24 * 4
 
 
 def test_several_processes_give_the_same_numbers():

@@ -49,6 +49,7 @@ def main(argv=None) -> int:
     parser.add_argument("--subjects", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--spacing", type=float, default=0.0, metavar="MM", help="of the cohort for both tools (default: its own)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="more parameters of ours")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--out", type=Path, help="keep all files there")
@@ -90,7 +91,7 @@ def scale(a, out: Path) -> list[dict]:
 def peer(a, out: Path) -> list[dict]:
     """ANTs' template and ours, judged alike."""
     pattern, (method, *values) = CASES[a.case]
-    paths = sorted((a.data / a.case).glob(pattern))
+    paths = cohort_at(a.spacing, sorted((a.data / a.case).glob(pattern)), out / "cohort")
     command = [str(python_of("itk", ENVIRONMENTS)), str(HERE / "adapters" / "build_ants_template.py"), "--out", str(out / "ants"),
                "--threads", str(a.threads), *map(str, paths)]
     if not (out / "ants" / "record.json").exists():
@@ -98,13 +99,26 @@ def peer(a, out: Path) -> list[dict]:
         if status:
             raise SystemExit((out / "ants.log").read_text("utf-8"))
     record = json.loads((out / "ants" / "record.json").read_text("utf-8"))
-    cost = ours(a.data / a.case, out / "ours", method, [*values, *a.set], 1, a.threads)
+    cost = ours(paths[0].parent, out / "ours", method, [*values, *a.set], 1, a.threads)
     theirs = {name: read_all([out / "ants" / file for file in files]) for name, files in record["transforms"].items()}
     mine = {name: read_transform(out / "ours" / "subjects" / name / "transform.h5") for name in theirs}
     subjects = {path.name.split(".")[0]: path for path in paths}
     return [{"tool": "ANTs build_template", "wall_seconds": round(record["seconds"], 1), "cpu_seconds": round(record["cpu_seconds"], 1),
              **judged(read_image(out / "ants" / "template.nii.gz"), theirs, subjects)},
             {"tool": "ours", **cost, **judged(read_image(out / "ours" / "atlas.nii.gz"), mine, subjects)}]
+
+
+def cohort_at(spacing: float, paths: list[Path], folder: Path) -> list[Path]:
+    """The images, and label maps beside them, at about ``spacing`` mm as files of ``folder``; the files themselves for 0."""
+    if not spacing:
+        return paths
+    folder.mkdir(exist_ok=True)
+    for path in paths:
+        write_image(read_image(path, channels="grey").smoothed_to(spacing), folder / path.name)
+        segmentation = path.with_name(path.name.replace(".nii.gz", "_seg.nii.gz"))
+        if segmentation != path and segmentation.is_file():
+            write_image(read_labels(segmentation).smoothed_to(spacing), folder / segmentation.name)
+    return [folder / path.name for path in paths]
 
 
 def read_all(files):

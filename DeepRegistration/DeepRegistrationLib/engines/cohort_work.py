@@ -65,14 +65,19 @@ class Place:
 @dataclass(frozen=True, eq=False)
 class Registration:
     """One subject, one iteration. pairwise(fixed, moving, start, runtime) -> Transform (fixed mm -> moving mm); ``factor`` is the spacing in
-    units of that of the lattice; ``begin`` is the map to start from."""
+    units of that of the lattice."""
 
     member: Member
     iteration: int
     pairwise: Callable
     factor: float
-    begin: SubjectMap
     place: Place
+
+    def begin(self, grid: Grid) -> SubjectMap:
+        """The map to start from, read where it is needed: the one of the iteration before, or that of the header."""
+        if self.iteration == 0:
+            return SubjectMap(self.member.start, None, grid)
+        return self.place.store.corrected(self.iteration - 1, self.member.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +175,8 @@ def registered(order: Registration, monitor: Monitor) -> dict | Lost:
         with runtime.active():
             template, image = store.template(order.iteration), read(order.member)
             with fewer_threads(max(template.grid.voxels, image.grid.voxels)):
-                made, figures = _better(template, image, order.begin, _mapped(order, template, image, runtime))
+                begin = order.begin(template.grid)
+                made, figures = _better(template, image, begin, _mapped(order, template, image, begin, runtime))
         store.keep(order.iteration, name, made, figures)
         return figures
     except Cancelled:
@@ -179,10 +185,10 @@ def registered(order: Registration, monitor: Monitor) -> dict | Lost:
         return Lost(" ".join(str(error).split()) or type(error).__name__)
 
 
-def _mapped(order, template, image, runtime) -> SubjectMap:
+def _mapped(order, template, image, begin, runtime) -> SubjectMap:
     spacing = template.grid.spacing * order.factor
     fixed, moving = template.smoothed_to(spacing), image.smoothed_to(spacing)
-    transform = order.pairwise(fixed, moving, order.begin.transform, runtime)
+    transform = order.pairwise(fixed, moving, begin.transform, runtime)
     return SubjectMap.of(transform, template.grid)
 
 

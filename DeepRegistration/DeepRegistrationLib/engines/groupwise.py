@@ -183,7 +183,7 @@ class _Flow:
 
     def _register(self, k: int, stage: Stage, monitor: Monitor) -> dict[str, dict]:
         factor = stage.factor if stage.smoothed else 1.0
-        orders = [Registration(member, k, stage.pairwise, factor, self._begin(k, member), self.place) for member in self.built.members]
+        orders = [Registration(member, k, stage.pairwise, factor, self.place) for member in self.built.members]
         found, lost = {}, {}
         for number, outcome in self.crew.run(work.registered, orders, monitor, "subject"):
             name = orders[number].member.name
@@ -193,9 +193,6 @@ class _Flow:
                 found[name] = outcome
         self._drop(lost)
         return found
-
-    def _begin(self, k: int, member: Member) -> SubjectMap:
-        return SubjectMap(member.start, None, self.grid) if k == 0 else self.store.corrected(k - 1, member.name)
 
     def _centre(self, k: int, stage: Stage, monitor: Monitor) -> tuple[float, float]:
         """Write the correction of an iteration; (root mean square of the mean displacement in mm, the share of it that is taken out)."""
