@@ -102,6 +102,26 @@ def rigid(shift, turn, centre) -> np.ndarray:
     return matrix
 
 
+def placed_about(image, axis, degrees: float, thickness: float = 0.0):
+    """``image`` (2D, or a one-slice volume whose place is not believed) centered on ``axis`` (point, direction), its rows of pixels across the axis and
+    its columns along it, turned by ``degrees`` about it; ``thickness`` mm, 0 for that of the header (of a 2D image: the pixel size)."""
+    if image.dim == 3 and image.grid.size.count(1) != 1:
+        raise InputError(f"{image.name} has {' x '.join(map(str, image.grid.size))} voxels; a slice with one axis of one voxel is needed")
+    wide = [n for n in range(image.dim) if image.dim == 2 or image.grid.size[n] != 1]
+    point, along = (np.array(v, float) for v in axis)
+    if not np.linalg.norm(along) > 0:
+        raise InputError("the axis has a direction without length; give a point and a direction in mm")
+    along = along / np.linalg.norm(along)
+    first = np.cross(along, np.eye(3)[np.argmin(np.abs(along))])
+    across = about_axis((point, along), degrees)[:3, :3] @ (first / np.linalg.norm(first))
+    direction = np.stack([across, along, np.cross(across, along)], 1)
+    spacing = np.r_[image.grid.spacing[wide], thickness or (thickness_of(image.grid) if image.dim == 3 else image.grid.spacing[0])]
+    size = [image.grid.size[n] for n in wide]
+    grid = Grid.from_parts((1, *size[::-1]), spacing, point - direction @ np.r_[(np.array(size) - 1) / 2 * spacing[:2], 0], direction)
+    mask = None if image.mask is None else image.mask.reshape(1, 1, *grid.shape)
+    return replace(image, data=image.data.reshape(*image.data.shape[:2], *grid.shape), grid=grid, mask=mask)
+
+
 def emulate(volume: Image, grid: Grid, matrix, thickness: float, profile: str = "box", fill: float = 0.0) -> Image:
     """The slice that the volume shows on the one-slice ``grid`` (slice mm) under ``matrix`` (4, 4) slice mm -> volume mm; ``fill`` outside."""
     offsets, weights = profile_nodes(thickness, float(volume.grid.spacing.min()), profile)

@@ -1,0 +1,235 @@
+"""qmri register: find where a set of 2D slices lies in a volume, in which order and direction, and carry its maps into the volume.
+
+DIR gets set.tfm and set.h5 (slice mm -> volume mm, the whole set), slice01.tfm, ... (each slice, from where its own header has it), slices.png
+(measured and emulated slices), similarity.csv and similarity.png (over the turn about the common axis), map_NAME.nii.gz (the maps on the
+volume's voxels, NaN where there is none), regions.csv (values per label, with --labels) and result.json (status, reasons, standard
+deviations, order and directions found, evidence). Where the evidence is too weak the status is 'not registered', the exit status is 1,
+and DIR gets rejected.tfm in place of the transforms and no maps.
+
+Slices whose headers say where they are need nothing more. With --radial DEGREES the headers are not used: slice k is placed k * DEGREES about
+--axis X,Y,Z,DX,DY,DZ (the center and the normal of the localizer, LPS mm), its columns of pixels along the axis.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+from ..errors import InputError
+from ..runtime import Console, JsonLines, Runtime, Silent
+from . import options
+from .batch import Failed
+from .output import RECORD, note, say, staged
+
+
+def add(actions) -> None:
+    parser = actions.add_parser("register", help="find where slices lie in a volume", description=__doc__)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--slices", type=Path, nargs="+", metavar="FILE", help="one file a slice; NaN marks pixels without a value")
+    source.add_argument("--dicom", type=Path, metavar="DIR", help="a folder of DICOM files, one a slice")
+    parser.add_argument("--volume", type=Path, required=True, metavar="FILE", help="the 3D image")
+    parser.add_argument("--volume-mask", type=Path, metavar="FILE", help="only voxels above 0 of this image count in the volume")
+    parser.add_argument("--masks", type=Path, nargs="+", metavar="FILE", help="one a slice: only pixels above 0 are compared")
+    parser.add_argument("--segments", type=Path, nargs="+", metavar="FILE", help="a bone on every slice (> 0): the search starts from its visual hull")
+    parser.add_argument("--volume-segment", type=Path, metavar="FILE", help="the same bone in the volume")
+    parser.add_argument("--maps", nargs="+", action="append", default=[], metavar="NAME[:UNIT] FILE",
+                        help="a name and one map a slice, carried into the volume as they are; may be repeated (default: the slices themselves)")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="label map of the volume: values per region")
+    parser.add_argument("--axis", type=_six, metavar="X,Y,Z,DX,DY,DZ", help="a point and the direction of the common axis (default: from the planes)")
+    parser.add_argument("--radial", type=float, metavar="DEGREES", help="place the slices this far apart about --axis, whatever their headers say")
+    parser.add_argument("--thickness", type=float, default=0.0, metavar="MM", help="of the slices (default: that of their headers)")
+    parser.add_argument("--method", default="qmri", metavar="ID[:PRESET]", help="see 'show qmri' (default: %(default)s)")
+    parser.add_argument("--init", metavar="FILE", help="a linear transform slice -> volume to start from")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method; may be repeated")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; those of an earlier run are replaced")
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
+    parser.add_argument("--threads", type=options.count, default=0, metavar="N", help="CPU threads (default: all)")
+    voice = parser.add_mutually_exclusive_group()
+    voice.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    voice.add_argument("--json-progress", action="store_true", help="progress as one JSON object a line on stdout, no summary")
+    parser.set_defaults(run=run)
+
+
+def _six(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    import argparse
+
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) != 6:
+        raise argparse.ArgumentTypeError(f"'{text}' is no axis; give six numbers X,Y,Z,DX,DY,DZ in LPS mm")
+    return values[:3], values[3:]
+
+
+def run(arguments) -> None:
+    """Read, register, write. Raises InputError, ConvergenceError or Cancelled, and then writes nothing; Failed where the slices are not registered."""
+    from ..method import find
+    from .register import plain
+
+    method = find(arguments.method, options.settings(arguments.set))
+    files = arguments.slices or _dicom_files(arguments.dicom)
+    problem, slices = read_problem(arguments, files)
+    maps = read_maps(arguments, slices, problem)
+    with staged(arguments.out, _earlier(arguments.out)) as folder:
+        monitor = JsonLines(sys.stdout) if arguments.json_progress else Silent() if arguments.quiet else Console(sys.stderr)
+        runtime = Runtime(arguments.device, arguments.seed, arguments.threads, monitor=monitor)
+        result = method.run(problem, runtime)
+        write(arguments, result, maps, folder)
+        names = sorted(p.name for p in folder.iterdir())
+        record = {**describe(arguments, files, result), "files": [*names, RECORD]}
+        (folder / RECORD).write_text(json.dumps(plain(record), indent=1, allow_nan=False), "utf-8")
+    if not (arguments.quiet or arguments.json_progress):
+        tell(result, arguments.out, record)
+    if not result.registered:
+        raise Failed(f"the slices are not registered: {'; '.join(result.reasons)} ({arguments.out / RECORD} has the figures)")
+
+
+def _earlier(folder: Path) -> tuple[str, ...]:
+    """Names of the files of an earlier run, however many slices and maps it had."""
+    patterns = ("set.*", "slice[0-9][0-9].tfm", "rejected.tfm", "slices.png", "similarity.*", "map_*.nii.gz", "regions.csv")
+    return tuple(sorted({p.name for pattern in patterns for p in folder.glob(pattern)})) if folder.is_dir() else ()
+
+
+def _dicom_files(folder: Path) -> list[Path]:
+    from ..io.slices import slice_files
+
+    return slice_files(folder)
+
+
+def read_problem(arguments, files):
+    """(the request, the slices as read). InputError for files that cannot be used."""
+    from ..io import read_image, read_labels
+    from ..io.slices import compared, read_slice
+    from ..problem import Slices
+    from .register import start_from_file
+
+    count = len(files)
+    for name, given in (("masks", arguments.masks), ("segments", arguments.segments)):
+        if given is not None and len(given) != count:
+            raise InputError(f"{len(given)} --{name} were given for {count} slices; give one a slice, in the same order")
+    placing = _radial(arguments, count)
+    slices = [placing(read_slice(path), k) for k, path in enumerate(files)]
+    images = slices
+    if arguments.masks is not None:
+        images = [image.with_mask(placing(read_labels(path), k)) for k, (image, path) in enumerate(zip(slices, arguments.masks))]
+    volume = read_image(arguments.volume)
+    if arguments.volume_mask is not None:
+        volume = volume.with_mask(read_labels(arguments.volume_mask))
+    segments = arguments.segments and tuple(placing(read_labels(path), k) for k, path in enumerate(arguments.segments))
+    bone = None if arguments.volume_segment is None else read_labels(arguments.volume_segment)
+    initial = None if arguments.init is None else start_from_file(arguments.init, 3)
+    return Slices(tuple(compared(i) for i in images), volume, arguments.thickness, segments, bone, arguments.axis, initial), slices
+
+
+def _radial(arguments, count):
+    """(image, k) -> the image at its place: as its header says, or k * DEGREES about the axis."""
+    if arguments.radial is None:
+        return lambda image, k: image
+    if arguments.axis is None:
+        raise InputError("--radial was given without --axis; give the point and the direction that the slices share")
+    if not 0 < abs(arguments.radial) * count <= 360:
+        raise InputError(f"--radial {arguments.radial} was given for {count} slices; give the angle between neighbors, for six slices 30")
+    from ..engines.slices import placed_about
+
+    return lambda image, k: placed_about(image, arguments.axis, k * arguments.radial, arguments.thickness)
+
+
+def read_maps(arguments, slices, problem) -> list[tuple[str, str, list]]:
+    """[(name, unit, one image a slice)] of --maps, or the slices themselves. InputError where they do not lie on the slices' pixels."""
+    from dataclasses import replace
+
+    from ..io.slices import read_slice
+
+    if not arguments.maps:
+        return [("slices", "", slices)]
+    found = []
+    for title, *paths in arguments.maps:
+        name, _, unit = title.partition(":")
+        if not name or any(c in name for c in '/\\*?"<>|'):
+            raise InputError(f"--maps begins with the name '{title}'; begin with NAME:UNIT, for example T1:ms, then one file a slice")
+        if len(paths) != len(slices):
+            raise InputError(f"--maps {name} has {len(paths)} files for {len(slices)} slices; give one a slice, in the same order")
+        images = [read_slice(Path(path)) for path in paths]
+        for image, path, like in zip(images, paths, slices):
+            if image.data.numel() != like.data.numel() or arguments.radial is None and image.grid != like.grid:
+                raise InputError(f"{path} does not lie on the pixels of {like.name}; resample it, or give the maps in the order of the slices")
+        found.append((name, unit, [replace(i, data=i.data.reshape(s.data.shape), grid=s.grid) for i, s in zip(images, slices)]))
+    if len({name for name, _, _ in found}) < len(found):
+        raise InputError("two --maps have the same name; give each a name of its own")
+    return found
+
+
+def write(arguments, result, maps, folder: Path) -> None:
+    """All files but the record."""
+    from ..evaluate.slice_pictures import curves, side_by_side
+    from ..io import write_transform
+
+    (folder / "slices.png").write_bytes(side_by_side(result))
+    (folder / "similarity.png").write_bytes(curves(result))
+    write_curve(result.curve, folder / "similarity.csv")
+    if not result.registered:
+        write_transform(result.transform, folder / "rejected.tfm")
+        return
+    write_transform(result.transform, folder / "set.tfm")
+    write_transform(result.transform, folder / "set.h5")
+    for k, transform in enumerate(result.transforms):
+        write_transform(transform, folder / f"slice{k + 1:02d}.tfm")
+    write_maps(arguments, result, maps, folder)
+
+
+def write_curve(curve: dict, path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        count = curve["slices"].shape[1] if curve else 0
+        table.writerow(["degrees", "set", *(f"slice{k + 1:02d}" for k in range(count))])
+        for row in range(len(curve["degrees"]) if curve else 0):
+            table.writerow([f"{v:.6g}" for v in (curve["degrees"][row], curve["set"][row], *curve["slices"][row])])
+
+
+def write_maps(arguments, result, maps, folder: Path) -> None:
+    """Maps on the voxels of the volume, and the table of regions."""
+    from ..engines.slice_maps import into_volume, region_rows
+    from ..io import read_labels, write_image
+
+    matrices, thickness, rows = [t.numpy() for t in result.transforms], result.problem.thickness, []
+    labels = None if arguments.labels is None else read_labels(arguments.labels)
+    if labels is not None and labels.dim != 3:
+        raise InputError(f"{arguments.labels} is {labels.dim}D; give a label map of the volume")
+    for name, unit, images in maps:
+        write_image(into_volume(images, matrices, result.problem.volume.grid, thickness, Silent(), name), folder / f"map_{name}.nii.gz")
+        rows += region_rows(images, matrices, labels, name, unit) if labels is not None else []
+    if labels is not None:
+        with (folder / "regions.csv").open("w", newline="", encoding="utf-8") as stream:
+            heads = ("map", "unit", "label", "region", "pixels", "mean", "sd", "median", "p05", "p95", "area_mm2")
+            table = csv.DictWriter(stream, heads)
+            table.writeheader()
+            table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def describe(arguments, files, result) -> dict:
+    """What result.json says."""
+    given = {name: str(value.resolve()) for name in ("volume", "volume_mask", "volume_segment", "labels", "dicom")
+             if (value := getattr(arguments, name)) is not None}
+    stated = {k: v for k, v in result.provenance.items() if k != "wall_seconds"}
+    return {"status": "registered" if result.registered else "not registered", "reasons": result.reasons, **given,
+            "slices": [{"file": str(Path(path).resolve()), "plane": plane + 1, "mirrored": dict(zip("uv", flip)), "matrix": t.numpy()}
+                       for path, plane, flip, t in zip(files, result.plane, result.flips, result.transforms)],
+            "matrix": result.transform.numpy(), "std": {"shift_mm": result.shift_std, "turn_degrees": result.turn_std, "distance_mm": result.distance_std},
+            "evidence": result.evidence, "start": result.start, "votes": result.votes, "scalars": result.scalars, **stated,
+            "wall_seconds": result.provenance.get("wall_seconds"), "history": result.history}
+
+
+def tell(result, out: Path, record: dict) -> None:
+    """A few lines on stdout for the reader of a terminal."""
+    turned = [k + 1 for k, flip in enumerate(result.flips) if any(flip)]
+    order = [p + 1 for p in result.plane]
+    if order != sorted(order) or turned:
+        note(f"remark: the slices lie on the planes {order}" + (f", mirrored are {turned}" if turned else "") + "; the headers say otherwise")
+    if result.registered:
+        say(f"registered from the start '{result.start}', position known to {result.distance_std:.2g} mm (one standard deviation), "
+            f"{record['wall_seconds']:.1f} s")
+    say(f"{out}: {', '.join(record['files'])}")
