@@ -16,7 +16,7 @@ from cohorts import blob
 from DeepRegistrationLib.engines import groupwise
 from DeepRegistrationLib.engines.channels import normalised
 from DeepRegistrationLib.engines.cohort_store import Store, SubjectMap
-from DeepRegistrationLib.engines.cohort_work import Registration, gradient_square
+from DeepRegistrationLib.engines.cohort_work import Registration, gradient_energy, gradient_square
 from DeepRegistrationLib.engines.consensus import majority, shares, staple
 from DeepRegistrationLib.engines.crew import Crew, Lost
 from DeepRegistrationLib.errors import Cancelled, InputError
@@ -161,6 +161,16 @@ def test_an_image_of_something_else_is_set_aside_as_an_outlier():
     result = built(Group((*group.subjects, Subject("noise", noise))))
     assert list(result.set_aside) == ["noise"] and "outlier" in result.set_aside["noise"] and len(result.names) == 5
     assert built(Group((*group.subjects, Subject("noise", noise))), outliers=0.0).set_aside == {}
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_sharpening_gives_back_the_share_of_energy_that_was_asked_for(dim):
+    grid = Grid.from_parts((24, 28, 20)[:dim], [1.0, 1.5, 2.0][:dim])
+    image = Image(torch.rand(1, 1, *grid.shape, generator=torch.Generator().manual_seed(0)), grid)
+    before = gradient_energy(image.data, grid)
+    for share in (0.0, 0.5, 1.0):
+        assert gradient_energy(groupwise.sharpened(image, 2 * before, share).data, grid) == pytest.approx((1 + share) * before, rel=1e-3)
+    assert torch.equal(groupwise.sharpened(image, before / 2, 1.0).data, image.data)
 
 
 def test_few_or_equal_subjects_have_no_outliers():
