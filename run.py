@@ -41,6 +41,8 @@ USAGE = """usage: python run.py COMMAND [arguments]
   batch MANIFEST --out DIR   many pairs, resumable
   train RECIPE --out DIR     make a network from synthetic pairs or from your images
   atlas ACTION ...           build an atlas of a cohort and use it; is one atlas enough?
+  motion --scans FILE ...    motion between repeated scans, their average and noise
+  qmri ACTION ...            quantitative 2D slices into a 3D volume
 Each command explains itself with --help. The first use installs the environment into .venv.
 """
 
@@ -87,7 +89,7 @@ def experiments() -> list[str]:
 
 def command_line(command: str, rest: list[str]) -> list[str]:
     """What the environment's Python is called with."""
-    library = ("list", "show", "cite", "register", "warp", "evaluate", "batch", "train", "atlas")
+    library = ("list", "show", "cite", "register", "warp", "evaluate", "batch", "train", "atlas", "motion", "qmri")
     if command in library:
         return ["-m", "DeepRegistrationLib", command, *rest]
     if command == "demo":

@@ -14,12 +14,15 @@ from dataclasses import dataclass, replace
 import torch
 import trained
 import truths
+import truths_hip
+from truths_linear import known_map
 
 from DeepRegistrationLib.errors import Cancelled, InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.method import find
 from DeepRegistrationLib.parameters import describe, from_values
-from DeepRegistrationLib.problem import Group, Pair, Subject
+from DeepRegistrationLib.ops.rice import add_rice_noise
+from DeepRegistrationLib.problem import Group, Pair, Series, Slices, Subject
 from DeepRegistrationLib.runtime import Runtime, Silent
 from DeepRegistrationLib.transforms import Affine, Transform
 
@@ -90,7 +93,53 @@ def smallest_cohort(dim: int) -> CohortTruth:
     return CohortTruth(group, maps[1].inverse() @ maps[0], {})
 
 
-SMALLEST = {Pair: smallest_pair, Group: smallest_cohort}
+@dataclass(frozen=True)
+class SeriesTruth(Truth):
+    """Repeated scans; the map is that from the first scan to the second, through the reference."""
+
+    grid = property(lambda self: self.problem.frames[0].grid)
+
+    def inputs(self) -> tuple:
+        return self.problem.frames
+
+    def answer(self, result) -> Transform:
+        return result.transforms[1] @ result.transforms[0].inverse()
+
+
+def smallest_series(dim: int) -> SeriesTruth:
+    """Five noisy magnitude scans of one phantom, each turned and shifted a little."""
+    grid = Grid.from_parts((44, 48) if dim == 2 else (20, 22, 24), 1.0 if dim == 2 else 2.0, [3.0, -5.0, 7.0][:dim])
+    phantom, generator = truths.Phantom(7, grid), torch.Generator().manual_seed(3)
+    maps = [known_map(k, "rigid", grid.centre, shift=2.0, angle=0.05) for k in range(5)]
+    frames = tuple(phantom.image(grid, truth) for truth in maps)
+    noisy = tuple(replace(f, data=add_rice_noise(f.data.clamp_min(0), 0.1, generator), name=f"scan {k}") for k, f in enumerate(frames))
+    return SeriesTruth(Series(noisy), maps[1].inverse() @ maps[0], {})
+
+
+@dataclass(frozen=True)
+class SlicesTruth(Truth):
+    """Six slices of a hip whose headers are turned and shifted; looked at where the slices are."""
+
+    grid = property(lambda self: self.problem.slices[0].grid)
+
+    def inputs(self) -> tuple:
+        return (*self.problem.slices, self.problem.volume)
+
+    def error(self, transform) -> float:
+        points = torch.as_tensor(truths_hip.pixels(self.problem)[None]).float()
+        return float(torch.linalg.vector_norm(transform(points) - self.transform(points), dim=-1).mean())
+
+
+def smallest_slices(dim: int) -> SlicesTruth:
+    """Six slices of 40 x 40 pixels of a hip, 12 degrees and 6 mm away from their headers."""
+    hip = truths_hip.Hip(0)
+    known = truths_hip.known_set(1, 12.0, 6.0, hip=hip, volume=truths_hip.hip_volume(hip, truths_hip.volume_grid(40)), size=40,
+                                 segments=True)
+    bones = {"segments": known.problem.segments, "volume_segment": known.problem.volume_segment}
+    return SlicesTruth(replace(known.problem, segments=None, volume_segment=None), truths_hip.affine(known.truth), bones)
+
+
+SMALLEST = {Pair: smallest_pair, Series: smallest_series, Group: smallest_cohort, Slices: smallest_slices}
 
 
 def smallest(cls, dim: int) -> Truth:

@@ -15,7 +15,7 @@ import traceback
 
 BEGAN = time.perf_counter()
 
-from .commands import atlas, batch, catalogue, evaluate, options, register, serve, train, warp  # noqa: E402
+from .commands import atlas, batch, catalogue, evaluate, motion, options, qmri, register, serve, train, warp  # noqa: E402
 from .commands.output import note  # noqa: E402
 from .errors import Cancelled, RegistrationError  # noqa: E402
 
@@ -51,7 +51,7 @@ def build_parser() -> options.Parser:
     """All commands and their options."""
     parser = options.Parser(prog="DeepRegistration", description="Medical image registration.", allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=options.Parser)
-    for module in (catalogue, register, warp, evaluate, batch, train, atlas, serve):
+    for module in (catalogue, register, warp, evaluate, batch, train, atlas, motion, qmri, serve):
         module.add(commands)
     return parser
 

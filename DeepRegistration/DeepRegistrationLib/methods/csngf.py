@@ -99,7 +99,7 @@ class CrossSimilarity(Method):
             linear = LinearSettings(freedom="rigid", similarity=self.refine)
             fine = solve_linear(replace(problem, initial=transform), linear, runtime, runtime.monitor.part(share, 1.0, "refinement"))
             transform, history = fine.transform, history + fine.history
-        return Result(problem, transform, scalars=scalars, history=history, provenance={"hypotheses": len(found.hypotheses)})
+        return Result(problem, transform, scalars=scalars, history=history, provenance={"search": best.matrix.tolist()})
 
 
 def _initial(problem):

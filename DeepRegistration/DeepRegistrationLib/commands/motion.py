@@ -1,0 +1,107 @@
+"""motion: repeated scans of one subject in; how they moved, their average and the noise at every voxel out.
+
+DIR gets average.nii.gz, signal.nii.gz (the average without the floor of the noise), sigma.nii.gz, scan_NNN.tfm for every scan (points of
+the average -> points of the scan, mm, LPS), motion.csv (mm and degrees), motion.png and, last, result.json.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+from ..errors import InputError
+from ..runtime import Console, JsonLines, Runtime, Silent, peak_memory_mib
+from . import options
+from .output import RECORD, say, staged
+
+IMAGES = ("average", "signal", "sigma")
+
+
+def add(commands) -> None:
+    parser = commands.add_parser("motion", help="motion between repeated scans, their average and noise", description=__doc__)
+    parser.add_argument("--scans", type=Path, required=True, nargs="+", metavar="FILE", help="one 4D file, or two or more files, in their order")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; those of an earlier run are replaced")
+    parser.add_argument("--tissues", type=Path, nargs="+", default=[], metavar="FILE",
+                        help="probability maps of tissues in the space of the scans: one 4D file, or one file a tissue")
+    parser.add_argument("--method", default="rician-motion", metavar="ID[:PRESET]", help="see 'show rician-motion' (default: %(default)s)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method; may be repeated")
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
+    parser.add_argument("--threads", type=options.count, default=0, metavar="N", help="CPU threads (default: all)")
+    voice = parser.add_mutually_exclusive_group()
+    voice.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    voice.add_argument("--json-progress", action="store_true", help="progress as one JSON object a line on stdout, no summary")
+    parser.set_defaults(run=run)
+
+
+def run(arguments) -> None:
+    """Read, solve, write. Raises InputError or Cancelled; then nothing is written."""
+    from ..method import find
+
+    method = find(arguments.method, options.settings(arguments.set))
+    monitor = JsonLines(sys.stdout) if arguments.json_progress else Silent() if arguments.quiet else Console(sys.stderr)
+    runtime = Runtime(arguments.device, arguments.seed, arguments.threads, monitor=monitor)
+    runtime.torch_device()
+    earlier = tuple(path.name for path in arguments.out.glob("scan_*.tfm")) if arguments.out.is_dir() else ()
+    with staged(arguments.out, earlier) as folder:
+        result = method.run(read_series(arguments.scans, arguments.tissues), runtime)
+        record = write(result, folder)
+        record = {"request": {key: [str(p.resolve()) for p in getattr(arguments, key)] for key in ("scans", "tissues")}, **record}
+        (folder / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False), "utf-8")
+    if not (arguments.quiet or arguments.json_progress):
+        tell(result, arguments.out)
+
+
+def read_series(scans: list[Path], tissues: list[Path]):
+    """The Series of files, each with one scan (map) or many. InputError for a file that cannot be used."""
+    import torch
+
+    from ..image import Image
+    from ..problem import Series
+
+    frames = [frame for path in scans for frame in read_each(path)]
+    maps = [frame for path in tissues for frame in read_each(path)]
+    for one in maps:
+        if not one.grid.same_as(maps[0].grid):
+            raise InputError(f"the tissue maps {maps[0].name} and {one.name} lie on different lattices; resample them onto one")
+    return Series(tuple(frames), Image(torch.cat([m.data for m in maps], 1), maps[0].grid, name="tissue maps") if maps else None)
+
+
+def read_each(path: Path) -> list:
+    """The scans of one file, named by their number where there are several."""
+    from ..image import Image
+    from ..io import read_image
+
+    whole = read_image(path, channels="vector")
+    count = whole.data.shape[1]
+    return [Image(whole.data[:, k:k + 1], whole.grid, name=whole.name if count == 1 else f"{whole.name} {k}") for k in range(count)]
+
+
+def write(result, folder: Path) -> dict:
+    """All files but the record, which is returned."""
+    from ..evaluate.motion_pictures import sheet
+    from ..io import write_image, write_transform
+    from .register import plain
+
+    for name in IMAGES:
+        write_image(getattr(result, name), folder / f"{name}.nii.gz")
+    for k, transform in enumerate(result.transforms):
+        write_transform(transform, folder / f"scan_{k:03d}.tfm")
+    with open(folder / "motion.csv", "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(result.motion[0]))
+        writer.writeheader()
+        writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in result.motion)
+    (folder / "motion.png").write_bytes(sheet(result))
+    files = sorted(path.name for path in folder.iterdir())
+    return plain({**result.provenance, "scalars": result.scalars, "motion": result.motion, "history": result.history,
+                  "peak_memory_mib": peak_memory_mib(), "files": [*files, RECORD]})
+
+
+def tell(result, out: Path) -> None:
+    """A few lines on stdout for the reader of a terminal."""
+    moved = [row["displacement_mm"] for row in result.motion]
+    say(f"{len(moved)} scans: they moved by {sum(moved) / len(moved):.2f} mm on average, at most {max(moved):.2f} mm (scan {moved.index(max(moved))}); "
+        f"sigma of the noise {result.scalars['sigma']:.4g}, {result.provenance['wall_seconds']:.1f} s")
+    say(f"{out}: average, signal and sigma (.nii.gz), motion.csv, motion.png, {len(moved)} transforms, {RECORD}")
