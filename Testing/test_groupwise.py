@@ -24,6 +24,8 @@ from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image, Labels
 from DeepRegistrationLib.io import write_image
 from DeepRegistrationLib.method import find
+from DeepRegistrationLib.ops import fields
+from DeepRegistrationLib.ops.poisson import with_divergence
 from DeepRegistrationLib.problem import Group, Subject
 from DeepRegistrationLib.runtime import Monitor, Runtime, Silent
 from DeepRegistrationLib.transforms import Affine
@@ -82,6 +84,27 @@ def test_the_correction_makes_the_mean_of_maps_the_identity(dim):
     correction, share = groupwise.inverted(mean, grid, 1.0)
     left = sum(made.after(correction).field()[None] for made in maps) / 4
     assert share == 1.0 and groupwise.length(left) < 0.06 * groupwise.length(mean)
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_displacement_has_the_divergence_that_was_asked_for(dim):
+    """On a turned and flipped lattice, away from its border, where differences are central."""
+    direction = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])[:dim, :dim]
+    grid = Grid.from_parts((24, 28, 20)[:dim], [1.0, 2.0, 1.5][:dim], [3.0, -5.0, 7.0][:dim], direction)
+    wanted = torch.as_tensor(np.exp(-((grid.points() - grid.centre) ** 2).sum(-1) / 50))[None, None]
+    wanted = wanted - wanted.mean()
+    found = fields.divergence(with_divergence(wanted, grid), grid)
+    inner = (slice(None), slice(None), *[slice(3, -3)] * dim)
+    assert float((found - wanted)[inner].abs().max()) < 0.08 * float(wanted.abs().max())
+
+
+def test_the_mean_volume_is_kept_instead_of_the_mean_place():
+    group = shifted()
+    grid = group.subjects[0].image.grid
+    sizes = [Subject(f"r{k}", Image(blob(grid, grid.centre, radius), grid)) for k, radius in enumerate((3.5, 4.0, 5.0, 7.0))]
+    rows = {share: built(Group(tuple(sizes)), volume=share).history[-1] for share in (0.0, 1.0)}
+    assert rows[1.0]["mean_log_jacobian"] < 0.6 * rows[0.0]["mean_log_jacobian"], rows
+    assert rows[1.0]["mean_displacement_left"] > 2 * rows[0.0]["mean_displacement_left"]
 
 
 def test_headers_that_lie_beside_each_other_are_brought_together():

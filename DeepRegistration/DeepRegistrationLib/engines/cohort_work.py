@@ -251,6 +251,14 @@ def displaced(order: Several, monitor: Monitor) -> torch.Tensor:
     return total
 
 
+def grown(order: Several, monitor: Monitor) -> torch.Tensor:
+    """(1, 1, *S) float64: the sum of the log-Jacobians of a few subjects' corrected maps."""
+    total = torch.zeros(1, 1, *order.grid.shape, dtype=torch.float64)
+    for _, made in order.maps(monitor):
+        total += _determinant(made).clamp_min(FLOOR).log().double()
+    return total
+
+
 def moved(member: Member, made: SubjectMap) -> torch.Tensor:
     """(1, dim, *S) float64, mm: where the map leads, seen from where the header puts the subject."""
     back = Affine(torch.as_tensor(np.linalg.inv(member.start)))

@@ -6,6 +6,7 @@ With I_i the subjects (robust range scaled to [0, 1]) and s_i the maps of their 
     m(x)     = mean_i s_i^-1 T_i(x) - x                                   where the cohort pulls the template to
     T_i     <- T_i o (id + share m)^-1                                    so that the mean of all maps is the identity again
     template = mean_i I_i o T_i                                           one interpolation, never of an earlier template
+    T_i     <- T_i o (id + v),  div v = - share mean_i log det dT_i       if asked for: the mean volume instead of the mean place
     template = template + a (template - G template)                       if asked for: a restores a share of the gradient energy that a mean loses
 
 Joshi et al., NeuroImage 2004 (unbiased atlas); Guimond et al., CVIU 2000 and Avants et al., NeuroImage 2010 (the inverse mean map). Subjects
@@ -28,6 +29,7 @@ from ..geometry import Grid
 from ..image import Image
 from ..ops import fields, nd
 from ..ops.filters import gaussian
+from ..ops.poisson import with_divergence
 from ..runtime import Monitor
 from . import cohort_work as work
 from .cohort_store import Store, SubjectMap
@@ -67,6 +69,7 @@ class GroupwiseSettings:
     centering: float = 1.0
     outliers: float = 6.0
     sharpening: float = 0.0
+    volume: float = 0.0
 
 
 @dataclass(eq=False)
@@ -210,7 +213,17 @@ class _Flow:
         else:
             correction, share = inverted(mean, self.grid, self.settings.centering)
         self.store.write_correction(k, correction)
+        if self.settings.volume > 0 and not stage.linear:
+            self.store.write_correction(k, correction.after(self._level(k, monitor)))
         return size, share
+
+    def _level(self, k: int, monitor: Monitor) -> SubjectMap:
+        """id + v with div v = - share times the mean log-Jacobian of the centred maps: to first order log det d(id + v) takes that out."""
+        total = torch.zeros(1, 1, *self.grid.shape, dtype=torch.float64)
+        for _, part in self._map(work.grown, self._several(self.built.members, k), monitor, "volumes"):
+            total += part
+        mean = total / len(self.built.members)
+        return SubjectMap(np.eye(self.grid.dim + 1), with_divergence(-self.settings.volume * mean, self.grid).float(), self.grid)
 
     def _moved(self, k: int, template: Image) -> Image:
         """A template that goes where the maps of its iteration were centred to."""

@@ -94,6 +94,8 @@ class IconAtlas(Method):
     spacing: float = parameter(0.0, "Spacing", "Of the atlas; 0 takes the median of the cohort.", unit="mm", minimum=0.0, advanced=False)
     centering: float = parameter(1.0, "Centering", "Share of the mean map that is taken out of all maps after each iteration.",
                                  minimum=0.0, maximum=1.0)
+    volume: float = parameter(0.0, "Volume", "Share of the mean log-Jacobian that is taken out after that: tissue volumes are then the cohort's geometric "
+                              "means, at the price of a mean displacement.", minimum=0.0, maximum=1.0)
     sharpening: float = parameter(0.0, "Sharpening", "Share of the gradient energy that the mean of subjects lacks and is given back by unsharp masking.",
                                   minimum=0.0, maximum=1.0)
     outliers: float = parameter(6.0, "Outliers", "A subject is set aside when its similarity is so many robust deviations below the others'; "
@@ -119,7 +121,7 @@ class IconAtlas(Method):
         joint = self._joint() if self.model == "network" else None
         multiple = joint.network(problem.dim).multiple if joint else 1
         members, grid, set_aside = members_of(problem, self.spacing, multiple, runtime.monitor.part(0.0, 0.02, "headers"))
-        settings = groupwise.GroupwiseSettings(self.start, self.reference, self.centering, self.outliers, self.sharpening)
+        settings = groupwise.GroupwiseSettings(self.start, self.reference, self.centering, self.outliers, self.sharpening, self.volume)
         order = self._order(problem, runtime)
         with Crew(runtime.workers) as crew:
             def build(stages, begin, end):
