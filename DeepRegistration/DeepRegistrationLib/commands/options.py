@@ -32,7 +32,8 @@ def add_method(parser: Parser) -> None:
     """The method, its parameters and where it runs."""
     parser.add_argument("--method", default="instance-optimisation", metavar="ID[:PRESET]", help="see 'list' and 'show' (default: %(default)s)")
     parser.add_argument("--init", metavar="START",
-                        help="header, center, moments, global, csngf, affine or a transform file (default: the method's own start); the method begins exactly there")
+                        help="header, center, moments, global, csngf, affine or a transform file (default: the method's own start); "
+                             "the method begins exactly there")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method; may be repeated")
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
