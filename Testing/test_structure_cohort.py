@@ -223,6 +223,13 @@ def test_small_cohorts_say_how_little_they_can_tell_and_copies_are_one():
     assert analyzed(np.zeros((10, 2))).types.count == 1
 
 
+def test_a_type_of_few_subjects_may_be_outliers():
+    points = np.concatenate([drawn(3).normal(size=(60, 2)), drawn(4).normal((14, 0), 0.5, (4, 2))])
+    found = analyzed(points)
+    assert sorted(np.bincount(found.types.labels)) == [4, 60]
+    assert found.answer.endswith("Types of few subjects (4 in all) may be outliers; look at them first.")
+
+
 def test_order_of_subjects_and_seed_do_not_decide():
     points = np.concatenate([drawn(15).normal(size=(30, 2)), drawn(16).normal((9, 0), 1, (30, 2))])
     order = drawn(17).permutation(60)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from common import Experiment  # before the others: it says where the tests, the benchmark and the library are
+from scipy.spatial.distance import pdist, squareform
 
 from truths_cohort import planted
 
@@ -106,6 +107,21 @@ def analyzed(experiment: Experiment, given: list[Distances]):
     return CohortTypes().analyze(given, experiment.runtime)
 
 
+def power(experiment: Experiment, cohorts: int) -> None:
+    """How often two types of bells in 3D are found, by their distance in standard deviations and the size of the cohort; no claim."""
+    generator, found = np.random.default_rng(3), {}
+    for apart in (4, 6):
+        for subjects in (16, 24, 40):
+            hits = 0
+            for _ in range(cohorts):
+                points = generator.standard_normal((subjects, 3))
+                points[subjects // 2 :, 0] += apart
+                table = squareform(pdist(points))
+                hits += analyzed(experiment, [Distances("features", names(subjects), table)]).types.count == 2
+            found[f"{apart} deviations apart, {subjects} subjects"] = hits / cohorts
+    experiment.figures["two types found, share of cohorts"] = found
+
+
 def covariates(experiment: Experiment) -> None:
     """(d)."""
     rng, shares, chance = np.random.default_rng(11), [], 0
@@ -150,6 +166,7 @@ def main() -> int:
     found = four_types(experiment, cohorts)
     dimensions(experiment)
     one_type(experiment, cohorts)
+    power(experiment, cohorts)
     covariates(experiment)
     real(experiment)
     return experiment.finish(sheet(found, "Four planted types of label maps and profiles"))
