@@ -45,7 +45,7 @@ PENALTY = 3000.0
 DIGIT, DIGITS = 3, 60
 BASE = {"linear": "none", "centering": 0.0, "outliers": 0.0, "width": 8, "batch": 4}
 COHORTS = {"digits": {"resolutions": 1, "batch": 8, "rate": 2e-3}, "slices": {}, "slabs": {"resolutions": 1, "batch": 2}}
-STEPS = {"digits": 400, "slices": 250, "slabs": 150}
+STEPS = {"digits": 300, "slices": 200, "slabs": 100}
 FULL = 1200
 SLICE_SPACING, SLAB_SPACING = 2.0, 4.0
 
