@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .report import _figure, _png, view
+from .report import _annotate, _figure, _png, view
 
 COLORS = ("#0072b2", "#e69f00", "#009e73")
 
@@ -23,7 +23,7 @@ def sheet(result) -> bytes:
         axes.set_ylabel(title, fontsize=9)
         axes.tick_params(labelsize=8)
         if len(keys) > 1:
-            axes.legend(fontsize=8, ncols=3, loc="upper right")
+            axes.legend(fontsize=8, ncols=3, loc="best")
     axes.set_xlabel("scan", fontsize=9)
     _slices(figure, result)
     return _png(figure)
@@ -38,7 +38,6 @@ def _slices(figure, result):
         shown = axes.imshow(values, cmap="gray", aspect=cut.pixel[0] / cut.pixel[1], interpolation="nearest", vmin=0,
                             vmax=float(np.quantile(known, 0.995)) if known.size else 1.0)
         axes.set_title(f"{name}, {cut.title}" if cut.title else name, fontsize=9)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        _annotate(axes, cut, "", {"cmap": "gray"})
         bar = figure.colorbar(shown, cax=figure.add_axes((0.915, 0.70 - 0.31 * k, 0.012, 0.24)))
         bar.ax.tick_params(labelsize=7)
