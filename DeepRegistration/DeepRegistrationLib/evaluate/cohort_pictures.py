@@ -17,16 +17,15 @@ NAMED = 24
 
 def pictures(found: CohortStructure) -> dict[str, bytes]:
     """File name -> PNG of every part."""
-    parts = {
-        "map.png": draw_map,
-        "distances.png": draw_distances,
-        "dimension.png": draw_dimension,
-        "types.png": draw_fits,
-    }
     out = {}
-    for name, draw in parts.items():
+    for name, draw, place in (
+        ("map.png", draw_map, (0.14, 0.13, 0.82, 0.76)),
+        ("distances.png", draw_distances, (0.08, 0.12, 0.76, 0.78)),
+        ("dimension.png", draw_dimension, (0.14, 0.13, 0.82, 0.76)),
+        ("types.png", draw_fits, (0.14, 0.13, 0.72, 0.76)),
+    ):
         figure = _figure(5.2, 4.4)
-        draw(figure.add_axes((0.14, 0.13, 0.82 if draw is not draw_fits else 0.72, 0.76)), found)
+        draw(figure.add_axes(place), found)
         out[name] = _png(figure)
     return out
 
@@ -61,11 +60,12 @@ def draw_map(axes, found: CohortStructure) -> None:
             axes.annotate(
                 name[:18],
                 (x[k], y[k]),
-                xytext=(-5 if right else 5, 4),
+                xytext=(-8 if right else 8, 6),
                 textcoords="offset points",
                 fontsize=7,
                 ha="right" if right else "left",
                 fontweight="bold" if name in found.centers else "normal",
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.6, "pad": 0.2},
             )
     axes.margins(0.08)
     axes.set_xlabel(f"{found.name_of(0)}{_share(found, 0)}", fontsize=9)
