@@ -87,10 +87,11 @@ class AtlasBuilderLogic(DeepRegistrationLogic):
         """Is one atlas enough? ``kind``: 'labels', 'maps', 'atlas', 'profiles', 'features' or 'distances', see the command 'atlas structure';
         ``data``: the path that belongs to it, or for 'labels' segmentation and label map nodes. Returns the record (result.json): 'answer',
         'types', 'effects', ...; files go to ``folder`` where it is given. Raises as ``build``."""
-        from .atlas_run import StructureRun
+        from .jobrun import JobRun
         from .pages.atlas_structure import label_map
 
         request = {
+            "command": "structure",
             "kind": kind,
             "covariates": str(covariates or ""),
             "values": dict(values or {}),
@@ -101,9 +102,9 @@ class AtlasBuilderLogic(DeepRegistrationLogic):
             {"data": str(data)} if isinstance(data, (str, Path)) else {"label_maps": [label_map(node) for node in data]}
         )
         self.ensure_for_structure()
-        work = StructureRun(self.runner, request)
+        work = JobRun(self.runner, request)
         self.work.append(work)
-        return self._wait(work).record
+        return self._wait(work).result["record"]
 
     @staticmethod
     def _cohort(cohort) -> dict:

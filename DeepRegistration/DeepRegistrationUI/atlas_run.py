@@ -163,32 +163,6 @@ class AtlasRun:
                 row.update(status="done", quality=quality_text(figures.get(row["name"], {})), message="")
 
 
-class StructureRun:
-    """An analysis of a cohort in the worker, for scripts that wait; the panel has its own eyes on the job."""
-
-    def __init__(self, runner, request: dict):
-        self.state, self.message, self.kind, self.record = "running", "", "", {}
-        self.job = runner.submit({**request, "command": "structure"}, self._event)
-
-    @property
-    def running(self) -> bool:
-        return self.state == "running"
-
-    def tick(self) -> bool:
-        return self.running
-
-    def abandon(self, sentence: str) -> None:
-        """The scene closes or the module goes away."""
-        if self.running:
-            self.state, self.message = "cancelled", sentence
-            self.job.cancel()
-
-    def _event(self, job, event: dict) -> None:
-        if self.running and event["event"] in ("done", "failed", "cancelled"):
-            self.state, self.message, self.kind = event["event"], event.get("message", ""), event.get("kind", "")
-            self.record = event["result"]["record"] if self.state == "done" else {}
-
-
 def new_row(subject: dict) -> dict:
     """The row of a subject of which nothing is known but its name and image."""
     return {

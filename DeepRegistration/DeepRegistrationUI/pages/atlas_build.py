@@ -19,7 +19,7 @@ from ..curves import drawn
 from ..sentences import duration
 from ..training import images_of
 from .base import Page
-from .parameters import ParameterForm, plain
+from .parameters import ParameterForm, changed_values
 from .train import volumes
 
 HEADINGS = ("Subject", "Status", "Time", "Quality")
@@ -112,10 +112,7 @@ class AtlasBuildPage(Page):
         presets = [(name, name) for name in self.entry["presets"]]
         self.fill(self.ui.atlasPresetBox, presets, self.node.atlasPreset)
         self.ui.atlasPresetBox.toolTip = self.entry["presets"].get(self.node.atlasPreset, {"help": ""})["help"]
-        for edit, name in ((self.ui.atlasDataEdit, "atlasData"), (self.ui.atlasFolderEdit, "atlasFolder")):
-            if edit.currentPath != getattr(self.node, name):
-                self.filling, edit.currentPath = True, getattr(self.node, name)
-                self.filling = False
+        self.show_paths(((self.ui.atlasDataEdit, "atlasData"), (self.ui.atlasFolderEdit, "atlasFolder")))
         scene = self.node.atlasSource == "scene"
         for name in ("atlasDataEdit", "atlasDataEditLabel", "atlasListButton"):
             getattr(self.ui, name).visible = not scene
@@ -231,14 +228,8 @@ class AtlasBuildPage(Page):
 
     def parameter_changed(self, name: str, value) -> None:
         """Keep what differs from the preset's values."""
-        values, usual = (
-            json.loads(self.node.atlasValues or "{}"),
-            self.logic.methods.preset_values(f"{METHOD}:{self.preset}"),
-        )
-        values.pop(name, None)
-        if plain(value) != plain(usual[name]):
-            values[name] = value
-        self.node.atlasValues = json.dumps(values)
+        usual = self.logic.methods.preset_values(f"{METHOD}:{self.preset}")
+        self.node.atlasValues = changed_values(self.node.atlasValues, usual, name, value)
 
     def reset(self) -> None:
         self.node.atlasValues = "{}"
@@ -332,13 +323,7 @@ class AtlasBuildPage(Page):
             return
         kind = event["event"]
         if kind == "progress":
-            self.ui.atlasProgressBar.value = round(1000 * event["share"])
-            left = event.get("seconds_left")
-            text = event["text"][:1].upper() + event["text"][1:]
-            if work.state == "running":
-                self.ui.atlasStageLabel.text = text + (
-                    "" if left is None else _(", {time} left").format(time=duration(left))
-                )
+            self.show_progress(event, speak=work.state == "running")
         elif kind == "log":
             self.show_curves()
             self.show_live()

@@ -15,9 +15,9 @@ from .. import mrml
 from ..atlas_run import new_row
 from ..curves import drawn, scattered
 from ..quality_tables import table_from_rows
-from ..sentences import duration
 from .base import Page
-from .parameters import ParameterForm, plain
+from .checklist import CheckList
+from .parameters import ParameterForm, changed_values
 from .tables import fill_table
 
 SOURCES = (
@@ -42,7 +42,7 @@ class AtlasStructurePage(Page):
 
     def __init__(self, panel, layout):
         super().__init__(panel, layout)
-        self.job, self.found, self.listed, self.source = None, None, [], ""
+        self.job, self.found, self.source = None, None, ""
         self.form = ParameterForm(
             self.ui.structureParametersWidget, self.parameter_changed, lambda text: self.say("error", text)
         )
@@ -57,9 +57,7 @@ class AtlasStructurePage(Page):
         )
         for edit, name in self.edits():
             edit.connect("currentPathChanged(QString)", lambda path, name=name: self.put(name, path or ""))
-        self.ui.structureNodesList.connect(
-            "itemChanged(QListWidgetItem*)", lambda item: None if self.filling else self.show_readiness()
-        )
+        self.list = CheckList(self.ui.structureNodesList, self.show_readiness, new_are_checked=True)
         self.ui.structureTypesTable.connect("itemSelectionChanged()", self.show_readiness)
         for name, pressed in (
             ("structureRunButton", self.run_or_stop),
@@ -96,10 +94,7 @@ class AtlasStructurePage(Page):
         if self.node is None:
             return
         self.fill(self.ui.structureSourceBox, [(name, _(text)) for name, text in SOURCES], self.node.structureSource)
-        for edit, name in self.edits():
-            if edit.currentPath != getattr(self.node, name):
-                self.filling, edit.currentPath = True, getattr(self.node, name)
-                self.filling = False
+        self.show_paths(self.edits())
         scene = self.node.structureSource == "scene"
         self.ui.structureDataEdit.visible = self.ui.structureDataEditLabel.visible = not scene
         self.ui.structureNodesList.visible = scene
@@ -118,34 +113,12 @@ class AtlasStructurePage(Page):
             for node in slicer.util.getNodesByClass(kind)
             if not node.GetHideFromEditors()
         ]
-        found = [(node.GetID(), node.GetName()) for node in nodes]
-        if found == self.listed:
-            return
-        old = {identifier for identifier, _name in self.listed}
-        checked, self.listed, self.filling = {node.GetID() for node in self.checked()}, found, True
-        self.ui.structureNodesList.clear()
-        for identifier, text in found:
-            item = qt.QListWidgetItem(text)
-            item.setFlags(item.flags() | qt.Qt.ItemIsUserCheckable)
-            item.setData(qt.Qt.UserRole, identifier)
-            item.setCheckState(qt.Qt.Checked if identifier in checked or identifier not in old else qt.Qt.Unchecked)
-            self.ui.structureNodesList.addItem(item)
-        self.filling = False
-
-    def checked(self) -> list:
-        """The nodes that are checked and still there."""
-        items = [self.ui.structureNodesList.item(k) for k in range(self.ui.structureNodesList.count)]
-        nodes = [
-            slicer.mrmlScene.GetNodeByID(item.data(qt.Qt.UserRole))
-            for item in items
-            if item.checkState() == qt.Qt.Checked
-        ]
-        return [node for node in nodes if node is not None]
+        self.list.show(nodes)
 
     def missing(self) -> str:
         """What has to be chosen before an analysis; '' where nothing is missing."""
         if self.node.structureSource == "scene":
-            return "" if len(self.checked()) >= 8 else _("Check at least eight label maps or segmentations.")
+            return "" if len(self.list.checked()) >= 8 else _("Check at least eight label maps or segmentations.")
         if self.node.structureData:
             return ""
         return {"atlas": _("Choose the folder of a finished atlas.")}.get(
@@ -181,14 +154,8 @@ class AtlasStructurePage(Page):
 
     def parameter_changed(self, name: str, value) -> None:
         """Keep what differs from the usual values."""
-        values, usual = (
-            json.loads(self.node.structureValues or "{}"),
-            {p["name"]: p["default"] for p in self.parameters},
-        )
-        values.pop(name, None)
-        if plain(value) != plain(usual[name]):
-            values[name] = value
-        self.node.structureValues = json.dumps(values)
+        usual = {p["name"]: p["default"] for p in self.parameters}
+        self.node.structureValues = changed_values(self.node.structureValues, usual, name, value)
 
     def reset(self) -> None:
         self.node.structureValues = "{}"
@@ -224,7 +191,7 @@ class AtlasStructurePage(Page):
             "out": node.structureFolder,
         }
         return (
-            {**request, "label_maps": [label_map(each) for each in self.checked()]}
+            {**request, "label_maps": [label_map(each) for each in self.list.checked()]}
             if kind == "scene"
             else {**request, "data": node.structureData}
         )
@@ -235,12 +202,7 @@ class AtlasStructurePage(Page):
             return
         kind = event["event"]
         if kind == "progress":
-            self.ui.structureProgressBar.value = round(1000 * event["share"])
-            left = event.get("seconds_left")
-            text = event["text"][:1].upper() + event["text"][1:]
-            self.ui.structureStageLabel.text = text + (
-                "" if left is None else _(", {time} left").format(time=duration(left))
-            )
+            self.show_progress(event)
         elif kind in ("done", "failed", "cancelled"):
             self.job = None
             self.show_running(False)
@@ -339,8 +301,8 @@ class AtlasStructurePage(Page):
     def close(self) -> None:
         if self.job is not None:
             self.job.cancel()
-        self.job, self.found, self.listed = None, None, []
-        self.ui.structureNodesList.clear()
+        self.job, self.found = None, None
+        self.list.clear()
         self.show_found()
         self.show_running(False)
 

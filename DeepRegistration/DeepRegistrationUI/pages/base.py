@@ -6,8 +6,11 @@ from pathlib import Path
 
 import qt
 import slicer
+from slicer.i18n import tr as _
 
 from DeepRegistrationLib.errors import InputError
+
+from ..sentences import duration
 
 RESOURCES = Path(__file__).resolve().parents[2] / "Resources"
 ICONS = {"error": "SP_MessageBoxCritical", "warning": "SP_MessageBoxWarning", "done": "SP_DialogApplyButton", "busy": "SP_BrowserReload"}
@@ -99,7 +102,7 @@ class Page:
                 box.clear()
                 for data, text in items:
                     box.addItem(text, data)
-            index = next((k for k, (data, _) in enumerate(items) if data == current), 0)
+            index = next((k for k, (data, _text) in enumerate(items) if data == current), 0)
             if box.currentIndex != index:
                 box.currentIndex = index
         finally:
@@ -109,6 +112,21 @@ class Page:
         """The data of the chosen item of a combo box, '' where there is none."""
         data = box.itemData(box.currentIndex) if box.currentIndex >= 0 else None
         return "" if data is None else data
+
+    def show_paths(self, edits) -> None:
+        """Bring path edits, [(edit, parameter), ...], to the texts of the parameter node."""
+        for edit, name in edits:
+            if edit.currentPath != getattr(self.node, name):
+                self.filling, edit.currentPath = True, getattr(self.node, name)
+                self.filling = False
+
+    def show_progress(self, event: dict, *more: str, speak: bool = True) -> None:
+        """Bar and stage of a progress event: its text, ``more``, and the time that is left; only the bar where ``speak`` is False."""
+        getattr(self.ui, f"{self.STATUS}ProgressBar").value = round(1000 * event["share"])
+        left = event.get("seconds_left")
+        parts = [event["text"][:1].upper() + event["text"][1:], *more, "" if left is None else _("{time} left").format(time=duration(left))]
+        if speak:
+            getattr(self.ui, f"{self.STATUS}StageLabel").text = ", ".join(part for part in parts if part)
 
     def put(self, name: str, value) -> None:
         """Set a text of the parameter node, where it differs."""

@@ -6,6 +6,7 @@ texts a line that is checked when it is left. The help of the parameter is the t
 
 from __future__ import annotations
 
+import json
 import math
 
 import qt
@@ -153,6 +154,15 @@ def parse(info: dict, text: str):
     if any((low is not None and v < low) or (high is not None and v > high) for v in values):
         raise InputError(f"{info['label']} is '{text}'; every number must lie in: {tooltip(info).rpartition('(')[2].rstrip(')')}")
     return values
+
+
+def changed_values(text: str, usual: dict, name: str, value) -> str:
+    """The JSON ``text`` of values that differ from the ``usual`` ones, after the parameter ``name`` was given ``value``."""
+    values = json.loads(text or "{}")
+    values.pop(name, None)
+    if plain(value) != plain(usual[name]):
+        values[name] = value
+    return json.dumps(values)
 
 
 def plain(value):

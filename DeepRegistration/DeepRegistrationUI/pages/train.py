@@ -11,10 +11,10 @@ from slicer.i18n import tr as _
 from DeepRegistrationLib.errors import InputError
 
 from ..curves import drawn
-from ..sentences import duration
 from ..training import Recipes, Training, images_of, is_done, is_run, recipe_of
 from .base import Page
-from .parameters import ParameterForm, plain
+from .checklist import CheckList
+from .parameters import ParameterForm, changed_values
 
 PICTURE_WIDTH, CURVES_HEIGHT = 340, 150
 
@@ -27,14 +27,14 @@ class TrainPage(Page):
 
     def __init__(self, panel, layout):
         super().__init__(panel, layout)
-        self.work, self.listed, self.recipes, self.shown = None, [], Recipes(), None
+        self.work, self.recipes, self.shown = None, Recipes(), None
         self.form = ParameterForm(self.ui.trainParametersWidget, self.parameter_changed, lambda text: self.say("error", text))
         for name, chosen in (("recipeBox", self.recipe_chosen), ("sourceBox", lambda: self.put("trainSource", self.chosen(self.ui.sourceBox))),
                              ("trainDimBox", lambda: self.put("trainDim", self.chosen(self.ui.trainDimBox)))):
             getattr(self.ui, name).connect("currentIndexChanged(int)", lambda index, chosen=chosen: None if self.filling else chosen())
         self.ui.trainDataEdit.connect("currentPathChanged(QString)", lambda path: self.put("trainData", path or ""))
         self.ui.trainFolderEdit.connect("currentPathChanged(QString)", lambda path: self.put("trainFolder", path or ""))
-        self.ui.trainNodesList.connect("itemChanged(QListWidgetItem*)", lambda item: None if self.filling else self.show_readiness())
+        self.list = CheckList(self.ui.trainNodesList, self.show_readiness)
         for name, pressed in (("trainButton", self.train_or_stop), ("trainResetButton", self.reset), ("trainUseButton", self.use)):
             getattr(self.ui, name).connect("clicked()", lambda pressed=pressed: self.guarded(pressed))
         self.show_running(False)
@@ -70,11 +70,8 @@ class TrainPage(Page):
         self.fill(self.ui.sourceBox, sources, self.node.trainSource)
         self.fill(self.ui.trainDimBox, [(str(dim), _("{dim}D").format(dim=dim)) for dim in recipe["dims"]], self.node.trainDim)
         self.show_form(recipe)
-        for edit, name in ((self.ui.trainDataEdit, "trainData"), (self.ui.trainFolderEdit, "trainFolder")):
-            if edit.currentPath != getattr(self.node, name):
-                self.filling, edit.currentPath = True, getattr(self.node, name)
-                self.filling = False
-        self.show_volumes()
+        self.show_paths(((self.ui.trainDataEdit, "trainData"), (self.ui.trainFolderEdit, "trainFolder")))
+        self.list.show(volumes(slicer.mrmlScene))
         self.show_readiness()
 
     def show_form(self, recipe: dict) -> None:
@@ -90,31 +87,11 @@ class TrainPage(Page):
         self.form.show(usual | json.loads(self.node.trainValues or "{}"), usual)
         self.ui.trainResetButton.enabled = self.node.trainValues not in ("", "{}")
 
-    def show_volumes(self) -> None:
-        found = [(node.GetID(), node.GetName()) for node in volumes(slicer.mrmlScene)]
-        if found == self.listed:
-            return
-        checked, self.listed, self.filling = {node.GetID() for node in self.checked()}, found, True
-        self.ui.trainNodesList.clear()
-        for identifier, text in found:
-            item = qt.QListWidgetItem(text)
-            item.setFlags(item.flags() | qt.Qt.ItemIsUserCheckable)
-            item.setData(qt.Qt.UserRole, identifier)
-            item.setCheckState(qt.Qt.Checked if identifier in checked else qt.Qt.Unchecked)
-            self.ui.trainNodesList.addItem(item)
-        self.filling = False
-
-    def checked(self) -> list:
-        """The volumes that are checked and still there."""
-        items = [self.ui.trainNodesList.item(k) for k in range(self.ui.trainNodesList.count)]
-        nodes = [slicer.mrmlScene.GetNodeByID(item.data(qt.Qt.UserRole)) for item in items if item.checkState() == qt.Qt.Checked]
-        return [node for node in nodes if node is not None]
-
     def missing(self) -> str:
         """What has to be chosen before a run; '' where nothing is missing."""
         if is_run(self.node.trainFolder):
             return _("The run in this folder is done; choose another folder for a new one.") if is_done(self.node.trainFolder) else ""
-        if self.recipe["needs_data"] and self.node.trainSource == "scene" and len(self.checked()) < 2:
+        if self.recipe["needs_data"] and self.node.trainSource == "scene" and len(self.list.checked()) < 2:
             return _("Check at least two volumes.")
         if self.recipe["needs_data"] and self.node.trainSource != "scene" and not self.node.trainData:
             return _("Choose a folder with images or a list.")
@@ -142,11 +119,8 @@ class TrainPage(Page):
 
     def parameter_changed(self, name: str, value) -> None:
         """Keep what differs from the recipe's values."""
-        values, usual = json.loads(self.node.trainValues or "{}"), {p["name"]: p["default"] for p in self.recipe["parameters"]}
-        values.pop(name, None)
-        if plain(value) != plain(usual[name]):
-            values[name] = value
-        self.node.trainValues = json.dumps(values)
+        usual = {p["name"]: p["default"] for p in self.recipe["parameters"]}
+        self.node.trainValues = changed_values(self.node.trainValues, usual, name, value)
 
     def reset(self) -> None:
         self.node.trainValues = "{}"
@@ -189,20 +163,13 @@ class TrainPage(Page):
             return {**request, "dim": int(node.trainDim)}
         if node.trainSource != "scene":
             return {**request, "data": node.trainData}
-        return {**request, **images_of(self.checked(), slicer.util.getNodesByClass("vtkMRMLSegmentationNode"))}
+        return {**request, **images_of(self.list.checked(), slicer.util.getNodesByClass("vtkMRMLSegmentationNode"))}
 
     def on_event(self, work, event: dict) -> None:
         """Called from the panel's timer, on the main thread."""
         kind = event["event"]
         if kind == "progress":
-            self.ui.trainProgressBar.value = round(1000 * event["share"])
-            parts = [event["text"][:1].upper() + event["text"][1:]]
-            if work.step:
-                parts.append(_("step {step}").format(step=work.step))
-            if event.get("seconds_left") is not None:
-                parts.append(_("{time} left").format(time=duration(event["seconds_left"])))
-            if work.state == "running":
-                self.ui.trainStageLabel.text = ", ".join(part for part in parts if part)
+            self.show_progress(event, _("step {step}").format(step=work.step) if work.step else "", speak=work.state == "running")
             self.show_curves()
         elif kind == "log" and "validation_score" in event:
             self.show_curves()
@@ -249,8 +216,7 @@ class TrainPage(Page):
         return self.running
 
     def close(self) -> None:
-        self.listed = []
-        self.ui.trainNodesList.clear()
+        self.list.clear()
         self.show_running(False)
 
 
