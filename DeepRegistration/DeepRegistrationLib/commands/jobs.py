@@ -27,6 +27,14 @@ carry: ``atlas`` the folder of a finished one; ``subjects`` [{name, image: a fil
     similarity, folds} or {subject, lost}; its event 'carried' is a row. Files go to carried/NAME in the folder.
 structure: ``kind`` of ``atlas_structure.SOURCES`` with ``data``, or ``label_maps`` [LabelMap]; ``covariates`` a table; ``values``, ``seed``; ``out`` a folder
     (default: the job's). -> ``record`` (result.json), ``subjects`` rows, ``out``.
+qmri: ``volume`` Volume; ``slices`` [Volume] of one slice each (NaN marks pixels without a value), or ``dicom`` a folder; ``segments`` [LabelMap] with
+    ``volume_segment`` LabelMap, a bone in both; ``thickness`` mm (0: the headers'); ``method`` 'qmri:PRESET' and ``values``; ``placement``
+    {plane: [the plane of which slice each one lies on, from 0], flips: [(along u, along v)]}: order and directions as the user has set them; ``map``: also
+    carry the values into the volume; ``device``, ``seed``, ``threads``. -> ``registered``, ``reasons``, ``matrix`` Matrix of the set and ``slices``
+    [{name, plane, flips, matrix, similarity, inside, own_shift_mm, own_turn_degrees, emulated Volume; measured Volume with ``dicom``}], both slice
+    -> volume; ``std`` {shift_mm, turn_degrees, distance_mm}, ``evidence``, ``start``, ``curve`` {degrees, set}, ``map`` Volume (NaN between), ``provenance``.
+motion: ``scans`` [Volume], each one scan or one a channel; ``method`` 'rician-motion:PRESET', ``values``, ``device``, ``seed``, ``threads``.
+    -> ``average``, ``signal``, ``sigma`` Volumes, ``transforms`` [Matrix] reference -> scan, ``motion`` a row a scan, ``scalars``, ``provenance``.
 catalogue: -> ``catalogue``, see ``catalogue.catalogue``.
 
 Rows are {"name", "structure", "unit", "before", "value"}: ``before`` is the figure without the transform (None where that is no question),
@@ -44,11 +52,12 @@ OUTPUTS = ("inverse", "warped", "log_jacobian", "folds")
 
 def do(request: dict, monitor, folder: Path) -> dict:
     """The result of a request. Raises InputError for one that is not understood, and what the job raises."""
-    from . import jobs_atlas, jobs_measure, jobs_register, jobs_train, jobs_warp
+    from . import jobs_atlas, jobs_measure, jobs_motion, jobs_qmri, jobs_register, jobs_train, jobs_warp
 
     known = {"register": jobs_register.register, "warp": jobs_warp.warp, "evaluate": jobs_measure.evaluate, "report": jobs_measure.report,
              "train": jobs_train.train, "cohort": jobs_atlas.cohort, "atlas": jobs_atlas.atlas,
-             "carry": jobs_atlas.carry, "structure": jobs_atlas.structure, "catalogue": _catalogue}
+             "carry": jobs_atlas.carry, "structure": jobs_atlas.structure, "qmri": jobs_qmri.qmri, "motion": jobs_motion.motion,
+             "catalogue": _catalogue}
     name = request.get("command")
     if name not in known:
         raise InputError(f"the command '{name}' was given; expected one of {', '.join(known)}")

@@ -1,0 +1,123 @@
+"""The job 'qmri': slices into a volume; see jobs.py.
+
+Pictures come back on the lattice that a slice was sent with, and every map leads from there, whatever order and directions were found.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+
+BINS = 32
+
+
+def qmri(request: dict, monitor, folder: Path) -> dict:
+    """Register slices. InputError for values that cannot be used, and what the method raises."""
+    from ..engines.slice_order import moves_of, placed
+    from ..method import find
+    from ..runtime import Runtime
+    from .register import plain
+
+    monitor.progress(0.0, "preparing")
+    problem = _problem(request)
+    monitor.check()
+    wanted, values = _wanted(request, len(problem.slices)), dict(request.get("values") or {})
+    method = find(request.get("method", "qmri"), values if wanted is None else {**values, "placing": "keep"})
+    runtime = Runtime(request.get("device", "auto"), int(request.get("seed", 0)), int(request.get("threads", 0)), monitor=monitor.part(0.0, 0.95))
+    result = method.run(problem if wanted is None else placed(problem, wanted), runtime)
+    moves = np.tile(np.eye(4), (len(problem.slices), 1, 1)) if wanted is None else moves_of(problem, wanted)
+    plane, flips = (result.plane, result.flips) if wanted is None else (wanted.plane, wanted.flips)
+    matrices = [t.numpy() @ move for t, move in zip(result.transforms, moves)]
+    told = {"registered": result.registered, "reasons": result.reasons, "start": result.start, "evidence": result.evidence,
+            "std": {"shift_mm": result.shift_std, "turn_degrees": result.turn_std, "distance_mm": result.distance_std},
+            "curve": {name: result.curve[name] for name in ("degrees", "set")} if result.curve else {}, "provenance": result.provenance}
+    rows = _rows(problem, result, matrices, plane, flips)
+    if request.get("dicom"):
+        rows = [{**row, "measured": volume_of(image)} for row, image in zip(rows, problem.slices)]
+    return {**plain(told), **_map(request, problem, matrices, monitor.part(0.95, 1.0)), "matrix": _matrix(result.transform.numpy()), "slices": rows}
+
+
+def _problem(request: dict):
+    """The request as Slices; the slices are those of the scene, or the files of a folder."""
+    from ..exchange import Volume
+    from ..io.slices import compared, read_slice, slice_files
+    from ..problem import Slices
+    from .jobs_pair import image_of, labels_of
+
+    if not isinstance(request.get("volume"), Volume):
+        raise InputError("the request has no volume; give one for 'volume'")
+    if request.get("dicom"):
+        slices = [read_slice(path) for path in slice_files(request["dicom"])]
+    else:
+        slices = [image_of(value) for value in request.get("slices") or ()]
+    segments = request.get("segments")
+    segments = None if segments is None else tuple(labels_of(value) for value in segments)
+    bone = None if request.get("volume_segment") is None else labels_of(request["volume_segment"])
+    return Slices(tuple(compared(image) for image in slices), image_of(request["volume"]), float(request.get("thickness", 0.0)), segments, bone)
+
+
+def _wanted(request: dict, count: int):
+    """Order and directions that the user has set, None where the method finds them. InputError for what is no order."""
+    from ..engines.slice_order import Placement
+
+    if not request.get("placement"):
+        return None
+    plane, flips = request["placement"]["plane"], request["placement"]["flips"]
+    if sorted(plane) != list(range(count)) or len(flips) != count:
+        raise InputError(f"the planes {[p + 1 for p in plane]} were given for {count} slices; give every plane from 1 to {count} once")
+    return Placement(tuple(plane), tuple((bool(u), bool(v)) for u, v in flips), np.eye(4), float("inf"))
+
+
+def _rows(problem, result, matrices, plane, flips) -> list[dict]:
+    """One dict a slice: its map, where it was found to lie, its own motion against the set, and what the volume shows there."""
+    from ..engines.slice_order import Placement, moves_of
+    from ..exchange import Volume
+    from .register import plain
+
+    moves, rows = moves_of(problem, Placement(plane, flips, np.eye(4), 0.0)), []
+    for k, (image, matrix) in enumerate(zip(problem.slices, matrices)):
+        own = np.linalg.inv(result.transform.numpy()) @ matrix @ np.linalg.inv(moves[k])
+        middle = moves[k, :3, :3] @ image.grid.centre + moves[k, :3, 3]
+        turn = np.arccos(np.clip((np.trace(own[:3, :3]) - 1) / 2, -1, 1))
+        made = result.emulated(k).data.cpu().numpy().reshape(image.grid.shape)
+        figures = {"name": image.name, "plane": plane[k], "flips": flips[k], **_likeness(image, made),
+                   "own_shift_mm": np.linalg.norm(own[:3, :3] @ middle + own[:3, 3] - middle), "own_turn_degrees": np.rad2deg(turn)}
+        rows.append({**plain(figures), "matrix": _matrix(matrix), "emulated": Volume(made.astype(np.float32), image.grid, f"{image.name} emulated")})
+    return rows
+
+
+def _likeness(image, made: np.ndarray) -> dict:
+    """'similarity', normalized mutual information of the measured pixels and their emulation; 'inside', the share of them in the volume."""
+    from ..engines.slices import normalised_information
+
+    values = image.data[0, 0].cpu().numpy()
+    valid = np.ones(values.shape, bool) if image.mask is None else image.mask[0, 0].cpu().numpy()
+    both = valid & np.isfinite(made)
+    table = np.histogram2d(values[both], made[both], BINS)[0] if both.any() else np.zeros((BINS, BINS))
+    return {"similarity": float(normalised_information(table)), "inside": float(both.sum() / valid.sum())}
+
+
+def _map(request: dict, problem, matrices, monitor) -> dict:
+    """'map': the slices' values on the voxels of the volume, NaN where there is none, where the request asks for it."""
+    from ..engines.slice_maps import into_volume
+
+    if not request.get("map"):
+        return {}
+    return {"map": volume_of(into_volume(problem.slices, matrices, problem.volume.grid, problem.thickness, monitor, "slices"))}
+
+
+def volume_of(image):
+    """An image of one channel as a Volume; NaN where its mask leaves a pixel out."""
+    from ..exchange import Volume
+
+    data = image.data if image.mask is None else image.data.masked_fill(~image.mask, float("nan"))
+    return Volume(data[0, 0].cpu().numpy(), image.grid, image.name)
+
+
+def _matrix(values):
+    from ..exchange import Matrix
+
+    return Matrix(np.asarray(values, float))

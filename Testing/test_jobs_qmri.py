@@ -1,0 +1,138 @@
+"""The jobs 'qmri' and 'motion' of the worker: maps from where the slices were sent, an order that the user has set, maps in the volume, folders of files."""
+
+import numpy as np
+import pytest
+import truths_hip
+
+from DeepRegistrationLib import exchange
+from DeepRegistrationLib.commands.jobs import do
+from DeepRegistrationLib.errors import Cancelled, InputError
+from DeepRegistrationLib.geometry import Grid
+from DeepRegistrationLib.runtime import Silent
+
+QUICK = {"tried": 400, "steps": 10, "finest": 4.0}
+"""Enough for small slices that are a little away."""
+
+
+class Stopped(Silent):
+    """A monitor that is stopped at its first question."""
+
+    def check(self):
+        raise Cancelled("stopped")
+
+
+def known(order=None, flips=None, **more):
+    hip = truths_hip.Hip(0)
+    return truths_hip.known_set(1, 8.0, 4.0, hip=hip, volume=truths_hip.hip_volume(hip, truths_hip.volume_grid(40)), size=40, order=order,
+                                flips=flips, **more)
+
+
+def volume(image) -> exchange.Volume:
+    return exchange.Volume(image.data[0, 0].numpy(), image.grid, image.name)
+
+
+def request(problem, **more) -> dict:
+    return {"command": "qmri", "slices": [volume(image) for image in problem.slices], "volume": volume(problem.volume), "method": "qmri",
+            "values": QUICK, "device": "cpu", **more}
+
+
+def farthest(made: dict, truth) -> float:
+    """mm, root mean square over the pixels of the worst slice."""
+    return max(truths_hip.errors(row["matrix"].matrix, true, image.grid.points().reshape(-1, 3)[::7])[2]
+               for row, true, image in zip(made["slices"], truth.each, truth.problem.slices))
+
+
+def test_slices_are_placed_and_told_about(tmp_path):
+    truth = known()
+    made = do(request(truth.problem, map=True), Silent(), tmp_path)
+    assert made["registered"], made["reasons"]
+    assert farthest(made, truth) < 2.0, "mm"
+    row = made["slices"][2]
+    assert row["plane"] == 2 and row["flips"] == [False, False] and row["own_shift_mm"] < 1e-6 and 0.1 < row["similarity"] < 1
+    assert row["emulated"].grid == truth.problem.slices[2].grid and row["inside"] > 0.5 and "measured" not in row
+    assert made["std"]["distance_mm"] < 3 and len(made["curve"]["degrees"]) == len(made["curve"]["set"])
+    values = made["map"].array
+    assert made["map"].grid == truth.problem.volume.grid and 0.01 < np.isfinite(values).mean() < 0.5
+    measured = truth.problem.slices[0].data
+    assert np.nanmin(values) >= float(min(s.data.min() for s in truth.problem.slices)) and measured.max() > 20, "values are not rescaled"
+
+
+def test_an_order_that_the_user_has_set_is_kept(tmp_path):
+    """Two pictures exchanged and one mirrored: told so, the maps lead from where the slices were sent, pictures stay as they were sent."""
+    flips = [(False, False)] * 3 + [(True, False)] + [(False, False)] * 2
+    truth = known(order=[1, 0, 2, 3, 4, 5], flips=flips)
+    asked = {"plane": [1, 0, 2, 3, 4, 5], "flips": flips}
+    made = do(request(truth.problem, placement=asked), Silent(), tmp_path)
+    assert farthest(made, truth) < 2.0, "mm"
+    assert [row["plane"] for row in made["slices"]] == asked["plane"] and made["slices"][3]["flips"] == [True, False]
+    assert made["slices"][0]["own_shift_mm"] < 1e-6 and made["provenance"]["parameters"]["placing"] == "keep"
+    for row, image in zip(made["slices"], truth.problem.slices):
+        seen = row["emulated"].array
+        valid = np.isfinite(seen)
+        assert row["emulated"].grid == image.grid and abs(np.corrcoef(seen[valid], image.data[0, 0].numpy()[valid])[0, 1]) > 0.5
+
+
+def test_pixels_without_a_value_do_not_count(tmp_path):
+    truth = known()
+    sent = request(truth.problem)
+    for value in sent["slices"]:
+        value.array[:, :8] = np.nan
+    made = do(sent, Silent(), tmp_path)
+    assert farthest(made, truth) < 3.0, "mm"
+
+
+def test_a_folder_of_files(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    truth = known()
+    for k, image in enumerate(truth.problem.slices):
+        made = sitk.GetImageFromArray(np.round(10 * image.data[0, 0].numpy()).astype(np.int16))
+        made.SetSpacing(image.grid.spacing.tolist())
+        made.SetOrigin(image.grid.origin.tolist())
+        made.SetDirection(image.grid.direction.ravel().tolist())
+        across, down = image.grid.direction.T[:2]
+        headers = {"0008|0060": "MR", "0020|0013": str(k + 1), "0018|0050": "3", "0020|0032": "\\".join(f"{v:.6g}" for v in image.grid.origin),
+                   "0020|0037": "\\".join(f"{v:.8f}" for v in (*across, *down))}
+        for tag, text in headers.items():
+            made.SetMetaData(tag, text)
+        sitk.WriteImage(made, str(tmp_path / f"slice{9 - k}.dcm"))
+    sent = {**request(truth.problem), "dicom": str(tmp_path)}
+    made = do({**sent, "slices": None}, Silent(), tmp_path)
+    first = made["slices"][0]["measured"]
+    assert len(made["slices"]) == 6 and np.allclose(first.array, 10 * truth.problem.slices[0].data[0, 0].numpy(), atol=0.51)
+    assert np.allclose(first.grid.affine, truth.problem.slices[0].grid.affine, atol=1e-2), "instances in their order, where the headers have them"
+
+
+def test_what_cannot_be_registered_is_one_sentence(tmp_path):
+    problem = known().problem
+    with pytest.raises(InputError, match="the request has no volume"):
+        do({"command": "qmri"}, Silent(), tmp_path)
+    with pytest.raises(InputError, match="0 slices were given"):
+        do({**request(problem), "slices": []}, Silent(), tmp_path)
+    with pytest.raises(InputError, match="give every plane from 1 to 6 once"):
+        do(request(problem, placement={"plane": [0, 0, 1, 2, 3, 4], "flips": [(0, 0)] * 6}), Silent(), tmp_path)
+    with pytest.raises(Cancelled):
+        do(request(problem), Stopped(), tmp_path)
+
+
+def scans(count: int = 4):
+    """Blobs that moved by (k - 1.5) * 1.5 mm along x, with Rician noise."""
+    grid, draw = Grid.from_parts((10, 14, 16), 3.0), np.random.default_rng(0)
+    made = []
+    for k in range(count):
+        x = grid.points() - grid.centre - [1.5 * (k - 1.5), 0, 0]
+        values = 100 * np.exp(-(x**2 / [90.0, 120.0, 60.0]).sum(-1)) + 40 * np.exp(-((x - [6, 4, -3]) ** 2).sum(-1) / 30)
+        made.append(exchange.Volume(np.hypot(values + draw.normal(0, 4, values.shape), draw.normal(0, 4, values.shape)).astype(np.float32), grid, f"scan {k + 1}"))
+    return made
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["volumes", "channels"])
+def test_motion_of_repeated_scans(tmp_path, joined):
+    sent = scans()
+    if joined:
+        sent = [exchange.Volume(np.stack([value.array for value in sent]), sent[0].grid, "series")]
+    made = do({"command": "motion", "scans": sent, "values": {"rounds": 60}, "device": "cpu"}, Silent(), tmp_path)
+    moved = [row["shift_x_mm"] for row in made["motion"]]
+    assert np.abs(np.array(moved) - np.mean(moved) - 1.5 * (np.arange(4) - 1.5)).max() < 0.6, moved
+    assert made["average"].grid == sent[0].grid and 2 < np.nanmean(made["sigma"].array) < 8 and len(made["transforms"]) == 4
+    with pytest.raises(InputError, match="motion is found in volumes of several slices"):
+        do({"command": "motion", "scans": [volume(known().problem.slices[0])] * 2}, Silent(), tmp_path)
