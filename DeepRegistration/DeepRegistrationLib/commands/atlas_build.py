@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from ..errors import InputError
-from ..runtime import Console, JsonLines, Runtime, Silent
+from ..runtime import Console, JsonLines, Runtime, Silent, fewer_threads
 from . import options
 from .catalogue import jsonable
 from .output import note, say, staged
@@ -57,7 +57,8 @@ def run(arguments) -> None:
     monitor = JsonLines(sys.stdout) if arguments.json_progress else Silent() if arguments.quiet else Console(sys.stderr)
     runtime = Runtime(arguments.device, arguments.seed, threads(arguments), monitor=monitor, workers=arguments.workers, work=arguments.out / WORK)
     result = method.run(problem, runtime)
-    record = write(result, arguments.out)
+    with runtime.active(), fewer_threads(result.atlas.grid.voxels):
+        record = write(result, arguments.out)
     shutil.rmtree(arguments.out / WORK, ignore_errors=True)
     if not (arguments.quiet or arguments.json_progress):
         tell(record, arguments.out)

@@ -76,9 +76,9 @@ def conclude(built: Built, place: Place, crew: Crew, monitor: Monitor) -> Outcom
 def described(order: Final, monitor: Monitor) -> dict | Lost:
     """The figures of one subject against the atlas; its labels on the atlas lattice are kept as a file where it has some."""
     monitor.check()
-    with order.place.runtime(monitor).active():
+    made = order.map
+    with order.place.working(made.grid):
         try:
-            made = order.map
             figures = work.judged(order.place.store.template(order.iteration + 1), work.read(order.member), made)
         except work.UNUSABLE as error:
             return Lost(" ".join(str(error).split()))

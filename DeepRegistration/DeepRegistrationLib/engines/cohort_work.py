@@ -6,6 +6,7 @@ taken over the same few subjects in the same order however many processes there 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable
@@ -60,6 +61,12 @@ class Place:
 
     def runtime(self, monitor: Monitor) -> Runtime:
         return Runtime(self.device, self.seed, self.threads, monitor=monitor)
+
+    @contextmanager
+    def working(self, grid: Grid):
+        """Settings of the process for work on images of the size of ``grid``."""
+        with self.runtime(Monitor()).active(), fewer_threads(grid.voxels):
+            yield
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,8 +229,8 @@ def _determinant(made: SubjectMap) -> torch.Tensor:
 
 def summed(order: Several, monitor: Monitor) -> Sums:
     """The images and the log-Jacobians of a few subjects on the lattice. Subjects that cannot be read are named in ``unusable``."""
-    total, runtime = Sums.zero(order.grid), order.place.runtime(monitor)
-    with runtime.active():
+    total = Sums.zero(order.grid)
+    with order.place.working(order.grid):
         for member, made in order.maps(monitor):
             try:
                 image = read(member)
@@ -245,17 +252,19 @@ def summed(order: Several, monitor: Monitor) -> Sums:
 def displaced(order: Several, monitor: Monitor) -> torch.Tensor:
     """(1, dim, *S) float64: the sum of ``moved`` over a few subjects, by their uncorrected maps."""
     total = torch.zeros(1, order.grid.dim, *order.grid.shape, dtype=torch.float64)
-    for member in order.members:
-        monitor.check()
-        total += moved(member, order.place.store.map(order.iteration, member.name))
+    with order.place.working(order.grid):
+        for member in order.members:
+            monitor.check()
+            total += moved(member, order.place.store.map(order.iteration, member.name))
     return total
 
 
 def grown(order: Several, monitor: Monitor) -> torch.Tensor:
     """(1, 1, *S) float64: the sum of the log-Jacobians of a few subjects' corrected maps."""
     total = torch.zeros(1, 1, *order.grid.shape, dtype=torch.float64)
-    for _, made in order.maps(monitor):
-        total += _determinant(made).clamp_min(FLOOR).log().double()
+    with order.place.working(order.grid):
+        for _, made in order.maps(monitor):
+            total += _determinant(made).clamp_min(FLOOR).log().double()
     return total
 
 
@@ -268,8 +277,9 @@ def moved(member: Member, made: SubjectMap) -> torch.Tensor:
 def below(order: Several, monitor: Monitor) -> tuple[torch.Tensor, torch.Tensor]:
     """(how many of a few subjects are at most ``threshold``, how many are seen), (1, 1, *S) each."""
     under, seen = (torch.zeros(1, 1, *order.grid.shape, dtype=torch.float64) for _ in range(2))
-    for member, made in order.maps(monitor):
-        values, weight = on_atlas(read(member), made)
-        under += (values <= order.threshold).double() * weight
-        seen += weight
+    with order.place.working(order.grid):
+        for member, made in order.maps(monitor):
+            values, weight = on_atlas(read(member), made)
+            under += (values <= order.threshold).double() * weight
+            seen += weight
     return under, seen

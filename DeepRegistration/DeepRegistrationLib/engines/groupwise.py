@@ -94,9 +94,11 @@ def build(members: tuple[Member, ...], grid: Grid, stages: tuple[Stage, ...], se
     cannot be inverted; Cancelled.
     """
     flow = _Flow(members, grid, stages, settings, place, crew, order, dict(set_aside or {}))
-    flow.begin(monitor.part(0.0, 0.05, "reading"))
-    for k in range(flow.built.iterations, len(stages)):
-        flow.iterate(k, monitor.part(0.05 + 0.95 * k / len(stages), 0.05 + 0.95 * (k + 1) / len(stages), f"iteration {k + 1}/{len(stages)}"))
+    with place.working(grid):
+        flow.begin(monitor.part(0.0, 0.05, "reading"))
+        for k in range(flow.built.iterations, len(stages)):
+            part = monitor.part(0.05 + 0.95 * k / len(stages), 0.05 + 0.95 * (k + 1) / len(stages), f"iteration {k + 1}/{len(stages)}")
+            flow.iterate(k, part)
     return flow.built
 
 
