@@ -6,7 +6,8 @@ h(i, f; j) = R_if^T C_j with R and C the pixels' bins. The placement is the assi
 mutual information (Kuhn 1955), and a pose is worth the normalized mutual information of the added histograms of its placement. As in
 ``slice_search`` poses that fill the reach are scored, and the best of them alternate between a quasi-Newton search and a new placement.
 
-A turn by the angle between planes and a cyclic shift of the order are one and the same; of two that are equally good, the smaller motion is taken.
+A turn by the angle between planes and a cyclic shift of the order are one and the same; of two that are equally good, the one
+that changes fewer slices is taken, then the smaller motion.
 """
 
 from __future__ import annotations
@@ -204,9 +205,13 @@ def _alternate(table: Table, placement: Placement, monitor) -> Placement:
 
 
 def _preferred(level, found: list[Placement], start) -> Placement:
-    """The lowest cost; of equally good ones that which moves the set least from ``start``."""
+    """The lowest cost; of equally good ones that which changes the fewest slices, then that which moves the set least from ``start``."""
     best = min(p.cost for p in found)
-    return min((p for p in found if p.cost <= best + TIE * max(1 - best, 0.05)), key=lambda p: distance(level, p.matrix, start))
+
+    def changes(p):
+        return sum(plane != k or any(flip) for k, (plane, flip) in enumerate(zip(p.plane, p.flips))), distance(level, p.matrix, start)
+
+    return min((p for p in found if p.cost <= best + TIE * max(1 - best, 0.05)), key=changes)
 
 
 def check_placement(problem, matrix, order: bool, flips: bool, settings: SliceSettings, runtime) -> Placement:

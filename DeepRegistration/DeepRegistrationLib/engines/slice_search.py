@@ -39,8 +39,8 @@ class SliceSettings:
     profile: str = "box"
     angle: float = 45.0
     shift: float = 0.0
-    tried: int = 4000
-    kept: tuple[int, ...] = (24, 5, 2)
+    tried: int = 2500
+    kept: tuple[int, ...] = (14, 4, 2)
     first_turn: float = 15.0
     coarsest: float = 0.0
     finest: float = 0.0

@@ -64,7 +64,7 @@ PLACINGS = ("auto", "keep", "flips", "order", "both")
                    "round anatomy about the axis, which looks alike after a turn",
                    "slices that deform or move a lot against each other"),
     presets={
-        "default": Preset("headers as the start, poses all around it, order and directions checked; 10 to 20 s of one core"),
+        "default": Preset("headers as the start, poses all around it, order and directions checked; 5 to 15 s of one core"),
         "published": Preset("as in the report: visual hull of the bone's label maps, then the binary search about the axis; nothing else moves",
                             {"start": "hull", "search": "axis", "placing": "keep", "steps": 0}),
         "motion": Preset("every slice may also move by 3 mm and 3 degrees on its own", {"own_shift": 3.0, "own_turn": 3.0}),
@@ -82,7 +82,7 @@ class SlicesToVolume(Method):
     profile: str = parameter("box", "Slice profile", "How depths within the thickness are weighed.", choices=PROFILES)
     angle: float = parameter(45.0, "Reach, turn", "About every axis.", unit="degrees", minimum=0.0, maximum=180.0, advanced=False)
     shift: float = parameter(0.0, "Reach, shift", "Along every axis; 0 takes 0.15 of the slices' longer edge.", unit="mm", minimum=0.0, advanced=False)
-    tried: int = parameter(4000, "Poses compared", "In the search of all poses.", minimum=1, maximum=1000000)
+    tried: int = parameter(2500, "Poses compared", "In the search of all poses.", minimum=1, maximum=1000000)
     first_turn: float = parameter(15.0, "First turn", "Of the binary search about the axis.", unit="degrees", minimum=0.5, maximum=90.0)
     finest: float = parameter(0.0, "Finest spacing", "0 takes a 128th of the slices' longer edge, never finer than the pixels.", unit="mm", minimum=0.0)
     steps: int = parameter(40, "Steps", "At most on each level; 0 leaves the pose where the search found it.", minimum=0, maximum=1000)
