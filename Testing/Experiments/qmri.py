@@ -1,8 +1,8 @@
 """qmri: six radial slices into a volume, from wrong headers, wrong order and wrong directions; on generated hips and on slices of real volumes.
 
-A case is a volume and a source of slices in the space of the volume: a generated hip in an unlike contrast (``truths_hip``; other sizes, bias, noise and 1
-to 5 mm of thickness for every start), a real image of another contrast of the same subject (head T1 and PD, brain T1 and gray matter, neck T1 and T2), or
-the same real image after a curve of its intensities that is not monotonic, with noise (mouse brain, lung CT). Six slices 30 degrees apart are cut from the source;
+A case is a volume and a source of slices in the space of the volume: a generated hip in an unlike contrast (``truths_hip``; ten hips, other bias,
+noise and 1 to 5 mm of thickness for every start), a real image of another contrast of the same subject (head T1 and PD, brain T1 and gray
+matter, neck T1 and T2), or the same real image after a curve of its intensities that is not monotonic, with noise (mouse brain, lung CT). Six slices 30 degrees apart are cut from the source;
 their headers are turned by up to 40 degrees about a random axis and shifted by up to 20 mm, at most 0.15 of the slices' edge (which small bodies need).
 For head and neck, whose scans have different origins or a motion of 1.7 mm between them, the true relation is our own rigid alignment of
 the whole images (``affine``, rigid), so what is measured there is how well six slices agree with all of the image.
@@ -95,7 +95,8 @@ def known(data: str, name: str, seed: int, degrees: float, shift: float, **placi
         return real_set(data, name, seed, degrees, shift, **placing)
     rng, hip = np.random.default_rng(seed + 77), hips.Hip(seed % 10)
     volume = hips.hip_volume(hip, hips.volume_grid(), noise=rng.uniform(3, 9), bias=rng.uniform(0, 0.2))
-    return hips.known_set(seed, degrees, shift, hip=hip, volume=volume, thickness=rng.uniform(1, 5), noise=rng.uniform(0.8, 3.4), bias=rng.uniform(0, 0.15), **placing)
+    return hips.known_set(seed, degrees, shift, hip=hip, volume=volume, thickness=rng.uniform(1, 5), noise=rng.uniform(0.8, 3.4),
+                          bias=rng.uniform(0, 0.15), **placing)
 
 
 def placed_wrongly(seed: int) -> dict:

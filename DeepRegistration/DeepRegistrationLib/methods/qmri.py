@@ -76,8 +76,8 @@ class SlicesToVolume(Method):
     start: str = parameter("auto", "Start", "The headers, the visual hull of the segments, or a stack made of the slices; auto takes the hull where "
                            "there are segments.", choices=STARTS, advanced=False)
     search: str = parameter("full", "Search", "All poses around the start, the binary search about the axis alone, or none.", choices=SEARCHES, advanced=False)
-    placing: str = parameter("auto", "Order and directions", "Kept as given, only directions, only the order or both found; auto finds both where what is "
-                             "given does not fit.", choices=PLACINGS, advanced=False)
+    placing: str = parameter("auto", "Order and directions", "Kept as given, only directions, only the order or both found; auto finds both where "
+                             "what is given does not fit.", choices=PLACINGS, advanced=False)
     similarity: str = parameter("mi", "Similarity", "Mutual information, local correlation or gradient directions on the fine levels.", choices=SIMILARITIES)
     profile: str = parameter("box", "Slice profile", "How depths within the thickness are weighed.", choices=PROFILES)
     angle: float = parameter(45.0, "Reach, turn", "About every axis.", unit="degrees", minimum=0.0, maximum=180.0, advanced=False)
@@ -112,7 +112,8 @@ class SlicesToVolume(Method):
         kind = ("hull" if problem.segments is not None else "header") if self.start == "auto" else self.start
         if kind == "hull":
             if problem.segments is None:
-                raise InputError("the start 'hull' was asked for without label maps; give segments of the bone on the slices and in the volume, or start from 'header'")
+                raise InputError("the start 'hull' was asked for without label maps; give segments of the bone on the slices and in the volume, "
+                                 "or start from 'header'")
             return [hull_start(problem, monitor)[0], first], "hull"
         if kind == "stack":
             found = search_stack(stack_of(problem), problem.volume, SearchSettings(overlap=0.3), runtime, monitor, first)
