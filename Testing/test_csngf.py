@@ -16,6 +16,7 @@ from DeepRegistrationLib.engines.search import angle_between
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image
+from DeepRegistrationLib.io import read_transform, write_image
 from DeepRegistrationLib.method import find
 from DeepRegistrationLib.ops.fft import Shifts, best_shift, cross_similarity, gradient_products
 from DeepRegistrationLib.problem import Pair
@@ -163,6 +164,16 @@ def test_levels_are_in_mm_and_never_finer_than_the_voxels():
     assert level_spacings(head, thick, SearchSettings(finest=0.5))[-1] == pytest.approx(2.0)
     small = Grid.from_parts((20, 24), 2.0)
     assert level_spacings(small, small, SearchSettings()) == pytest.approx([2.0, 2.0, 2.0])
+
+
+def test_other_methods_begin_there(cli, tmp_path):
+    case = linear_pair(40, 2, "rigid", "inverted", truth=any_turn(40, 2))
+    for name in ("fixed", "moving"):
+        write_image(getattr(case.pair, name), tmp_path / f"{name}.nii")
+    answer = cli("register", "--fixed", tmp_path / "fixed.nii", "--moving", tmp_path / "moving.nii", "--init", "csngf", "--method", "affine",
+                 "--set", "freedom=none", "--write", "transform", "--quiet", "--out", tmp_path / "out")
+    assert answer.status == 0, answer.err
+    assert case.error(read_transform(tmp_path / "out" / "transform.h5", 2)) < 0.5
 
 
 def test_sentences():

@@ -27,7 +27,7 @@ from ..ops.fft import Shifts, best_shift, cross_similarity, gradient_products, u
 from ..ops.filters import gaussian
 from ..ops.sample import index_points, sample
 from ..ops.stats import robust_range
-from ..runtime import Monitor, Runtime
+from ..runtime import Monitor, Runtime, fewer_threads
 from ..transforms.linear import Affine
 from .search import angle_between, rotations
 
@@ -170,12 +170,13 @@ def search(fixed: Image, moving: Image, settings: SearchSettings, runtime: Runti
     for k, spacing in enumerate(level_spacings(region(fixed), region(moving), settings)):
         level = Level(fixed, moving, spacing, settings.blur[k], settings.overlap, settings.epsilon)
         trial = Trial(level, monitor.part(ends[k], ends[k + 1], f"level {k + 1}/{len(settings.tried)}"))
-        if k == 0:
-            trial.all_of(turns)
-        elif settings.sampling == "random":
-            trial.all_of(perturbed([h.turn for h in found], settings.tried[k], np.deg2rad(settings.turns[k - 1]), generator))
-        else:
-            trial.climb([h.turn for h in found], settings.tried[k], np.deg2rad(settings.turns[k - 1]))
+        with fewer_threads(level.moving_grid.voxels):
+            if k == 0:
+                trial.all_of(turns)
+            elif settings.sampling == "random":
+                trial.all_of(perturbed([h.turn for h in found], settings.tried[k], np.deg2rad(settings.turns[k - 1]), generator))
+            else:
+                trial.climb([h.turn for h in found], settings.tried[k], np.deg2rad(settings.turns[k - 1]))
         found = apart(trial.found, settings.kept[k], settings.turns[min(k, len(settings.turns) - 1)])
         if not found:
             raise InputError(f"no rotation leaves {100 * settings.overlap:g} % of the smaller image in common with the other; "
