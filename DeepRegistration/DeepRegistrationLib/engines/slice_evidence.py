@@ -25,7 +25,7 @@ TILES = 4
 CURVE = np.arange(-30.0, 30.1, 1.5)
 VOTE_TOLERANCE = 4.6
 """Degrees."""
-LEAST_CONTRAST, LEAST_LEAD, LEAST_AGREEING, LEAST_OVERLAP = 5.0, 0.1, 0.5, 0.5
+LEAST_CONTRAST, LEAST_LEAD, LEAST_AGREEING, LEAST_OVERLAP = 7.0, 0.1, 0.6, 0.5
 MOST_HALVES, MOST_STD = 0.03, 0.015
 """Shares of the longer edge of the slices: 3.9 and 2 mm of a field of view of 130 mm."""
 
