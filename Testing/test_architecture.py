@@ -20,7 +20,7 @@ MAY_KNOW_EACH_OTHER = ({"errors", "parameters", "runtime"}, {"problem", "result"
 AT_THE_POINT_OF_USE = {"safetensors": "networks/weights.py", "h5py": "networks/foreign.py", "unigradicon": "networks/foreign.py",
                        "sklearn": "engines/cohort_types.py"}
 SOURCES = sorted(LIBRARY.rglob("*.py"))
-ALL = sorted(p for folder in ("DeepRegistration", "AtlasBuilder", "Testing") for p in (ROOT / folder).rglob("*.py")) + [ROOT / "run.py"]
+ALL = sorted(p for folder in ("DeepRegistration", "AtlasBuilder", "QMRIRegister", "Testing") for p in (ROOT / folder).rglob("*.py")) + [ROOT / "run.py"]
 LONGEST_FILE, LONGEST_TEST_FILE, LONGEST_FUNCTION, LONGEST_LINE = 450, 700, 60, 160
 
 
@@ -168,7 +168,8 @@ def covered(relative: str, patterns: list[str]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("module, fewest", [(PACKAGES, 40), (ROOT / "AtlasBuilder", 4)], ids=["DeepRegistration", "AtlasBuilder"])
+@pytest.mark.parametrize("module, fewest", [(PACKAGES, 40), (ROOT / "AtlasBuilder", 4), (ROOT / "QMRIRegister", 4)],
+                         ids=["DeepRegistration", "AtlasBuilder", "QMRIRegister"])
 def test_every_file_of_the_packages_is_packaged(module, fewest):
     patterns = globs_of(module / "CMakeLists.txt")
     files = [p.relative_to(module).as_posix() for p in module.rglob("*") if p.is_file() and "__pycache__" not in p.parts and p.name != "CMakeLists.txt"]

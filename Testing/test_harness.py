@@ -336,6 +336,6 @@ def test_checker_finds_what_was_seeded(tmp_path):
 
 def test_checker_reports_nothing_on_this_extension():
     pytest.importorskip("PySide6")
-    answer = checked(ROOT / "DeepRegistration", ROOT / "AtlasBuilder")
+    answer = checked(ROOT / "DeepRegistration", ROOT / "AtlasBuilder", ROOT / "QMRIRegister")
     assert answer.returncode == 0 and not answer.stderr, answer.stdout + answer.stderr
     assert int(answer.stdout.splitlines()[-1].split()[0]) > 50, "too few uses were resolved to mean anything"

@@ -18,7 +18,7 @@ import pytest
 from . import services
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = {name: ROOT / name / f"{name}.py" for name in ("DeepRegistration", "AtlasBuilder")}
+MODULES = {name: ROOT / name / f"{name}.py" for name in ("DeepRegistration", "AtlasBuilder", "QMRIRegister")}
 __all__ = ["application", "no_slot_errors", "packages", "panel", "scene", "screenshot", "view_image", "wait_until"]
 
 

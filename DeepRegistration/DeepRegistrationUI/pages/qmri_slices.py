@@ -1,0 +1,289 @@
+"""Slices into a volume: the choices, the run in the worker, the check of order and directions, and what comes of it in the scene."""
+
+from __future__ import annotations
+
+import json
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from ..curves import drawn
+from ..jobrun import JobRun
+from ..qmri_check import SliceCheck, spacing_of
+from ..qmri_scene import deliver_slices, is_slice, mirrored, pose_rows, segmentation_of, show_slice, slices_request
+from ..qmri_state import METHOD
+from ..thumbnails import side_by_side
+from .base import Page
+from .checklist import CheckList
+from .parameters import ParameterForm, changed_values
+from .tables import fill_table
+from .train import volumes
+
+CURVE_WIDTH, CURVE_HEIGHT, SIDE = 340, 120, 76
+RESULTS = ("qmriAnswerLabel", "qmriCheckTable", "qmriCorrectRow", "qmriAgainRow", "qmriFiguresTable")
+
+
+class SlicesPage(Page):
+    """See the file's first line. ``work`` runs or ran last; ``found`` is the result that is shown, ``check`` its order and directions, ``sent`` the
+    selection that it belongs to and ``nodes`` the slices of the scene, None while they are files; ``pending`` both of these for ``work``."""
+
+    UI = "QMRIRegisterSlices.ui"
+    STATUS = "qmri"
+
+    def __init__(self, panel, layout):
+        super().__init__(panel, layout)
+        self.work, self.pending, self.found, self.check, self.sent, self.nodes = None, None, None, None, None, None
+        self.list = CheckList(self.ui.qmriSlicesList, self.show_readiness, new_are_checked=True)
+        self.form = ParameterForm(self.ui.qmriParametersWidget, self.parameter_changed, lambda text: self.say("error", text))
+        for box, chosen in ((self.ui.qmriSourceBox, lambda: self.put("qmriSource", self.chosen(self.ui.qmriSourceBox))),
+                            (self.ui.qmriPresetBox, self.preset_chosen)):
+            box.connect("currentIndexChanged(int)", lambda index, chosen=chosen: None if self.filling else chosen())
+        self.ui.qmriDataEdit.connect("currentPathChanged(QString)", lambda path: self.put("qmriData", path or ""))
+        for name, pressed in (("qmriButton", self.register_or_cancel), ("qmriResetButton", lambda: self.put("qmriValues", "{}")),
+                              ("qmriMirrorRowsButton", lambda: self.correct(0)), ("qmriMirrorColumnsButton", lambda: self.correct(1)),
+                              ("qmriExchangeButton", self.exchange), ("qmriAgainButton", self.register_again)):
+            getattr(self.ui, name).connect("clicked()", lambda pressed=pressed: self.guarded(pressed))
+        self.prepare_table()
+        self.show_found()
+        self.show_running(False)
+
+    def prepare_table(self) -> None:
+        table = self.ui.qmriCheckTable
+        table.setColumnCount(2)
+        table.setHorizontalHeaderLabels([_("Measured, in the volume"), _("Slice")])
+        table.verticalHeader().visible = False
+        table.horizontalHeader().stretchLastSection = True
+        table.setColumnWidth(0, 2 * SIDE + 12)
+        table.connect("itemSelectionChanged()", self.row_selected)
+
+    def guarded(self, act) -> None:
+        super().guarded(act)
+        self.refresh()
+
+    # -------------------------------------------------------------------------------------------------------- up to date
+
+    @property
+    def running(self) -> bool:
+        return self.work is not None and self.work.running
+
+    @property
+    def entry(self) -> dict:
+        return self.logic.methods.entries[METHOD]
+
+    @property
+    def preset(self) -> str:
+        return self.node.qmriPreset if self.node.qmriPreset in self.entry["presets"] else "default"
+
+    def usual(self) -> dict:
+        return self.logic.methods.preset_values(f"{METHOD}:{self.preset}")
+
+    def refresh(self) -> None:
+        if self.node is None:
+            return
+        self.fill(self.ui.qmriSourceBox, [("scene", _("Slices of the scene")), ("folder", _("A folder of DICOM files"))], self.node.qmriSource)
+        self.fill(self.ui.qmriPresetBox, [(name, name) for name in self.entry["presets"]], self.preset)
+        self.ui.qmriPresetBox.toolTip = self.entry["presets"][self.preset]["help"]
+        self.show_paths([(self.ui.qmriDataEdit, "qmriData")])
+        files = self.node.qmriSource == "folder"
+        self.ui.qmriDataEdit.visible = self.ui.qmriDataEditLabel.visible = files
+        self.ui.qmriSlicesList.visible = self.ui.qmriSegmentsBox.visible = not files
+        self.list.show([node for node in volumes(slicer.mrmlScene) if is_slice(node)])
+        self.form.build(self.entry["parameters"])
+        self.form.show(self.usual() | json.loads(self.node.qmriValues or "{}"), self.usual())
+        self.ui.qmriResetButton.enabled = self.node.qmriValues not in ("", "{}")
+        self.show_readiness()
+
+    def selection(self):
+        """What is to be registered: the path of a folder, or the IDs of nodes."""
+        return self.node.qmriData if self.node.qmriSource == "folder" else [node.GetID() for node in self.list.checked()]
+
+    def missing(self) -> str:
+        """What has to be chosen before a registration; '' where nothing is missing."""
+        if self.node.qmriSource == "folder":
+            if not self.node.qmriData:
+                return _("Choose the folder with the DICOM files of the slices.")
+        elif len(self.list.checked()) < 2:
+            return _("Check at least two slices.")
+        if self.node.qmriVolume is None:
+            return _("Choose the volume.")
+        if self.node.qmriSegments and self.node.qmriSource != "folder":
+            bare = next((node for node in (*self.list.checked(), self.node.qmriVolume) if segmentation_of(node) is None), None)
+            if bare is not None:
+                return _("'{name}' has no segmentation of the bone; draw one on it in the Segment Editor.").format(name=bare.GetName())
+        return ""
+
+    def show_readiness(self) -> None:
+        if self.node is None:
+            return
+        missing, chosen = self.missing(), self.selected_rows()
+        self.ui.qmriButton.text = _("Cancel") if self.running else _("Register")
+        self.ui.qmriButton.enabled = self.running or not missing
+        self.ui.qmriButton.toolTip = missing or (_("Stop; the scene stays as it is") if self.running else _("Find where the slices lie in the volume"))
+        self.ui.qmriMissingLabel.text = missing
+        self.ui.qmriMissingLabel.visible = bool(missing) and not self.running
+        for name in ("qmriForm", "qmriSlicesList", "qmriChoiceForm", "qmriSegmentsBox", "qmriAdvancedBox"):
+            getattr(self.ui, name).enabled = not self.running
+        same = self.check is not None and not self.running and not missing and self.sent == self.selection()
+        self.ui.qmriMirrorRowsButton.enabled = self.ui.qmriMirrorColumnsButton.enabled = same and bool(chosen)
+        self.ui.qmriExchangeButton.enabled = same and len(chosen) == 2
+        self.ui.qmriAgainButton.enabled = same and self.check.changed
+
+    def show_running(self, running: bool) -> None:
+        self.ui.qmriProgressBar.visible = self.ui.qmriStageLabel.visible = running
+        self.ui.qmriProgressBar.value = 0
+        if running:
+            self.ui.qmriStageLabel.text = _("Preparing")
+        self.show_readiness()
+
+    # ---------------------------------------------------------------------------------------------------------- choices
+
+    def preset_chosen(self) -> None:
+        self.node.qmriValues, self.node.qmriPreset = "{}", self.chosen(self.ui.qmriPresetBox)
+        self.refresh()
+
+    def parameter_changed(self, name: str, value) -> None:
+        self.node.qmriValues = changed_values(self.node.qmriValues, self.usual(), name, value)
+
+    # -------------------------------------------------------------------------------------------------------------- run
+
+    def register_or_cancel(self) -> None:
+        if self.running:
+            self.work.cancel()
+        else:
+            self.start(None)
+
+    def register_again(self) -> None:
+        self.start(self.check.placement)
+
+    def start(self, placement) -> None:
+        """Submit the job; ``placement`` as the user has set it, None to find it. InputError where nodes cannot be read."""
+        self.logic.ensure_torch()
+        node, files = self.node, self.node.qmriSource == "folder"
+        nodes = None if files else self.list.checked()
+        request = slices_request(node.qmriData if files else nodes, node.qmriVolume, node.qmriSegments and not files)
+        request |= {"method": f"{METHOD}:{self.preset}", "values": json.loads(node.qmriValues or "{}"), "thickness": node.qmriThickness,
+                    "map": node.qmriMap, "placement": placement, "device": node.device, "seed": node.seed, "threads": node.threads}
+        known = self.nodes if files and self.sent == self.selection() else None
+        self.work = JobRun(self.logic.runner, request, self.on_event)
+        self.pending = self.selection(), known if files else nodes
+        self.logic.work.append(self.work)
+        self.show_running(True)
+        self.panel.wake()
+
+    def on_event(self, work, event: dict) -> None:
+        """Called from the panel's timer, on the main thread."""
+        if work is not self.work or self.node is None:
+            return
+        if event["event"] == "progress":
+            self.show_progress(event)
+        elif event["event"] in ("done", "failed", "cancelled"):
+            self.show_running(False)
+            if event["event"] == "done":
+                self.guarded(self.take_result)
+            else:
+                self.say("error" if event["event"] == "failed" else "warning", work.message or _("The registration was stopped; the scene is as it was."))
+            self.refresh()
+
+    def take_result(self) -> None:
+        """Show the result; where the slices are registered, put it into the scene."""
+        self.found, (self.sent, self.nodes) = self.work.result, self.pending
+        rows, sent = self.found["slices"], self.work.request.get("slices")
+        measured = [row["measured"] for row in rows] if sent is None else sent
+        self.check = SliceCheck(rows, [value.array for value in measured])
+        self.show_found()
+        if not self.found["registered"]:
+            self.say("warning", _("The slices are not registered; the scene is as it was."))
+            return
+        nodes = deliver_slices(self.found, self.nodes, self.node.qmriVolume, emulated=self.node.qmriEmulated)
+        self.nodes = [nodes[f"measured {k + 1}"] for k in range(len(rows))]
+        show_slice(self.nodes[0], self.node.qmriVolume)
+        self.say("done", _("The slices lie in the volume; transforms and tables are in a folder of the module Data."))
+
+    # ----------------------------------------------------------------------------------------------------------- results
+
+    def show_found(self) -> None:
+        """Answer, pictures and figures of the last result; nothing before there is one."""
+        there = self.found is not None
+        for name in RESULTS:
+            getattr(self.ui, name).visible = there
+        self.ui.qmriCurveLabel.visible = there and bool(self.found["curve"])
+        if not there:
+            return
+        self.ui.qmriAnswerLabel.text = answer(self.found)
+        fill_table(self.ui.qmriFiguresTable, pose_rows(self.found))
+        if self.found["curve"]:
+            degrees, values = self.found["curve"]["degrees"], self.found["curve"]["set"]
+            points = [(angle - degrees[0], value) for angle, value in zip(degrees, values)]
+            text = _("similarity over a turn about the axis, {low:.0f} to {high:.0f} degrees").format(low=degrees[0], high=degrees[-1])
+            self.ui.qmriCurveLabel.pixmap = drawn(CURVE_WIDTH, CURVE_HEIGHT, [points], [text])
+        self.ui.qmriCheckTable.clearSelection()
+        self.ui.qmriCheckTable.setRowCount(len(self.check.rows))
+        self.show_check()
+
+    def show_check(self) -> None:
+        """The rows of the check: pictures and texts, as chosen now."""
+        table = self.ui.qmriCheckTable
+        for k, row in enumerate(self.check.rows):
+            label = qt.QLabel()
+            spacing = spacing_of(row["emulated"].grid)
+            label.pixmap = side_by_side((self.check.measured[k], self.check.expected(k)), (spacing, spacing), SIDE)
+            label.alignment = qt.Qt.AlignCenter
+            table.setCellWidget(k, 0, label)
+            item = qt.QTableWidgetItem(self.told(k))
+            item.setToolTip(self.told(k))
+            table.setItem(k, 1, item)
+            table.setRowHeight(k, SIDE + 4)
+
+    def told(self, k: int) -> str:
+        """A slice in a few short lines; what is chosen now is what counts, figures are of what was found."""
+        row, flips = self.check.rows[k], mirrored(self.check.flips[k])
+        lines = [row["name"]] + ([_("on plane {number}").format(number=self.check.plane[k] + 1)] if self.check.plane[k] != k else [])
+        lines += [_("mirrored {how}").format(how=flips)] if flips else []
+        if self.check.plane[k] != row["plane"] or self.check.flips[k] != tuple(row["flips"]):
+            return "\n".join([*lines, _("changed, not registered yet")])
+        lines.append(_("similarity {value:.2f}, {share:.0f} % inside").format(value=row["similarity"], share=100 * row["inside"]))
+        if max(row["own_shift_mm"], row["own_turn_degrees"]) > 1e-3:
+            lines.append(_("own motion {shift:.1f} mm, {turn:.1f}°").format(shift=row["own_shift_mm"], turn=row["own_turn_degrees"]))
+        return "\n".join(lines)
+
+    def selected_rows(self) -> list[int]:
+        model = self.ui.qmriCheckTable.selectionModel()
+        return sorted({index.row() for index in model.selectedRows()}) if model is not None and self.check is not None else []
+
+    def row_selected(self) -> None:
+        """The views show the selected slice, where it is registered."""
+        chosen = self.selected_rows()
+        if len(chosen) == 1 and self.found["registered"] and self.nodes is not None and self.node is not None:
+            show_slice(self.nodes[chosen[0]], self.node.qmriVolume)
+        self.show_readiness()
+
+    def correct(self, axis: int) -> None:
+        self.check.mirror(self.selected_rows(), axis)
+        self.show_check()
+
+    def exchange(self) -> None:
+        self.check.exchange(*self.selected_rows())
+        self.show_check()
+
+    # -------------------------------------------------------------------------------------------------------- life cycle
+
+    def tick(self) -> bool:
+        return self.running
+
+    def close(self) -> None:
+        self.work, self.pending, self.found, self.check, self.sent, self.nodes = None, None, None, None, None, None
+        self.list.clear()
+        self.ui.qmriCheckTable.setRowCount(0)
+        self.show_found()
+        self.show_running(False)
+
+
+def answer(found: dict) -> str:
+    """Registered or not, and why, in a sentence or two."""
+    if not found["registered"]:
+        reasons = [text[:1].upper() + text[1:] + "." for text in found["reasons"]]
+        return " ".join([_("NOT REGISTERED."), *reasons])
+    moved = [row["name"] for k, row in enumerate(found["slices"]) if row["plane"] != k or any(row["flips"])]
+    text = _("Registered; the position is known to {value:.2g} mm (one standard deviation).").format(value=found["std"]["distance_mm"])
+    return text + (_(" Order or direction differ from the headers: {names}.").format(names=", ".join(moved)) if moved else "")

@@ -1,0 +1,221 @@
+"""Slices and repeated scans of the scene as requests of the worker, and what comes of them in folders of the subject hierarchy.
+
+The transform of the set carries the transforms of the slices, and those carry the slices: a slice goes from where it was to where the volume
+shows it. A slice that lies under the transforms of an earlier result is read, and put, from where it was before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import slicer
+import vtk
+
+from DeepRegistrationLib.errors import InputError
+from DeepRegistrationLib.exchange import Matrix
+
+from . import mrml, views
+from .colors import display_of, look_like
+from .delivery import gather
+from .quality_tables import table_from_rows
+
+MARK = "QMRIRegister.role"
+"""Attribute of nodes that this module has made; they are no slices and no scans."""
+LABELS = ("vtkMRMLSegmentationNode", "vtkMRMLLabelMapVolumeNode")
+AXES = (("x", "left-right"), ("y", "anterior-posterior"), ("z", "inferior-superior"))
+
+
+# ------------------------------------------------------------------------------------------------------------- requests
+
+
+def is_slice(node) -> bool:
+    """True for a volume of one slice that is no result of this module."""
+    return not node.GetAttribute(MARK) and node.GetImageData() is not None and list(node.GetImageData().GetDimensions()).count(1) == 1
+
+
+def slices_request(slices, volume, segments: bool = False) -> dict:
+    """The values of a 'qmri' request: ``slices`` are volume nodes or the path of a folder; ``segments``: those that were drawn on the slices and on
+    the volume go with them. InputError where nodes are gone or have no segmentation."""
+    if volume is None or volume.GetScene() is None:
+        raise InputError("no volume was given; choose the volume in which the slices are to be found")
+    request = {"command": "qmri", "volume": mrml.volume_of(volume)}
+    if isinstance(slices, (str, bytes)) or hasattr(slices, "__fspath__"):
+        if segments:
+            raise InputError("segments were asked for with a folder of files; load the slices into the scene and draw the bone on them")
+        return {**request, "dicom": str(slices)}
+    gone = next((node for node in slices if node.GetScene() is None), None)
+    if gone is not None:
+        raise InputError(f"'{gone.GetName()}' is not in the scene any more; choose other slices")
+    request["slices"] = [replace(mrml.volume_of(node), grid=header_grid(node)) for node in slices]
+    if segments:
+        marks = [mrml.labelmap_of(drawn_on(node), node) for node in slices]
+        request["segments"] = [replace(mark, grid=header_grid(node)) for mark, node in zip(marks, slices)]
+        request["volume_segment"] = mrml.labelmap_of(drawn_on(volume), volume)
+    return request
+
+
+def drawn_on(volume):
+    """The segmentation whose source volume is ``volume``. InputError where there is none."""
+    found = segmentation_of(volume)
+    if found is None:
+        raise InputError(f"no segmentation was drawn on '{volume.GetName()}'; draw the bone on it in the Segment Editor, or start without segments")
+    return found
+
+
+def segmentation_of(volume):
+    """The same, None where there is none."""
+    for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+        if node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()) is volume:
+            return node
+    return None
+
+
+def header_grid(node):
+    """The grid of a slice where it was before any result of this module (LPS mm)."""
+    ours, grid = our_transform(node), mrml.grid_of(node)
+    if ours is None:
+        return grid
+    matrix = vtk.vtkMatrix4x4()
+    ours.GetMatrixTransformToWorld(matrix)
+    return grid.moved(mrml.FLIP @ np.linalg.inv(mrml.matrix_values(matrix)) @ mrml.FLIP)
+
+
+def our_transform(node):
+    """The innermost transform of this module above ``node``, None where there is none."""
+    parent = node.GetParentTransformNode()
+    while parent is not None and not parent.GetAttribute(MARK):
+        parent = parent.GetParentTransformNode()
+    return parent
+
+
+def scans_request(scans) -> dict:
+    """The values of a 'motion' request: ``scans`` are volume nodes on one lattice, one volume with a scan a component, or a sequence of volumes."""
+    nodes = list(scans) if isinstance(scans, (list, tuple)) else [scans]
+    if len(nodes) == 1 and nodes[0].IsA("vtkMRMLSequenceNode"):
+        nodes = [nodes[0].GetNthDataNode(k) for k in range(nodes[0].GetNumberOfDataNodes())]
+    other = next((node for node in nodes if not node.IsA("vtkMRMLVolumeNode")), None)
+    if other is not None:
+        raise InputError(f"'{other.GetName()}' is no volume; choose volumes, or a sequence of volumes")
+    return {"command": "motion", "scans": [mrml.volume_of(node) for node in nodes]}
+
+
+# -------------------------------------------------------------------------------------------------------------- results
+
+
+def deliver_slices(result: dict, slices, volume, name: str = "", emulated: bool = True) -> dict:
+    """Put a registered ``result`` of the job 'qmri' into the scene of ``volume``. slices: their nodes, None where the result brings them.
+
+    Returns role -> node: 'set', 'slice 1', ... (transforms), 'measured 1', ..., 'emulated 1', ..., 'map', 'slices' and 'pose' (tables). InputError
+    where the volume or a slice was deleted meanwhile.
+    """
+    scene, rows, name = volume.GetScene(), result["slices"], name or f"Slices in {volume.GetName()}"
+    lost = next((row["name"] for row, node in zip(rows, slices or ()) if node is None or node.GetScene() is not scene), None)
+    if scene is None or lost is not None:
+        raise InputError(f"'{lost or 'the volume'}' was deleted during the registration, so its result was not put into the scene; register again")
+    slices = [mrml.volume_node(scene, row["measured"], row["name"]) for row in rows] if slices is None else slices
+    back, nodes = np.linalg.inv(result["matrix"].matrix), {}
+    nodes["set"] = _marked(mrml.transform_node(scene, [Matrix(back)], name, volume), "set")
+    for k, (row, node) in enumerate(zip(rows, slices), 1):
+        own = _marked(mrml.transform_node(scene, [Matrix(np.linalg.inv(back @ row["matrix"].matrix))], f"{name}, {row['name']}", volume, node), "slice")
+        own.SetAndObserveTransformNodeID(nodes["set"].GetID())
+        for each in (node, segmentation_of(node)):
+            placement = None if each is None else _put(each, own)
+            if placement is not None:
+                nodes[f"placement of {each.GetName()}"] = placement
+        nodes |= {f"slice {k}": own, f"measured {k}": node}
+        if emulated:
+            nodes[f"emulated {k}"] = _marked(mrml.volume_node(scene, row["emulated"], display=False), "emulated")
+            look_like(nodes[f"emulated {k}"], volume)
+            nodes[f"emulated {k}"].SetAndObserveTransformNodeID(own.GetID())
+    if "map" in result:
+        nodes["map"] = _marked(mrml.volume_node(scene, result["map"], f"{name}, values", display=False), "map")
+        look_like(nodes["map"], slices[0])
+    nodes["slices"] = table_from_rows(slice_rows(result), f"{name}, slices", scene)
+    nodes["pose"] = table_from_rows(pose_rows(result), f"{name}, pose", scene)
+    gather(scene, name, [node for role, node in nodes.items() if not role.startswith("measured")])
+    return nodes
+
+
+def deliver_motion(result: dict, name: str = "Motion", transforms: bool = False) -> dict:
+    """Put a result of the job 'motion' into the scene; role -> node: 'average', 'signal', 'sigma', 'motion' (a table), and 'scan 1', ... with
+    ``transforms``, whose from-parent transform leads from the average to the scan."""
+    scene, nodes = slicer.mrmlScene, {}
+    for role in ("average", "signal", "sigma"):
+        nodes[role] = _marked(mrml.volume_node(scene, result[role], f"{name} {role}", display=False), role)
+        values = result[role].array[np.isfinite(result[role].array)]
+        if values.size:
+            display_of(nodes[role]).SetWindowLevelMinMax(0.0, float(np.percentile(values, 99.5)))
+    for k, part in enumerate(result["transforms"] if transforms else (), 1):
+        nodes[f"scan {k}"] = _marked(mrml.transform_node(scene, [part], f"{name} scan {k}"), "scan")
+    nodes["motion"] = table_from_rows(motion_rows(result), f"{name} table", scene)
+    gather(scene, name, nodes.values())
+    slicer.util.setSliceViewerLayers(background=nodes["average"], foreground=None, fit=True)
+    return nodes
+
+
+def show_slice(node, volume) -> None:
+    """Show a slice in its own plane with the volume over it, half and half, where both are in the scene."""
+    scene = slicer.mrmlScene
+    if views.is_in(node, scene) and views.is_in(volume, scene):
+        views.show_layers(node, volume, opacity=0.5, rotate=True)
+
+
+def _marked(node, role: str):
+    node.SetAttribute(MARK, role)
+    return node
+
+
+def _put(node, transform):
+    """Put ``node`` under ``transform``, in the place of an earlier result; a node with a placement of its own gets a copy of it between, which
+    is returned."""
+    inner = node
+    while inner.GetParentTransformNode() is not None and not inner.GetParentTransformNode().GetAttribute(MARK):
+        inner = inner.GetParentTransformNode()
+    placement = None
+    if inner is not node and inner.GetParentTransformNode() is None:  # of the user, for other nodes as well
+        inner = placement = mrml.placement_node(node)
+        node.SetAndObserveTransformNodeID(inner.GetID())
+    inner.SetAndObserveTransformNodeID(transform.GetID())
+    return placement
+
+
+# -------------------------------------------------------------------------------------------------------------- figures
+
+
+def slice_rows(result: dict) -> list[dict]:
+    """A row a slice, units in the heads."""
+    return [{"slice": row["name"], "plane": row["plane"] + 1, "mirrored": mirrored(row["flips"]), "similarity": row["similarity"],
+             "inside (%)": 100 * row["inside"], "own shift (mm)": row["own_shift_mm"], "own turn (degrees)": row["own_turn_degrees"]}
+            for row in result["slices"]]
+
+
+def mirrored(flips) -> str:
+    """'left-right', 'up-down', both or '' of (along rows, along columns)."""
+    return ", ".join(text for text, on in zip(("left-right", "up-down"), flips) if on)
+
+
+def pose_rows(result: dict) -> list[dict]:
+    """How well the pose of the set is known (standard deviations at the middle of the slices), and the evidence for it."""
+    std, found = result["std"], result["evidence"]
+    rows = [{"figure": "deviation of the position", "value": std["distance_mm"], "unit": "mm"}]
+    rows += [{"figure": f"deviation, shift {text}", "value": value, "unit": "mm"} for (_, text), value in zip(AXES, std["shift_mm"])]
+    rows += [{"figure": f"deviation, turn about {text}", "value": value, "unit": "degrees"} for (_, text), value in zip(AXES, std["turn_degrees"])]
+    rows += [{"figure": "similarity above random poses", "value": found["contrast"], "unit": "deviations"},
+             {"figure": "lead over the next best pose", "value": found["lead"], "unit": ""},
+             {"figure": "halves of the slices apart", "value": found["halves"], "unit": "mm"},
+             {"figure": "slices that agree", "value": _percent(found["agreeing"]), "unit": "%"},
+             {"figure": "pixels in the volume", "value": _percent(found["overlap"]), "unit": "%"}]
+    return rows
+
+
+def _percent(share):
+    return None if share is None else 100 * share
+
+
+def motion_rows(result: dict) -> list[dict]:
+    """A row a scan, against the average: shifts along and rotations about the scene's axes R, A and S, units in the heads."""
+    signs = dict(zip("xyz", np.diag(mrml.FLIP)[:3]))
+    return [{"scan": row["scan"] + 1, **{f"shift {to} (mm)": float(signs[axis] * row[f"shift_{axis}_mm"]) for axis, to in zip("xyz", "RAS")},
+             **{f"rotation {to} (degrees)": float(signs[axis] * row[f"rotation_{axis}_deg"]) for axis, to in zip("xyz", "RAS")},
+             "distance (mm)": row["displacement_mm"]} for row in result["motion"]]

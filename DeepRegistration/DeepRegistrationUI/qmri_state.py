@@ -1,0 +1,39 @@
+"""What the module QMRIRegister keeps in the scene: one parameter node with all choices, saved and restored with it.
+
+``LISTS`` names the user interface files whose widgets carry a ``SlicerParameterName``; texts that hold JSON say so.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from slicer import vtkMRMLScalarVolumeNode, vtkMRMLStorableNode
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
+
+LISTS = ("QMRIRegisterSlices.ui", "QMRIRegisterMotion.ui")
+METHOD, MOTION = "qmri", "rician-motion"
+
+
+@parameterNodeWrapper
+class QMRIRegisterParameterNode:
+    """All choices of the panel."""
+
+    qmriSource: str = "scene"
+    qmriData: str
+    qmriVolume: vtkMRMLScalarVolumeNode
+    qmriThickness: Annotated[float, WithinRange(0.0, 100.0)] = 0.0  # mm, 0: that of the headers
+    qmriSegments: bool = False
+    qmriPreset: str = "default"
+    qmriValues: str = "{}"  # JSON: parameter name -> value that differs from the preset
+    qmriEmulated: bool = True
+    qmriMap: bool = False
+
+    motionSource: str = "scene"
+    motionSeries: vtkMRMLStorableNode
+    motionPreset: str = "default"
+    motionValues: str = "{}"  # JSON: parameter name -> value that differs from the preset
+    motionTransforms: bool = False
+
+    device: str = "auto"
+    seed: Annotated[int, WithinRange(0, 2**31 - 1)] = 0
+    threads: Annotated[int, WithinRange(0, 256)] = 0
