@@ -7,7 +7,9 @@ need half. The mask of the cube says where the turned image has values; every me
 are less than 5 voxels (mean) from where the true map takes them.
 
 The true map is that of the headers, but for the head, whose scans have different origins: there it is our own rigid alignment by
-mutual information from the headers (``affine``), which moves the head by 12.8 mm as SimpleITK's does (case.json).
+mutual information from the headers (``affine``), which moves the head by 12.8 mm as SimpleITK's does (case.json). The headers of the two
+necks agree to about a voxel only (Dice of the cord 0.85), and both maps of the prostate come from the same raw images, so that even the
+edges of their noise agree.
 
 Compared in the same run, with the same number of threads: SimpleITK's local mutual information from the image centers; the same from the
 best 3 of 100 rotations that cover all; greedy's random search (1000 rotations, 20 mm) with mutual information; our
@@ -349,7 +351,7 @@ def picture(every, rows, names) -> bytes:
     axis.axvline(SUCCESS, color="0.5", linestyle="--", linewidth=1)
     axis.set(xlabel="allowed mean error of the corners in voxels", ylabel="share of displacements", ylim=(-0.02, 1.02), xlim=(0, 20),
              title=f"{len(rows)} displacements; in the legend: share below {SUCCESS:g} voxels")
-    axis.legend(loc="center right", fontsize=8)
+    axis.legend(loc="lower right", bbox_to_anchor=(1.0, 0.05), fontsize=8)
     shown = [next(k for k, c in enumerate(every) if c.name == name) for name in PAIRS]
     grid = right.subplots(len(shown), 3)
     for line, k in zip(grid, shown):
