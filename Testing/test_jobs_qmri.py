@@ -121,7 +121,8 @@ def scans(count: int = 4):
     for k in range(count):
         x = grid.points() - grid.centre - [1.5 * (k - 1.5), 0, 0]
         values = 100 * np.exp(-(x**2 / [90.0, 120.0, 60.0]).sum(-1)) + 40 * np.exp(-((x - [6, 4, -3]) ** 2).sum(-1) / 30)
-        made.append(exchange.Volume(np.hypot(values + draw.normal(0, 4, values.shape), draw.normal(0, 4, values.shape)).astype(np.float32), grid, f"scan {k + 1}"))
+        noisy = np.hypot(values + draw.normal(0, 4, values.shape), draw.normal(0, 4, values.shape))
+        made.append(exchange.Volume(noisy.astype(np.float32), grid, f"scan {k + 1}"))
     return made
 
 

@@ -157,7 +157,8 @@ def files_below(folder: Path) -> set[str]:
 
 def test_installed_files_are_those_of_the_tree(build, installed):
     files = [files_below(module) - {"CMakeLists.txt"} for module in MODULES]
-    assert files_below(installed) == set().union(*files) and sum(map(len, files)) == len(set().union(*files)), "modules share a folder: no file may be in two of them"
+    together = set().union(*files)
+    assert files_below(installed) == together and sum(map(len, files)) == len(together), "modules share a folder: no file may be in two of them"
     assert {path.name for path in (build.parent / "installed").iterdir()} == {"lib"}, "something is installed outside the folder of modules"
     assert sorted(path.name for path in installed.iterdir() if path.name != "Resources") == [
         "AtlasBuilder.py", "DeepRegistration.py", "DeepRegistrationLib", "DeepRegistrationUI", "QMRIRegister.py"], "a name that another extension may use, too"
