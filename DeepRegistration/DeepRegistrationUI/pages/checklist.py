@@ -15,16 +15,16 @@ class CheckList:
         self.listed, self.filling = [], False
         widget.connect("itemChanged(QListWidgetItem*)", lambda item: None if self.filling else self.changed())
 
-    def show(self, nodes) -> None:
-        """List ``nodes``; those that were listed before keep their check."""
-        found = [(node.GetID(), node.GetName()) for node in nodes]
+    def show(self, nodes, text=lambda node: node.GetName()) -> None:
+        """List ``nodes`` by their ``text``; those that were listed before keep their check."""
+        found = [(node.GetID(), text(node)) for node in nodes]
         if found == self.listed:
             return
         old, checked = {identifier for identifier, _ in self.listed}, {node.GetID() for node in self.checked()}
         self.listed, self.filling = found, True
         self.widget.clear()
-        for identifier, text in found:
-            item = qt.QListWidgetItem(text)
+        for identifier, shown in found:
+            item = qt.QListWidgetItem(shown)
             item.setFlags(item.flags() | qt.Qt.ItemIsUserCheckable)
             item.setData(qt.Qt.UserRole, identifier)
             wanted = identifier in checked or (self.new_are_checked and identifier not in old)

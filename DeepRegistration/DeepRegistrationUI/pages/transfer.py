@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import qt
 import slicer
 from slicer.i18n import tr as _
 
@@ -11,6 +10,7 @@ from DeepRegistrationLib.errors import InputError
 from ..records import ATTRIBUTE, MAIN, is_record, roles_of
 from ..state import Carry
 from .base import Page
+from .checklist import CheckList
 
 KINDS = (("vtkMRMLSegmentationNode", "segmentation"), ("vtkMRMLLabelMapVolumeNode", "label map"), ("vtkMRMLMarkupsFiducialNode", "landmarks"),
          ("vtkMRMLMarkupsCurveNode", "curve"), ("vtkMRMLMarkupsNode", "markups"), ("vtkMRMLModelNode", "model"), ("vtkMRMLVolumeNode", "volume"))
@@ -24,46 +24,30 @@ class TransferPage(Page):
 
     def __init__(self, panel, layout):
         super().__init__(panel, layout)
-        self.work, self.listed = None, []
+        self.work = None
         self.ui.transferResultSelector.addAttribute(MAIN, ATTRIBUTE)
-        self.ui.nodesList.connect("itemChanged(QListWidgetItem*)", lambda item: None if self.filling else self.show_readiness())
+        self.list = CheckList(self.ui.nodesList, self.show_readiness)
         self.ui.transferButton.connect("clicked()", self.transfer)
         self.ui.releaseButton.connect("clicked()", self.release)
 
     def refresh(self) -> None:
         if self.node is None:
             return
-        found = [(node.GetID(), f"{node.GetName()} ({kind_of(node)})") for node in carriable(slicer.mrmlScene)]
-        if found != self.listed:
-            checked, self.listed, self.filling = {node.GetID() for node in self.checked()}, found, True
-            self.ui.nodesList.clear()
-            for identifier, text in found:
-                item = qt.QListWidgetItem(text)
-                item.setFlags(item.flags() | qt.Qt.ItemIsUserCheckable)
-                item.setData(qt.Qt.UserRole, identifier)
-                item.setCheckState(qt.Qt.Checked if identifier in checked else qt.Qt.Unchecked)
-                self.ui.nodesList.addItem(item)
-            self.filling = False
+        self.list.show(carriable(slicer.mrmlScene), lambda node: f"{node.GetName()} ({kind_of(node)})")
         self.ui.referenceSelector.enabled = self.node.transferCarry == Carry.COPIES
         self.show_readiness()
-
-    def checked(self) -> list:
-        """The nodes that are checked and still there."""
-        items = [self.ui.nodesList.item(k) for k in range(self.ui.nodesList.count)]
-        nodes = [slicer.mrmlScene.GetNodeByID(item.data(qt.Qt.UserRole)) for item in items if item.checkState() == qt.Qt.Checked]
-        return [node for node in nodes if node is not None]
 
     def show_readiness(self) -> None:
         missing = ""
         if not is_record(self.node.result):
             missing = _("Choose a registration; there is one after the first Apply.")
-        elif not self.checked():
+        elif not self.list.checked():
             missing = _("Check at least one node in the list.")
         busy = self.work is not None
         self.ui.transferButton.text = _("Cancel") if busy else _("Transfer")
         self.ui.transferButton.enabled = busy or not missing
         self.ui.transferButton.toolTip = missing or _("Carry the checked nodes to the other image")
-        self.ui.releaseButton.enabled = not busy and bool(self.checked())
+        self.ui.releaseButton.enabled = not busy and bool(self.list.checked())
         self.ui.transferMissingLabel.text = missing
         self.ui.transferMissingLabel.visible = bool(missing) and not busy
 
@@ -76,7 +60,7 @@ class TransferPage(Page):
 
         mode = "copy" if self.node.transferCarry == Carry.COPIES else "live"
         try:
-            self.work = Transfer(self.checked(), roles_of(self.node.result), self.node.transferDirection.value, self.node.transferReference,
+            self.work = Transfer(self.list.checked(), roles_of(self.node.result), self.node.transferDirection.value, self.node.transferReference,
                                  mode, self.logic.runner if mode == "copy" else None, on_end=self.ended)
             self.say("busy", _("Carrying the data ..."))
             self.work.start()
@@ -100,7 +84,7 @@ class TransferPage(Page):
     def release(self) -> None:
         from ..transfer import release
 
-        release(self.checked())
+        release(self.list.checked())
         self.say("done", _("The checked nodes are where they were before."))
 
     def tick(self) -> bool:
@@ -109,8 +93,8 @@ class TransferPage(Page):
     def close(self) -> None:
         if self.work is not None:
             self.work.cancel()
-        self.work, self.listed = None, []
-        self.ui.nodesList.clear()
+        self.work = None
+        self.list.clear()
 
 
 def carriable(scene) -> list:
