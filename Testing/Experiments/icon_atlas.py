@@ -10,7 +10,8 @@ alone, does it begin at random or at the mean, is the squared mean displacement 
 wobble), folds.
 
 Claims: (a) on digits and on the slabs in 3D the penalty brings the mean displacement below 10 % of its value without. (b) The LNCC atlas with
-penalty and mean start, which follows the whole objective (trained longest; the report: extra long) or the similarity, has a gradient energy within 25 % of the cohort's. (c) Registration of the
+penalty and mean start, which follows the whole objective (trained longest; the report: extra long) or the similarity, has a gradient
+energy within 25 % of the cohort's. (c) Registration of the
 labelled pair through an atlas of the two (A -> atlas -> B; images alone make it) is at most 0.01 mean Dice below direct registration by the
 same method. Beside it: two slabs through an atlas of the six others.
 
