@@ -3,7 +3,8 @@
 A case is a volume and a source of slices in the space of the volume: a generated hip in an unlike contrast (``truths_hip``; ten hips, other bias,
 noise and 1 to 5 mm of thickness for every start), a real image of another contrast of the same subject (head T1 and PD, brain T1 and gray
 matter, neck T1 and T2), or the same real image after a curve of its intensities that is not monotonic, with noise (mouse brain, lung CT). Six slices
-30 degrees apart are cut from the source; their headers are turned by up to 40 degrees about a random axis and shifted by up to 20 mm, at most 0.15 of the slices' edge (which small bodies need).
+30 degrees apart are cut from the source; their headers are turned by up to 40 degrees about a random axis and shifted by up to 20 mm, at most
+0.15 of the slices' edge (which small bodies need).
 For head and neck, whose scans have different origins or a motion of 1.7 mm between them, the true relation is our own rigid alignment of
 the whole images (``affine``, rigid), so what is measured there is how well six slices agree with all of the image.
 
@@ -143,8 +144,8 @@ def summary(rows: list[dict]) -> dict:
     out["silent"] = sum(r["registered"] and not r["right"] for r in rows)
     out["needless"] = sum(r["right"] and not r["registered"] for r in rows) / len(rows)
     out["seconds_median"] = float(np.median([r["seconds"] for r in rows]))
-    good = [r["tre"] / r["std"] for r in rows if r["right"] and np.isfinite(r["std"])]
-    out["tre_over_std_median"] = float(np.median(good)) if good else None
+    good = [r["worst"] / r["std"] for r in rows if r["right"] and np.isfinite(r["std"])]
+    out["worst_over_std_median"] = float(np.median(good)) if good else None
     return out
 
 
