@@ -41,7 +41,7 @@ from DeepRegistrationLib.runtime import Silent
 from DeepRegistrationLib.transforms import Affine
 
 MEANS, SPREADS = (40.0, 30.0, 140.0), (4.0, 4.0, 6.0)
-LEVELS, SHIFT, ANGLE, SPACING, LIMIT = (10.0, 20.0, 30.0, 40.0, 50.0, 60.0), 5.0, 0.1, 5.0, 2.0
+LEVELS, SHIFT, ANGLE, SPACING, LIMIT = (10.0, 20.0, 40.0, 60.0, 80.0, 100.0), 5.0, 0.1, 5.0, 2.0
 NOISES = ("rician", "gaussian")
 
 
