@@ -196,12 +196,12 @@ def mirrored(flips) -> str:
 
 
 def pose_rows(result: dict) -> list[dict]:
-    """How well the pose of the set is known (standard deviations at the middle of the slices), and the evidence for it."""
+    """How well the pose of the set is known, in standard deviations (SD) at the middle of the slices, and the evidence for it."""
     std, found = result["std"], result["evidence"]
-    rows = [{"figure": "deviation of the position", "value": std["distance_mm"], "unit": "mm"}]
-    rows += [{"figure": f"deviation, shift {text}", "value": value, "unit": "mm"} for (_, text), value in zip(AXES, std["shift_mm"])]
-    rows += [{"figure": f"deviation, turn about {text}", "value": value, "unit": "degrees"} for (_, text), value in zip(AXES, std["turn_degrees"])]
-    rows += [{"figure": "similarity above random poses", "value": found["contrast"], "unit": "deviations"},
+    rows = [{"figure": "SD of the position", "value": std["distance_mm"], "unit": "mm"}]
+    rows += [{"figure": f"SD of the shift {text}", "value": value, "unit": "mm"} for (_, text), value in zip(AXES, std["shift_mm"])]
+    rows += [{"figure": f"SD of the turn about {text}", "value": value, "unit": "degrees"} for (_, text), value in zip(AXES, std["turn_degrees"])]
+    rows += [{"figure": "similarity above random poses", "value": found["contrast"], "unit": "SD"},
              {"figure": "lead over the next best pose", "value": found["lead"], "unit": ""},
              {"figure": "halves of the slices apart", "value": found["halves"], "unit": "mm"},
              {"figure": "slices that agree", "value": _percent(found["agreeing"]), "unit": "%"},

@@ -51,7 +51,7 @@ class SlicesPage(Page):
     def prepare_table(self) -> None:
         table = self.ui.qmriCheckTable
         table.setColumnCount(2)
-        table.setHorizontalHeaderLabels([_("Measured, in the volume"), _("Slice")])
+        table.setHorizontalHeaderLabels([_("Measured, volume"), _("Slice")])
         table.verticalHeader().visible = False
         table.horizontalHeader().stretchLastSection = True
         table.setColumnWidth(0, 2 * SIDE + 12)
@@ -211,7 +211,7 @@ class SlicesPage(Page):
         if not there:
             return
         self.ui.qmriAnswerLabel.text = answer(self.found)
-        fill_table(self.ui.qmriFiguresTable, pose_rows(self.found))
+        fill_table(self.ui.qmriFiguresTable, [{**row, "value": None if row["value"] is None else f"{row['value']:.3g}"} for row in pose_rows(self.found)])
         if self.found["curve"]:
             degrees, values = self.found["curve"]["degrees"], self.found["curve"]["set"]
             points = [(angle - degrees[0], value) for angle, value in zip(degrees, values)]
