@@ -23,6 +23,8 @@ from .slices import SIMILARITIES, SliceLevel, about_axis, build_levels, common_a
 from .starts import worth
 
 SEARCHES = ("full", "axis", "none")
+ONE_THREAD = 200_000
+"""Pixels of all slices up to which several threads cost more than they save."""
 THIN = 3000
 """Pixels of all slices together that poses far from each other are compared by."""
 
@@ -145,7 +147,7 @@ def search(problem, starts, settings: SliceSettings, runtime, monitor) -> Found:
     levels = build_levels(problem, level_spacings(problem, settings), settings.similarity, settings.profile, device)
     axis = problem.axis if problem.axis is not None else common_axis([s.grid for s in problem.slices])
     found = Found(starts[0], float("inf"), levels, axis=axis)
-    with fewer_threads(levels[-1].points.shape[1]):
+    with fewer_threads(levels[-1].points.shape[1], ONE_THREAD):
         poses = _first(levels[0], problem, starts, settings, found, monitor.part(0.0, 0.4, "search"))
         poses = _finer(levels, poses, settings, found, monitor.part(0.4, 0.85))
         found.matrix, found.cost = poses[0]

@@ -45,7 +45,7 @@ def profile_nodes(thickness: float, spacing: float, profile: str = "box") -> tup
     if profile not in PROFILES:
         raise InputError(f"slice profile '{profile}' was asked for; expected one of {', '.join(PROFILES)}")
     ratio = thickness / spacing
-    count = 1 if ratio < 0.75 else 3 if ratio < 2.5 else 5
+    count = 1 if ratio < 0.75 else 3 if ratio < 4 else 5
     nodes, weights = np.polynomial.legendre.leggauss(count)
     if profile == "box" or count == 1:
         return nodes * thickness / 2, weights / weights.sum()

@@ -21,7 +21,7 @@ from ..engines.global_rigid import SearchSettings
 from ..engines.global_rigid import search as search_stack
 from ..engines.slice_evidence import axis_curve, evidence, uncertainty
 from ..engines.slice_order import TIE, Placement, check_placement, find_placement, moves_of, placed
-from ..engines.slice_search import SEARCHES, SliceSettings, search
+from ..engines.slice_search import ONE_THREAD, SEARCHES, SliceSettings, search
 from ..engines.slice_starts import hull_start, stack_of
 from ..engines.slices import PROFILES, SIMILARITIES
 from ..errors import InputError
@@ -29,6 +29,7 @@ from ..method import Card, Method, Preset, method
 from ..parameters import parameter
 from ..problem import Slices
 from ..result import SlicesResult
+from ..runtime import fewer_threads
 from ..transforms.base import linear_part
 from ..transforms.linear import Affine
 
@@ -146,8 +147,9 @@ class SlicesToVolume(Method):
 
 
 def _proof(problem, found, settings):
-    spread = uncertainty(found.levels[-1], found.matrix)
-    return spread, evidence(problem, found, settings, spread.distance), axis_curve(found)
+    with fewer_threads(found.levels[-1].points.shape[1], ONE_THREAD):
+        spread = uncertainty(found.levels[-1], found.matrix)
+        return spread, evidence(problem, found, settings, spread.distance), axis_curve(found)
 
 
 def _affine(matrix) -> Affine:
