@@ -209,14 +209,16 @@ def test_a_failure_is_one_sentence(slicer, page):
     assert status(page) == "slice 1 has the constant value 0" and page.ui.qmriButton.text == "Register"
 
 
-def test_a_volume_that_was_deleted_meanwhile(slicer, page):
+@pytest.mark.parametrize("which", ["slice", "volume"])
+def test_a_node_that_was_deleted_meanwhile(slicer, page, which):
     truth = known()
     nodes, volume = chosen(slicer, page, truth)
     page.ui.qmriButton.click()
-    slicer.mrmlScene.RemoveNode(nodes[3])
+    slicer.mrmlScene.RemoveNode(nodes[3] if which == "slice" else volume)
     page.logic._runner.say("done", result=result_of(truth))
     wait_until(slicer, lambda: not page.running, 5)
-    assert "'slice 4' was deleted during the registration" in status(page)
+    assert f"'{'slice 4' if which == 'slice' else 'the volume'}' was deleted during the registration" in status(page)
+    assert slicer.mrmlScene.GetFirstNodeByName("slice 1 emulated") is None
 
 
 def test_slices_under_transforms_of_the_user_and_of_an_earlier_result(slicer, page):

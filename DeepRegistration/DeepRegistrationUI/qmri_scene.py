@@ -110,9 +110,10 @@ def deliver_slices(result: dict, slices, volume, name: str = "", emulated: bool 
     where the volume or a slice was deleted meanwhile.
     """
     scene, rows, name = volume.GetScene(), result["slices"], name or f"Slices in {volume.GetName()}"
-    lost = next((row["name"] for row, node in zip(rows, slices or ()) if node is None or node.GetScene() is not scene), None)
-    if scene is None or lost is not None:
-        raise InputError(f"'{lost or 'the volume'}' was deleted during the registration, so its result was not put into the scene; register again")
+    names = ["the volume", *(row["name"] for row in rows)]
+    lost = next((name for name, node in zip(names, (volume, *(slices or ()))) if node.GetScene() is not scene or scene is None), None)
+    if lost is not None:
+        raise InputError(f"'{lost}' was deleted during the registration, so its result was not put into the scene; register again")
     slices = [mrml.volume_node(scene, row["measured"], row["name"]) for row in rows] if slices is None else slices
     back, nodes = np.linalg.inv(result["matrix"].matrix), {}
     nodes["set"] = _marked(mrml.transform_node(scene, [Matrix(back)], name, volume), "set")

@@ -26,7 +26,7 @@ RESULTS = ("qmriAnswerLabel", "qmriCheckTable", "qmriCorrectRow", "qmriAgainRow"
 
 class SlicesPage(Page):
     """See the file's first line. ``work`` runs or ran last; ``found`` is the result that is shown, ``check`` its order and directions, ``sent`` the
-    selection that it belongs to and ``nodes`` the slices of the scene, None while they are files; ``pending`` both of these for ``work``."""
+    selection that it belongs to and ``nodes`` the slices of the scene, None while they are files; ``pending``: both of these and the volume, for ``work``."""
 
     UI = "QMRIRegisterSlices.ui"
     STATUS = "qmri"
@@ -166,7 +166,7 @@ class SlicesPage(Page):
                     "map": node.qmriMap, "placement": placement, "device": node.device, "seed": node.seed, "threads": node.threads}
         known = self.nodes if files and self.sent == self.selection() else None
         self.work = JobRun(self.logic.runner, request, self.on_event)
-        self.pending = self.selection(), known if files else nodes
+        self.pending = self.selection(), known if files else nodes, node.qmriVolume
         self.logic.work.append(self.work)
         self.show_running(True)
         self.panel.wake()
@@ -187,7 +187,7 @@ class SlicesPage(Page):
 
     def take_result(self) -> None:
         """Show the result; where the slices are registered, put it into the scene."""
-        self.found, (self.sent, self.nodes) = self.work.result, self.pending
+        self.found, (self.sent, self.nodes, volume) = self.work.result, self.pending
         rows, sent = self.found["slices"], self.work.request.get("slices")
         measured = [row["measured"] for row in rows] if sent is None else sent
         self.check = SliceCheck(rows, [value.array for value in measured])
@@ -195,9 +195,9 @@ class SlicesPage(Page):
         if not self.found["registered"]:
             self.say("warning", _("The slices are not registered; the scene is as it was."))
             return
-        nodes = deliver_slices(self.found, self.nodes, self.node.qmriVolume, emulated=self.node.qmriEmulated)
+        nodes = deliver_slices(self.found, self.nodes, volume, emulated=self.node.qmriEmulated)
         self.nodes = [nodes[f"measured {k + 1}"] for k in range(len(rows))]
-        show_slice(self.nodes[0], self.node.qmriVolume)
+        show_slice(self.nodes[0], volume)
         self.say("done", _("The slices lie in the volume; transforms and tables are in a folder of the module Data."))
 
     # ----------------------------------------------------------------------------------------------------------- results
