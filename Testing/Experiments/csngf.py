@@ -16,8 +16,8 @@ best 3 of 100 rotations that cover all; greedy's random search (1000 rotations, 
 ``affine:rigid-global``; and csngf with and without its last step (a local search of mutual information, which the publication has not).
 
 Settings of csngf were chosen on the T1 template against its gray matter map with added noise, so the pair of this template and its
-white matter map is not independent of them; the other pairs are. Further claims: FFT and definition agree; FFT against a loop over all shifts with half overlap at 64^3 (the loop is timed on
-200 of them); 5000 rotations on the first level of two volumes of 128^3.
+white matter map is not independent of them; the other pairs are. Further claims: FFT and definition agree; FFT against a loop over all
+shifts with half overlap at 64^3 (the loop is timed on 200 of them); 5000 rotations on the first level of two volumes of 128^3.
 
 A run that was stopped goes on where it stopped when it is called again with the same ``--out``.
 """
