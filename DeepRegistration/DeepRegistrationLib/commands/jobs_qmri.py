@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from ..errors import InputError
 
 BINS = 32
@@ -16,6 +14,8 @@ BINS = 32
 
 def qmri(request: dict, monitor, folder: Path) -> dict:
     """Register slices. InputError for values that cannot be used, and what the method raises."""
+    import numpy as np
+
     from ..engines.slice_order import moves_of, placed
     from ..method import find
     from ..runtime import Runtime
@@ -61,6 +61,8 @@ def _problem(request: dict):
 
 def _wanted(request: dict, count: int):
     """Order and directions that the user has set, None where the method finds them. InputError for what is no order."""
+    import numpy as np
+
     from ..engines.slice_order import Placement
 
     if not request.get("placement"):
@@ -73,6 +75,8 @@ def _wanted(request: dict, count: int):
 
 def _rows(problem, result, matrices, plane, flips) -> list[dict]:
     """One dict a slice: its map, where it was found to lie, its own motion against the set, and what the volume shows there."""
+    import numpy as np
+
     from ..engines.slice_order import Placement, moves_of
     from ..exchange import Volume
     from .register import plain
@@ -89,8 +93,10 @@ def _rows(problem, result, matrices, plane, flips) -> list[dict]:
     return rows
 
 
-def _likeness(image, made: np.ndarray) -> dict:
+def _likeness(image, made) -> dict:
     """'similarity', normalized mutual information of the measured pixels and their emulation; 'inside', the share of them in the volume."""
+    import numpy as np
+
     from ..engines.slices import normalised_information
 
     values = image.data[0, 0].cpu().numpy()
@@ -118,6 +124,8 @@ def volume_of(image):
 
 
 def _matrix(values):
+    import numpy as np
+
     from ..exchange import Matrix
 
     return Matrix(np.asarray(values, float))
