@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import atlas_apply, atlas_build, atlas_structure, options
+from . import atlas_apply, atlas_build, atlas_identify, atlas_structure, options
 
-ACTIONS = (atlas_build, atlas_apply, atlas_structure)
+ACTIONS = (atlas_build, atlas_apply, atlas_structure, atlas_identify)
 
 
 def add(commands) -> None:

@@ -66,9 +66,11 @@ class WeightsCard:
 def builders() -> dict:
     """Name on a card -> class of the network; a card's arguments are those of the class."""
     from .composition import MultiResolution
+    from .embedding import PlateEmbedding
     from .pyramid import SymmetricPyramid
 
-    return {"UNet": UNet, "AffineEncoder": AffineEncoder, "MultiResolution": MultiResolution, "SymmetricPyramid": SymmetricPyramid}
+    return {"UNet": UNet, "AffineEncoder": AffineEncoder, "MultiResolution": MultiResolution, "SymmetricPyramid": SymmetricPyramid,
+            "PlateEmbedding": PlateEmbedding}
 
 
 def build(card: WeightsCard) -> torch.nn.Module:
