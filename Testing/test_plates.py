@@ -100,6 +100,19 @@ def test_a_slice_of_a_volume_is_the_picture_of_it(plates):
     assert np.allclose(one.frame[:3, 2], frame[:3, 2], atol=1e-6)
 
 
+def test_the_size_of_pixels_may_be_told_and_dark_tissue_be_inverted(plates):
+    """A picture that calls its pixels 1 mm: told their size, it gives the same query, and its pixels go to the same places."""
+    picture = plates.pictures(plates.frames[[15]])
+    right = query_of(Image(picture, Grid.from_parts((64, 64), plates.pixel)), plates)
+    told = query_of(Image(picture, Grid.from_parts((64, 64))), plates, plates.pixel)
+    assert torch.allclose(right.picture, told.picture, atol=1e-4)
+    pixel = np.array([40.0, 20.0, 0, 1])
+    scaled = pixel * np.array([plates.pixel, plates.pixel, 1, 1])
+    assert np.allclose(np.linalg.inv(told.frame) @ pixel, np.linalg.inv(right.frame) @ scaled)
+    dark = query_of(Image(picture.max() - picture, Grid.from_parts((64, 64), plates.pixel)), plates, invert=True)
+    assert float((dark.picture - right.picture).abs().max()) < 0.05
+
+
 def test_centering_and_its_border():
     pictures = torch.zeros(2, 1, 32, 32)
     pictures[0, 0, 2:6, 20:30] = 1
