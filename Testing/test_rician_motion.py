@@ -13,7 +13,7 @@ import torch
 import truths
 from truths_linear import known_map
 
-from DeepRegistrationLib.engines.motion import combined, first_noise_and_scale, templates_of
+from DeepRegistrationLib.engines.motion import combined, finer, first_noise_and_scale, templates_of
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image
@@ -21,6 +21,8 @@ from DeepRegistrationLib.io import read_image, read_transform, write_image
 from DeepRegistrationLib.method import find
 from DeepRegistrationLib.methods.rician_motion import motion_table, rotation_vector
 from DeepRegistrationLib.ops.rice import add_rice_noise, fit_rice, gauss_log_likelihood, rice_log_likelihood
+from DeepRegistrationLib.ops.sample import resample, world_points
+from DeepRegistrationLib.ops.spline import tensor_product
 from DeepRegistrationLib.problem import Series
 from DeepRegistrationLib.runtime import Runtime, Silent
 from DeepRegistrationLib.transforms import Affine
@@ -153,6 +155,30 @@ def test_a_map_of_all_others_takes_the_place_of_tissues():
     maps = templates_of(frames, series.frames[0].grid, [Affine.identity(2)] * 4, 0.0, "gaussian").data
     assert float(maps[2].max() / maps[2].mean()) > 2 and maps.shape == (4, 1, *series.frames[0].grid.shape)
     assert torch.allclose(maps[0], maps[1], atol=1e-4) and not torch.allclose(maps[0], maps[2], atol=0.1)
+
+
+def test_turns_between_volumes_come_back_without_tissue_maps():
+    """Each scan is the phantom itself, read where its pose says, with noise of 6 % of the largest signal; what counts is motion between scans."""
+    grid, generator = Grid.from_parts((20, 26, 24), 6.0), torch.Generator().manual_seed(3)
+    phantom, poses = truths.Phantom(1, grid), [known_map(k, "rigid", grid.centre, 2.5, 0.03) for k in range(4)]
+    signals = [phantom(pose(world_points(grid, torch.float64).reshape(1, -1, 3))).clamp_min(0).float().reshape(1, 1, *grid.shape) for pose in poses]
+    sigma = 0.06 * float(signals[0].max())
+    frames = tuple(Image(add_rice_noise(signal, sigma, generator), grid, name=f"scan {k}") for k, signal in enumerate(signals))
+    result = find("rician-motion", {"translation": 3.0, "rotation": 0.06}).run(Series(frames), Runtime("cpu"))
+    found, true = ([m @ np.linalg.inv(each[0]) for m in each[1:]] for each in ([t.numpy() for t in result.transforms],
+                                                                              [np.linalg.inv(p.numpy()) for p in poses]))
+    off = [np.linalg.inv(b) @ a for a, b in zip(found, true)]
+    turns = [np.rad2deg(np.linalg.norm(rotation_vector(m[:3, :3]))) for m in off]
+    before = [np.rad2deg(np.linalg.norm(rotation_vector(m[:3, :3]))) for m in true]
+    assert np.mean(turns) < 0.4 * np.mean(before), (turns, before)
+
+
+def test_maps_as_coarse_as_the_scans_are_read_from_a_finer_lattice():
+    grid = Grid.from_parts((8, 1, 11), (2.0, 3.0, 2.5), [1.0, 2.0, 3.0])
+    fine, lines = finer(grid)
+    assert fine.size == (22, 1, 16) and np.allclose(fine.corners(), grid.corners())
+    data = torch.rand((1, 1, *grid.shape), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(tensor_product(data, lines), resample(data, grid, fine, "cubic"), rtol=0, atol=1e-5)
 
 
 def test_scans_are_put_together_where_they_overlap(monkeypatch):

@@ -24,6 +24,7 @@ from ..image import Image
 from ..ops.filters import gaussian
 from ..ops.rice import fit_rice, gauss_log_likelihood, rice_log_likelihood
 from ..ops.sample import apply_matrix, inside, resample, sample, world_points
+from ..ops.spline import tensor_product
 from ..runtime import Monitor
 from ..transforms.linear import Affine
 
@@ -31,6 +32,9 @@ NOISES = {"rician": rice_log_likelihood, "gaussian": gauss_log_likelihood}
 INTERPOLATIONS = ("nearest", "linear")
 FWHM = 2.3548200450309493
 TEMPLATE_SIGMA = 1.0
+COARSE = 0.6
+"""Maps coarser than this share of the scans' spacing are read from a lattice twice as fine: linear interpolation between their own voxels
+blurs most half way, which draws every pose to where voxels lie on voxels."""
 SLAB_VALUES = 4_000_000
 """Values of all scans that are put together at a time."""
 
@@ -69,6 +73,7 @@ class MotionModel:
         self.centre = torch.as_tensor(grid.centre.copy(), dtype=torch.float64)
         self.points = world_points(grid, torch.float32, frames.device).reshape(-1, grid.dim)
         self.sigma_in_voxels = settings.psf / FWHM / grid.spacing
+        self.lattice, self.lines = finer(tissues.grid) if _edge(tissues.grid) > COARSE * _edge(grid) else (tissues.grid, None)
         sigma, scale = first_noise_and_scale(frames, resample(self._volume(0, torch.zeros_like(self.means)), tissues.grid, grid))
         self.offset = torch.zeros_like(self.means).requires_grad_(True)
         self.log_scale = torch.tensor(np.log(scale), dtype=frames.dtype, device=frames.device, requires_grad=True)
@@ -80,8 +85,9 @@ class MotionModel:
         return (maps * (self.means + self.spreads * offset).reshape(1, -1, *[1] * self.tissues.dim)).sum(1, keepdim=True)
 
     def volume(self, k: int) -> torch.Tensor:
-        """(1, 1, *T) signal of scan ``k`` without noise, on the lattice of the tissue maps, in units of the scans."""
-        return self._volume(k, self.offset) * self.log_scale.exp()
+        """(1, 1, *L) signal of scan ``k`` without noise, on ``lattice``, in units of the scans."""
+        signal = self._volume(k, self.offset) * self.log_scale.exp()
+        return signal if self.lines is None else tensor_product(signal, self.lines)
 
     def matrix(self, pose: torch.Tensor) -> torch.Tensor:
         """pose (P,) -> (dim + 1, dim + 1) points of a scan, mm -> points of the tissue maps, mm."""
@@ -91,10 +97,10 @@ class MotionModel:
 
     def log_likelihood(self, k: int, pose: torch.Tensor, volume: torch.Tensor) -> torch.Tensor:
         """Mean over the voxels of scan ``k`` that lie in the field of view of the maps, for a ``pose`` and a signal ``volume``."""
-        to_index = torch.as_tensor(self.tissues.grid.inverse_affine.copy()) @ self.matrix(pose)
+        to_index = torch.as_tensor(self.lattice.inverse_affine.copy()) @ self.matrix(pose)
         index = apply_matrix(to_index.to(self.points), self.points).reshape(1, *self.grid.shape, self.grid.dim)
         signal = gaussian(sample(volume, index), self.sigma_in_voxels)
-        known = inside(index.detach(), self.tissues.grid.shape)[:, None]
+        known = inside(index.detach(), self.lattice.shape)[:, None]
         values = NOISES[self.settings.noise](self.frames[k:k + 1], signal.clamp_min(0), self.log_sigma.exp())
         return (values * known).sum() / known.sum().clamp_min(1)
 
@@ -139,6 +145,25 @@ class MotionModel:
     def transforms(self) -> list[Affine]:
         """For every scan the map from points of the tissue maps to points of the scan, mm."""
         return [Affine(torch.linalg.inv(self.matrix(pose))) for pose in self.poses.detach()]
+
+
+def finer(grid: Grid) -> tuple[Grid, list[np.ndarray]]:
+    """(lattice of half the spacing over the same field of view, one matrix an axis (x, y, z) of cubic spline interpolation to it)."""
+    fine = grid.resample(grid.spacing / 2)
+    return fine, [_interpolation(n, m) for n, m in zip(grid.size, fine.size)]
+
+
+def _interpolation(n: int, m: int) -> np.ndarray:
+    """(m, n): what every voxel of a line of n gives to each of m over the same length."""
+    line = Grid.from_parts((1, n))
+    units = torch.eye(n, dtype=torch.float64)[None, :, None]
+    return resample(units, line, line.resample(np.array([n / m, 1.0])), "cubic")[0, :, 0].numpy().T
+
+
+def _edge(grid: Grid) -> float:
+    """mm: the geometric mean of the spacing along axes of more than one voxel."""
+    wide = np.array(grid.size) > 1
+    return float(np.exp(np.log(grid.spacing[wide]).mean())) if wide.any() else float(grid.spacing.min())
 
 
 def first_noise_and_scale(frames: torch.Tensor, signal: torch.Tensor) -> tuple[float, float]:
