@@ -135,7 +135,7 @@ def drawn(plates, found, made) -> bytes:
 def main() -> int:
     experiment = Experiment("slice-identification", __doc__, pair=False)
     count, picture = 72 if experiment.arguments.full else 36, b""
-    torch.set_num_threads(min(experiment.arguments.threads, 2))
+    torch.set_num_threads(1)  # pictures of 64 pixels: a second thread waits more than it works
     for name in VOLUMES:
         if not (experiment.arguments.data / name).is_dir():
             raise SystemExit(f"the folder {experiment.arguments.data} has no {name}; give it by --data")
