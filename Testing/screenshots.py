@@ -180,7 +180,7 @@ class Studio:
             self.until(lambda: not page.running)
             if page.work.state != "done":
                 raise SystemExit(page.work.message)
-            node.trainFolder = str(Path.home() / "networks" / "slices")
+            node.trainFolder = "slices"
             self.picture("train")
 
 
