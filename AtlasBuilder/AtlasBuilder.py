@@ -7,11 +7,7 @@ from pathlib import Path
 import slicer
 from slicer.i18n import tr as _
 from slicer.i18n import translate
-from slicer.ScriptedLoadableModule import (
-    ScriptedLoadableModule,
-    ScriptedLoadableModuleTest,
-    ScriptedLoadableModuleWidget,
-)
+from slicer.ScriptedLoadableModule import ScriptedLoadableModule, ScriptedLoadableModuleTest
 
 PACKAGES = Path(__file__).resolve().parents[1] / "DeepRegistration"
 """Where the packages are in the source tree; in an installed extension they are beside this file."""
@@ -19,6 +15,7 @@ if PACKAGES.is_dir() and str(PACKAGES) not in sys.path:
     sys.path.append(str(PACKAGES))
 
 from DeepRegistrationUI.atlas_logic import AtlasBuilderLogic  # noqa: E402
+from DeepRegistrationUI.module import PanelWidget  # noqa: E402
 
 __all__ = ["AtlasBuilder", "AtlasBuilderLogic", "AtlasBuilderTest", "AtlasBuilderWidget"]
 
@@ -39,52 +36,14 @@ class AtlasBuilder(ScriptedLoadableModule):
         self.parent.acknowledgementText = _("Every method names the publications that it follows; cite them.")
 
 
-class AtlasBuilderWidget(ScriptedLoadableModuleWidget):
-    """The module's place in the application: builds the panel, gives it the parameter node and takes it away again."""
+class AtlasBuilderWidget(PanelWidget):
+    """The module's place in the application."""
 
-    def __init__(self, parent=None):
-        self.panel, self.logic = None, None
-        ScriptedLoadableModuleWidget.__init__(self, parent)
-
-    def setup(self):
-        """Build the panel. Nothing runs, installs or imports PyTorch here."""
-        ScriptedLoadableModuleWidget.setup(self)
+    def make(self):
         from DeepRegistrationUI.atlas_panel import AtlasPanel
 
-        self.logic = AtlasBuilderLogic()
-        self.panel = AtlasPanel(self.layout, self.logic, Path(__file__).resolve().parent / "Resources")
-        self.panel.scene_is_empty = self.sceneClosed
-        self.panel.bind(self.logic.getParameterNode())
-
-    def enter(self):
-        """The module is shown: use the scene's parameter node."""
-        if self.panel is not None and self.panel.node is None:
-            self.panel.bind(self.logic.getParameterNode())
-
-    def exit(self):
-        """Another module is shown: a build goes on."""
-        if self.panel is not None:
-            self.panel.leave()
-
-    def sceneClosed(self):
-        """The scene is empty: a new parameter node, if the module is shown."""
-        if self.parent.isEntered:
-            self.panel.bind(self.logic.getParameterNode())
-
-    def onReload(self):
-        """The developer's button: the panel and its worker end, and this file and the packages are read again."""
-        self.cleanup()
-        for name in [
-            name for name in sys.modules if name.partition(".")[0] in ("DeepRegistrationUI", "DeepRegistrationLib")
-        ]:
-            del sys.modules[name]
-        ScriptedLoadableModuleWidget.onReload(self)
-
-    def cleanup(self):
-        """The application ends or the module is loaded anew."""
-        if self.panel is not None:
-            self.panel.cleanup()
-            self.panel = None
+        logic = AtlasBuilderLogic()
+        return logic, AtlasPanel(self.layout, logic, Path(__file__).resolve().parent / "Resources")
 
 
 class AtlasBuilderTest(ScriptedLoadableModuleTest):

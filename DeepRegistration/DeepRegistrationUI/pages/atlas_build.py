@@ -18,8 +18,7 @@ from ..atlas_state import METHOD
 from ..curves import drawn
 from ..sentences import duration
 from ..training import images_of
-from .base import Page
-from .parameters import ParameterForm, changed_values
+from .method import MethodPage
 from .train import volumes
 
 HEADINGS = ("Subject", "Status", "Time", "Quality")
@@ -34,18 +33,16 @@ STATUS = {
 CURVES_WIDTH, CURVES_HEIGHT = 340, 170
 
 
-class AtlasBuildPage(Page):
+class AtlasBuildPage(MethodPage):
     """See the file's first line. ``work`` is the build that runs or ran last, ``job`` a smaller one: a listing, or subjects brought to the atlas."""
 
     UI = "AtlasBuilderBuild.ui"
     STATUS = "atlas"
+    METHOD = METHOD
 
     def __init__(self, panel, layout):
         super().__init__(panel, layout)
-        self.work, self.job, self.template = None, None, None
-        self.form = ParameterForm(
-            self.ui.atlasParametersWidget, self.parameter_changed, lambda text: self.say("error", text)
-        )
+        self.job, self.template = None, None
         table = self.ui.atlasTable
         table.setColumnCount(len(HEADINGS))
         table.setHorizontalHeaderLabels([_(text) for text in HEADINGS])
@@ -55,37 +52,20 @@ class AtlasBuildPage(Page):
             table.setColumnWidth(column, width)
         table.connect("itemChanged(QTableWidgetItem*)", lambda item: None if self.filling else self.checks_changed())
         table.connect("itemSelectionChanged()", self.show_readiness)
-        self.ui.atlasSourceBox.connect(
-            "currentIndexChanged(int)", lambda index: None if self.filling else self.source_chosen()
-        )
-        self.ui.atlasPresetBox.connect(
-            "currentIndexChanged(int)", lambda index: None if self.filling else self.preset_chosen()
-        )
+        self.choice(self.ui.atlasSourceBox, self.source_chosen)
         self.ui.atlasDataEdit.connect("currentPathChanged(QString)", self.data_chosen)
         self.ui.atlasFolderEdit.connect("currentPathChanged(QString)", lambda path: self.put("atlasFolder", path or ""))
-        for name, pressed in (
-            ("atlasListButton", self.list_subjects),
-            ("atlasRetryButton", self.carry),
-            ("atlasButton", self.build_or_stop),
-            ("atlasResetButton", self.reset),
-        ):
-            getattr(self.ui, name).connect("clicked()", lambda pressed=pressed: self.guarded(pressed))
+        self.buttons(
+            {
+                "atlasListButton": self.list_subjects,
+                "atlasRetryButton": self.carry,
+                "atlasButton": self.build_or_stop,
+            }
+        )
         self.ui.atlasCurvesLabel.visible = False
         self.show_running(False)
 
-    def guarded(self, act) -> None:
-        super().guarded(act)
-        self.refresh()
-
     # -------------------------------------------------------------------------------------------------------- up to date
-
-    @property
-    def running(self) -> bool:
-        return self.work is not None and self.work.running
-
-    @property
-    def entry(self) -> dict:
-        return self.logic.methods.entries[METHOD]
 
     @property
     def rows(self) -> list[dict]:
@@ -109,23 +89,13 @@ class AtlasBuildPage(Page):
             [("folder", _("A folder or a list")), ("scene", _("Volumes of the scene"))],
             self.node.atlasSource,
         )
-        presets = [(name, name) for name in self.entry["presets"]]
-        self.fill(self.ui.atlasPresetBox, presets, self.node.atlasPreset)
-        self.ui.atlasPresetBox.toolTip = self.entry["presets"].get(self.node.atlasPreset, {"help": ""})["help"]
         self.show_paths(((self.ui.atlasDataEdit, "atlasData"), (self.ui.atlasFolderEdit, "atlasFolder")))
         scene = self.node.atlasSource == "scene"
         for name in ("atlasDataEdit", "atlasDataEditLabel", "atlasListButton"):
             getattr(self.ui, name).visible = not scene
-        self.form.build(self.entry["parameters"])
-        usual = self.logic.methods.preset_values(f"{METHOD}:{self.preset}")
-        self.form.show(usual | json.loads(self.node.atlasValues or "{}"), usual)
-        self.ui.atlasResetButton.enabled = self.node.atlasValues not in ("", "{}")
+        self.show_method()
         self.show_rows()
         self.show_readiness()
-
-    @property
-    def preset(self) -> str:
-        return self.node.atlasPreset if self.node.atlasPreset in self.entry["presets"] else "default"
 
     def show_rows(self) -> None:
         """The table; the check in the first column says whether a subject takes part."""
@@ -186,13 +156,6 @@ class AtlasBuildPage(Page):
         for name in ("atlasForm", "atlasChoiceForm", "atlasAdvancedBox"):
             getattr(self.ui, name).enabled = not self.running
 
-    def show_running(self, running: bool) -> None:
-        self.ui.atlasProgressBar.visible = self.ui.atlasStageLabel.visible = running
-        self.ui.atlasProgressBar.value = 0
-        if running:
-            self.ui.atlasStageLabel.text = _("Preparing")
-        self.show_readiness()
-
     def show_curves(self) -> None:
         curves = self.work.curves
         points = [curves[name].points for name in ("similarity", "mean_displacement_left", "sharpness")]
@@ -221,18 +184,6 @@ class AtlasBuildPage(Page):
         """Another cohort: its subjects are not known yet."""
         if not self.filling and self.node is not None and (path or "") != self.node.atlasData:
             self.node.atlasData, self.node.atlasRows, self.node.atlasLeftOut = path or "", "[]", "[]"
-
-    def preset_chosen(self) -> None:
-        self.node.atlasValues, self.node.atlasPreset = "{}", self.chosen(self.ui.atlasPresetBox)
-        self.refresh()
-
-    def parameter_changed(self, name: str, value) -> None:
-        """Keep what differs from the preset's values."""
-        usual = self.logic.methods.preset_values(f"{METHOD}:{self.preset}")
-        self.node.atlasValues = changed_values(self.node.atlasValues, usual, name, value)
-
-    def reset(self) -> None:
-        self.node.atlasValues = "{}"
 
     def checks_changed(self) -> None:
         table = self.ui.atlasTable
@@ -300,17 +251,10 @@ class AtlasBuildPage(Page):
     def request(self) -> dict:
         """The parameter node as a request. InputError where volumes cannot be read."""
         node = self.node
-        common = {"out": node.atlasFolder, "device": node.device, "threads": node.threads}
         if is_begun(node.atlasFolder):
-            return {**common, "resume": True}
+            return {"out": node.atlasFolder, "device": node.device, "threads": node.threads, "resume": True}
         left_out = json.loads(node.atlasLeftOut or "[]")
-        request = {
-            **common,
-            "method": f"{METHOD}:{self.preset}",
-            "values": json.loads(node.atlasValues or "{}"),
-            "workers": node.atlasWorkers,
-            "seed": node.seed,
-        }
+        request = {**self.request_of_method(), "out": node.atlasFolder, "workers": node.atlasWorkers}
         if node.atlasSource != "scene":
             return {**request, "data": node.atlasData, "left_out": left_out}
         nodes = {name: volume for name, volume in named(cohort_volumes()).items() if name not in left_out}

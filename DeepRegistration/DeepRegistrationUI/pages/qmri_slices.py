@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-
 import qt
 import slicer
 from slicer.i18n import tr as _
 
 from ..curves import drawn
-from ..jobrun import JobRun
 from ..qmri_check import SliceCheck, spacing_of
 from ..qmri_scene import deliver_slices, is_slice, mirrored, pose_rows, segmentation_of, show_slice, slices_request
 from ..qmri_state import METHOD
 from ..thumbnails import side_by_side
-from .base import Page
 from .checklist import CheckList
-from .parameters import ParameterForm, changed_values
+from .method import MethodPage
 from .tables import fill_table
 from .train import volumes
 
@@ -24,26 +20,23 @@ CURVE_WIDTH, CURVE_HEIGHT, SIDE = 340, 120, 76
 RESULTS = ("qmriAnswerLabel", "qmriCheckTable", "qmriCorrectRow", "qmriAgainRow", "qmriFiguresTable")
 
 
-class SlicesPage(Page):
-    """See the file's first line. ``work`` runs or ran last; ``found`` is the result that is shown, ``check`` its order and directions, ``sent`` the
-    selection that it belongs to and ``nodes`` the slices of the scene, None while they are files; ``pending``: both of these and the volume, for ``work``."""
+class SlicesPage(MethodPage):
+    """See the file's first line. ``found`` is the result that is shown, ``check`` its order and directions, ``sent`` the selection that it belongs to
+    and ``nodes`` the slices of the scene, None while they are files; ``pending``: both of these and the volume, for ``work``."""
 
     UI = "QMRIRegisterSlices.ui"
     STATUS = "qmri"
+    METHOD = METHOD
+    STOPPED = "The registration was stopped; the scene is as it was."
 
     def __init__(self, panel, layout):
         super().__init__(panel, layout)
-        self.work, self.pending, self.found, self.check, self.sent, self.nodes = None, None, None, None, None, None
+        self.pending, self.found, self.check, self.sent, self.nodes = None, None, None, None, None
         self.list = CheckList(self.ui.qmriSlicesList, self.show_readiness, new_are_checked=True)
-        self.form = ParameterForm(self.ui.qmriParametersWidget, self.parameter_changed, lambda text: self.say("error", text))
-        for box, chosen in ((self.ui.qmriSourceBox, lambda: self.put("qmriSource", self.chosen(self.ui.qmriSourceBox))),
-                            (self.ui.qmriPresetBox, self.preset_chosen)):
-            box.connect("currentIndexChanged(int)", lambda index, chosen=chosen: None if self.filling else chosen())
+        self.choice(self.ui.qmriSourceBox, lambda: self.put("qmriSource", self.chosen(self.ui.qmriSourceBox)))
         self.ui.qmriDataEdit.connect("currentPathChanged(QString)", lambda path: self.put("qmriData", path or ""))
-        for name, pressed in (("qmriButton", self.register_or_cancel), ("qmriResetButton", lambda: self.put("qmriValues", "{}")),
-                              ("qmriMirrorRowsButton", lambda: self.correct(0)), ("qmriMirrorColumnsButton", lambda: self.correct(1)),
-                              ("qmriExchangeButton", self.exchange), ("qmriAgainButton", self.register_again)):
-            getattr(self.ui, name).connect("clicked()", lambda pressed=pressed: self.guarded(pressed))
+        self.buttons({"qmriButton": self.register_or_cancel, "qmriMirrorRowsButton": lambda: self.correct(0),
+                      "qmriMirrorColumnsButton": lambda: self.correct(1), "qmriExchangeButton": self.exchange, "qmriAgainButton": self.register_again})
         self.prepare_table()
         self.show_found()
         self.show_running(False)
@@ -57,41 +50,18 @@ class SlicesPage(Page):
         table.setColumnWidth(0, 2 * SIDE + 12)
         table.connect("itemSelectionChanged()", self.row_selected)
 
-    def guarded(self, act) -> None:
-        super().guarded(act)
-        self.refresh()
-
     # -------------------------------------------------------------------------------------------------------- up to date
-
-    @property
-    def running(self) -> bool:
-        return self.work is not None and self.work.running
-
-    @property
-    def entry(self) -> dict:
-        return self.logic.methods.entries[METHOD]
-
-    @property
-    def preset(self) -> str:
-        return self.node.qmriPreset if self.node.qmriPreset in self.entry["presets"] else "default"
-
-    def usual(self) -> dict:
-        return self.logic.methods.preset_values(f"{METHOD}:{self.preset}")
 
     def refresh(self) -> None:
         if self.node is None:
             return
         self.fill(self.ui.qmriSourceBox, [("scene", _("Slices of the scene")), ("folder", _("A folder of DICOM files"))], self.node.qmriSource)
-        self.fill(self.ui.qmriPresetBox, [(name, name) for name in self.entry["presets"]], self.preset)
-        self.ui.qmriPresetBox.toolTip = self.entry["presets"][self.preset]["help"]
         self.show_paths([(self.ui.qmriDataEdit, "qmriData")])
         files = self.node.qmriSource == "folder"
         self.ui.qmriDataEdit.visible = self.ui.qmriDataEditLabel.visible = files
         self.ui.qmriSlicesList.visible = self.ui.qmriSegmentsBox.visible = not files
         self.list.show([node for node in volumes(slicer.mrmlScene) if is_slice(node)])
-        self.form.build(self.entry["parameters"])
-        self.form.show(self.usual() | json.loads(self.node.qmriValues or "{}"), self.usual())
-        self.ui.qmriResetButton.enabled = self.node.qmriValues not in ("", "{}")
+        self.show_method()
         self.show_readiness()
 
     def selection(self):
@@ -129,22 +99,6 @@ class SlicesPage(Page):
         self.ui.qmriExchangeButton.enabled = same and len(chosen) == 2
         self.ui.qmriAgainButton.enabled = same and self.check.changed
 
-    def show_running(self, running: bool) -> None:
-        self.ui.qmriProgressBar.visible = self.ui.qmriStageLabel.visible = running
-        self.ui.qmriProgressBar.value = 0
-        if running:
-            self.ui.qmriStageLabel.text = _("Preparing")
-        self.show_readiness()
-
-    # ---------------------------------------------------------------------------------------------------------- choices
-
-    def preset_chosen(self) -> None:
-        self.node.qmriValues, self.node.qmriPreset = "{}", self.chosen(self.ui.qmriPresetBox)
-        self.refresh()
-
-    def parameter_changed(self, name: str, value) -> None:
-        self.node.qmriValues = changed_values(self.node.qmriValues, self.usual(), name, value)
-
     # -------------------------------------------------------------------------------------------------------------- run
 
     def register_or_cancel(self) -> None:
@@ -162,28 +116,10 @@ class SlicesPage(Page):
         node, files = self.node, self.node.qmriSource == "folder"
         nodes = None if files else self.list.checked()
         request = slices_request(node.qmriData if files else nodes, node.qmriVolume, node.qmriSegments and not files)
-        request |= {"method": f"{METHOD}:{self.preset}", "values": json.loads(node.qmriValues or "{}"), "thickness": node.qmriThickness,
-                    "map": node.qmriMap, "placement": placement, "device": node.device, "seed": node.seed, "threads": node.threads}
+        request |= {**self.request_of_method(), "thickness": node.qmriThickness, "map": node.qmriMap, "placement": placement}
         known = self.nodes if files and self.sent == self.selection() else None
-        self.work = JobRun(self.logic.runner, request, self.on_event)
         self.pending = self.selection(), known if files else nodes, node.qmriVolume
-        self.logic.work.append(self.work)
-        self.show_running(True)
-        self.panel.wake()
-
-    def on_event(self, work, event: dict) -> None:
-        """Called from the panel's timer, on the main thread."""
-        if work is not self.work or self.node is None:
-            return
-        if event["event"] == "progress":
-            self.show_progress(event)
-        elif event["event"] in ("done", "failed", "cancelled"):
-            self.show_running(False)
-            if event["event"] == "done":
-                self.guarded(self.take_result)
-            else:
-                self.say("error" if event["event"] == "failed" else "warning", work.message or _("The registration was stopped; the scene is as it was."))
-            self.refresh()
+        self.begin(request)
 
     def take_result(self) -> None:
         """Show the result; where the slices are registered, put it into the scene."""
@@ -267,9 +203,6 @@ class SlicesPage(Page):
         self.show_check()
 
     # -------------------------------------------------------------------------------------------------------- life cycle
-
-    def tick(self) -> bool:
-        return self.running
 
     def close(self) -> None:
         self.work, self.pending, self.found, self.check, self.sent, self.nodes = None, None, None, None, None, None
