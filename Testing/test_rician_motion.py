@@ -159,8 +159,8 @@ def test_a_map_of_all_others_takes_the_place_of_tissues():
 
 def test_turns_between_volumes_come_back_without_tissue_maps():
     """Each scan is the phantom itself, read where its pose says, with noise of 6 % of the largest signal; what counts is motion between scans."""
-    grid, generator = Grid.from_parts((20, 26, 24), 6.0), torch.Generator().manual_seed(3)
-    phantom, poses = truths.Phantom(1, grid), [known_map(k, "rigid", grid.centre, 2.5, 0.03) for k in range(4)]
+    grid, generator = Grid.from_parts((26, 32, 30), 5.0), torch.Generator().manual_seed(3)
+    phantom, poses = truths.Phantom(1, grid), [known_map(k, "rigid", grid.centre, 2.5, 0.04) for k in range(5)]
     signals = [phantom(pose(world_points(grid, torch.float64).reshape(1, -1, 3))).clamp_min(0).float().reshape(1, 1, *grid.shape) for pose in poses]
     sigma = 0.06 * float(signals[0].max())
     frames = tuple(Image(add_rice_noise(signal, sigma, generator), grid, name=f"scan {k}") for k, signal in enumerate(signals))
@@ -170,7 +170,16 @@ def test_turns_between_volumes_come_back_without_tissue_maps():
     off = [np.linalg.inv(b) @ a for a, b in zip(found, true)]
     turns = [np.rad2deg(np.linalg.norm(rotation_vector(m[:3, :3]))) for m in off]
     before = [np.rad2deg(np.linalg.norm(rotation_vector(m[:3, :3]))) for m in true]
-    assert np.mean(turns) < 0.4 * np.mean(before), (turns, before)
+    assert np.mean(turns) < 0.2 * np.mean(before), (turns, before)
+
+
+def test_a_series_at_rest_stays_where_it_is():
+    """Few thick slices, as in functional imaging: nothing says where all scans together lie, so they lie where they lay."""
+    grid, generator = Grid.from_parts((6, 30, 30), (2.0, 2.0, 12.0)), torch.Generator().manual_seed(1)
+    signal = truths.Phantom(4, Grid.from_parts((36, 30, 30), 2.0, [0.0, 0.0, -5.0]))(world_points(grid, torch.float64)).clamp_min(0).float()
+    frames = tuple(Image(add_rice_noise(signal.reshape(1, 1, *grid.shape), 0.03, generator), grid, name=f"scan {k}") for k in range(4))
+    result = find("rician-motion").run(Series(frames), Runtime("cpu"))
+    assert max(row["displacement_mm"] for row in result.motion) < 0.4, result.motion
 
 
 def test_maps_as_coarse_as_the_scans_are_read_from_a_finer_lattice():

@@ -142,6 +142,10 @@ class MotionModel:
         optimizer.step()
         return total / len(self.frames)
 
+    def centre_poses(self) -> None:
+        """Take the mean of all poses out of each; for the small rotations of a series that is the mean motion."""
+        self.poses.data -= self.poses.data.mean(0)
+
     def transforms(self) -> list[Affine]:
         """For every scan the map from points of the tissue maps to points of the scan, mm."""
         return [Affine(torch.linalg.inv(self.matrix(pose))) for pose in self.poses.detach()]

@@ -107,7 +107,8 @@ class RicianMotion(Method):
         return SeriesResult(problem, transforms, average, signal, sigma, motion_table(transforms, signal), scalars, rows)
 
     def _without_maps(self, frames, grid, settings, generator, monitor):
-        """(model, history of every template): the realigned scans take the place of tissue maps."""
+        """(model, history of every template): the realigned scans take the place of tissue maps. What all scans have in common moves the
+        template with them and is no motion: it is taken out."""
         model, history = None, []
         transforms, sigma = [Affine.identity(grid.dim)] * len(frames), 0.0
         for k in range(self.templates):
@@ -118,6 +119,7 @@ class RicianMotion(Method):
             model = following
             part = monitor.part(0.95 * k / self.templates, 0.95 * (k + 1) / self.templates, f"template {k + 1}/{self.templates}")
             history.append(model.fit(part, generator, max(1, self.rounds // self.templates)))
+            model.centre_poses()
             transforms, sigma = model.transforms(), float(model.log_sigma.detach().exp())
         return model, history
 
