@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 import tempfile
+import threading
 import time
 import weakref
 from collections import deque
@@ -19,6 +20,17 @@ from DeepRegistrationLib.errors import InputError
 TICK = 0.015
 """Seconds of work of one ``tick``."""
 ENDED = ("done", "failed", "cancelled")
+
+
+def remove(folder: Path) -> None:
+    """Take a folder away at once, and its files from the disk in a thread: freeing hundreds of megabytes would hold the interface up."""
+    away = folder.with_name(f"removed-{folder.name}")
+    try:
+        folder.rename(away)
+    except OSError:  # gone already, or a system that moves no folder of which a file is mapped
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    threading.Thread(target=shutil.rmtree, args=(away, True)).start()
 
 
 class Job:
@@ -123,7 +135,7 @@ class Runner:
 
     def _forget(self, job: Job) -> None:
         job.request, job.result = {}, None  # some systems remove no file that is mapped
-        shutil.rmtree(job.folder, ignore_errors=True)
+        remove(job.folder)
         self.jobs = [each for each in self.jobs if each is not job]
 
     def stop(self) -> None:
@@ -210,7 +222,7 @@ class Runner:
         if job.discarded:
             self._forget(job)
         elif job.state != "done":
-            shutil.rmtree(job.folder, ignore_errors=True)
+            remove(job.folder)
         self._pending.append((job, event))
 
     def _offers(self, job: Job, kind: str) -> list[str]:
