@@ -84,12 +84,12 @@ class CohortTruth(Truth):
 
 
 def smallest_cohort(dim: int) -> CohortTruth:
-    """One phantom, shifted, turned a little and swirled in four ways."""
+    """One phantom, shifted, turned a little and swirled in four ways, two of each age."""
     grid = Grid.from_parts((48, 48) if dim == 2 else (24, 24, 24), 1.0 if dim == 2 else 2.0, [3.0, -5.0, 7.0][:dim])
     phantom, maps = truths.Phantom(7, grid), []
     for k, shift in enumerate(([2.5, -2.0, 1.0], [-2.0, 1.5, 0.0], [1.0, 2.0, -2.0], [-1.5, -1.5, 1.0])):
         maps.append(Affine.translation(shift[:dim]) @ truths.random_affine(k, dim, grid.centre, 0.03, 0.0) @ truths.random_swirl(k, grid, angle=0.1))
-    group = Group(tuple(Subject(f"s{k}", phantom.image(grid, truth)) for k, truth in enumerate(maps)))
+    group = Group(tuple(Subject(f"s{k}", phantom.image(grid, truth), covariate=k // 2) for k, truth in enumerate(maps)))
     return CohortTruth(group, maps[1].inverse() @ maps[0], {})
 
 
@@ -153,7 +153,10 @@ TRAINED = {"voxelmorph-unet": trained.small_unet}
 A method that works without belongs nowhere here: ``refuses_without_weights`` asks."""
 
 
-QUICK = {"icon-atlas:network": {"steps": 80, "width": 8, "start": "subject", "reference": "s2"}}
+AGED = {"steps": 60, "width": 4, "rate": 1e-2, "iterations": 1, "group": 0.1, "batch": 2}
+QUICK = {"icon-atlas:network": {"steps": 80, "width": 8, "start": "subject", "reference": "s2"},
+         **{f"spatiotemporal-atlas:{preset}": AGED for preset in ("default", "generator")},
+         **{f"spatiotemporal-atlas:{preset}": {**AGED, "steps": 150, "width": 8} for preset in ("aligned", "report")}}
 """Presets that train a network of their own: id:preset -> values with which that takes seconds."""
 
 

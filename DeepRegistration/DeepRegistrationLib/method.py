@@ -36,7 +36,8 @@ class Preset:
 
 @dataclass(frozen=True)
 class Card:
-    """What a method is; ``presets['default']`` must exist and ``references`` are BibTeX entries."""
+    """What a method is; ``presets['default']`` must exist and ``references`` are BibTeX entries; ``covariate``: the subjects of a cohort need
+    one."""
 
     title: str
     summary: str
@@ -49,6 +50,7 @@ class Card:
     weights: tuple = ()
     licence: str = "Apache-2.0"
     symmetric: bool = False
+    covariate: bool = False
     presets: dict[str, Preset] = field(default_factory=lambda: {"default": Preset("the standard settings")})
 
 
@@ -161,6 +163,17 @@ def find(name: str, values: dict | None = None) -> Method:
     if preset not in cls.card.presets:
         raise InputError(f"method '{identifier}' has no preset '{preset}'; {_nearest(preset, cls.card.presets)}")
     return from_values(cls, {**cls.card.presets[preset].values, **(values or {})})
+
+
+@dataclass(frozen=True)
+class Pairwise:
+    """A method of the registry as a function, for the processes of a crew: (fixed, moving, start, runtime) -> transform."""
+
+    name: str
+    values: tuple[tuple[str, object], ...] = ()
+
+    def __call__(self, fixed, moving, start, runtime):
+        return find(self.name, dict(self.values)).run(Pair(fixed, moving, start), runtime).transform
 
 
 def _nearest(word, known) -> str:

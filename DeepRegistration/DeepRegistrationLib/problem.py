@@ -90,7 +90,8 @@ class PointPair:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One member of a cohort: an image with its labels and its mask, each in memory or the file that holds it.
+    """One member of a cohort: an image with its labels and its mask, each in memory or the file that holds it; ``covariate``: its age, or another
+    number that an atlas may depend on.
 
     Files are read when they are asked for and not kept. A one-slice volume is a 2D image in its plane.
     """
@@ -99,6 +100,7 @@ class Subject:
     image: Image | Path
     labels: Labels | Path | None = None
     mask: Labels | Path | None = None
+    covariate: float | None = None
 
     def grid(self) -> Grid:
         """The lattice of the image, from the header alone where it is a file. InputError for a file that is none."""

@@ -9,6 +9,7 @@ from typing import Callable
 import torch
 
 from .engines.slices import emulate, thickness_of
+from .errors import InputError
 from .image import Image, Labels
 from .ops.sample import sample
 from .points import Points
@@ -83,6 +84,27 @@ class GroupResult:
     def bridge(self, start: str, end: str) -> Transform:
         """Subject ``start`` mm -> atlas -> subject ``end`` mm: pulls the image of ``end`` back onto ``start``."""
         return bridge(self.transform_of(start), self.transform_of(end))
+
+
+@dataclass(eq=False)
+class GrowthResult(GroupResult):
+    """An atlas over age: ``transform_of(name)`` maps mm of the atlas at the age of the subject -> mm of the subject, ``atlas`` is that of the middle one
+    of ``ages``, whose templates are ``atlases``.
+
+    ``age_of`` name -> age; ``growth`` one dict an age: "age", "subjects" (weight of those around it), "volume" and "length" of what is bright,
+    "volume_VALUE" and "length_VALUE" of labels, "mean_displacement" of the maps, mm.
+    """
+
+    ages: tuple[float, ...] = ()
+    atlases: tuple[Image, ...] = ()
+    age_of: dict = field(default_factory=dict)
+    growth: list = field(default_factory=list)
+
+    def bridge(self, start: str, end: str) -> Transform:
+        """As in ``GroupResult``, for subjects of one age. InputError for others: between ages points are not known to correspond."""
+        if self.age_of[start] != self.age_of[end]:
+            raise InputError(f"'{start}' has the age {self.age_of[start]:g} and '{end}' {self.age_of[end]:g}; only subjects of one age share a template")
+        return super().bridge(start, end)
 
 
 @dataclass(eq=False)

@@ -85,7 +85,7 @@ def work(entry: str) -> str:
 
 def catalogue() -> dict:
     """All methods as JSON types, for programs that have no torch: {"version", "methods": [{"id", "title", "summary", "task", "problem",
-    "dims", "symmetric", "licence", "weights", "assumptions", "failure_modes", "references", "presets" {name: {"help", "values"}},
+    "dims", "symmetric", "covariate", "licence", "weights", "assumptions", "failure_modes", "references", "presets" {name: {"help", "values"}},
     "parameters" [{"name", "type", "default", "label", "help", "unit", "minimum", "maximum", "choices", "advanced"}]}],
     "analyses": the same of what registers nothing}.
 
@@ -109,7 +109,8 @@ def entry(cls) -> dict:
     card, out = cls.card, {"id": cls.id}
     for name in ("title", "summary", "task"):
         out[name] = getattr(card, name)
-    out |= {"problem": card.problem.__name__, "dims": list(card.dims), "symmetric": card.symmetric, "licence": card.licence}
+    out |= {"problem": card.problem.__name__, "dims": list(card.dims), "symmetric": card.symmetric, "covariate": card.covariate,
+            "licence": card.licence}
     for name in ("weights", "assumptions", "failure_modes", "references"):
         out[name] = [each if isinstance(each, (str, dict)) else str(each) for each in getattr(card, name)]
     out["presets"] = {name: {"help": preset.help, "values": jsonable(preset.values)} for name, preset in card.presets.items()}

@@ -83,13 +83,17 @@ def described(order: Final, monitor: Monitor) -> dict | Lost:
         except work.UNUSABLE as error:
             return Lost(" ".join(str(error).split()))
         try:
-            labels = order.member.subject.read_labels()
-            if labels is None:
-                return figures
-            np.save(label_file(order.place.folder, order.member.name), on_lattice(labels, made).numpy())
+            return {**figures, "labelled": True} if keep_labels(order.member, made, order.place) else figures
         except work.UNUSABLE as error:
             return {**figures, "labels_lost": " ".join(str(error).split())}
-        return {**figures, "labelled": True}
+
+
+def keep_labels(member: Member, made: SubjectMap, place: Place) -> bool:
+    """Keep the labels of a subject on the atlas lattice as a file; False where it has none. Raises what ``work.UNUSABLE`` names."""
+    labels = member.subject.read_labels()
+    if labels is not None:
+        np.save(label_file(place.folder, member.name), on_lattice(labels, made).numpy())
+    return labels is not None
 
 
 def label_file(folder: Path, name: str) -> Path:

@@ -3,6 +3,7 @@
     FOLDER/state.json                      iterations done, their figures, who was set aside and why
     FOLDER/template-KK.npz                 the template that iteration KK registers to
     FOLDER/iteration-KK/NAME.npz, .json    the map of a subject found by it, and its figures
+    FOLDER/atlases-KK.npz                  of an atlas over age: the templates at all its knots
     FOLDER/statistics-KK.npz               means over the maps that led to template KK
     FOLDER/correction-KK.npz               what all maps of it are preceded by so that their mean is the identity
 
@@ -136,6 +137,21 @@ class Store:
             mask = torch.from_numpy(held["mask"]) if "mask" in held else None
             return Image(torch.from_numpy(held["data"]), Grid(tuple(int(n) for n in held["shape"]), held["affine"]), mask, name="template")
 
+    def write_atlases(self, iteration: int, atlases: torch.Tensor) -> None:
+        """The templates (K, 1, *S) at all knots of an atlas over age."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _save(self._atlases(iteration), data=atlases.float().numpy())
+
+    def has_atlases(self, iteration: int) -> bool:
+        return self._atlases(iteration).is_file()
+
+    def atlases(self, iteration: int) -> torch.Tensor:
+        with np.load(self._atlases(iteration)) as held:
+            return torch.from_numpy(held["data"])
+
+    def _atlases(self, iteration: int) -> Path:
+        return self.folder / f"atlases-{iteration:02d}.npz"
+
     def write_statistics(self, iteration: int, **arrays) -> None:
         _save(self.folder / f"statistics-{iteration:02d}.npz", **arrays)
 
@@ -150,6 +166,7 @@ class Store:
             shutil.rmtree(self.folder / f"iteration-{k:02d}", ignore_errors=True)
             (self.folder / f"template-{k:02d}.npz").unlink(missing_ok=True)
             self._correction(k).unlink(missing_ok=True)
+            self._atlases(k).unlink(missing_ok=True)
             (self.folder / f"statistics-{k:02d}.npz").unlink(missing_ok=True)
 
 

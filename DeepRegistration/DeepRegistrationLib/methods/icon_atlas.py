@@ -8,7 +8,6 @@ in turn, coarse to fine, with any pairwise method of the registry as ``register`
 
 from __future__ import annotations
 
-import json
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,14 +20,14 @@ from ..engines.cohort_work import Place
 from ..engines.crew import Crew
 from ..errors import InputError
 from ..image import Image
-from ..method import Card, Method, Preset, find, method
+from ..method import Card, Method, Pairwise, Preset, find, method
 from ..parameters import describe, parameter
 from ..problem import Group, Pair
 from ..result import GroupResult
 from ..runtime import Runtime
 from ..terms import CONSISTENCIES
 from ..train.atlas import FOLDER, OBJECTIVES, JointSettings, Trained, train_joint
-from ..train.members import members_of
+from ..train.members import members_of, order_of
 from ..transforms import Affine, Transform
 
 REACH = 4.0
@@ -43,17 +42,6 @@ JOSHI = """@article{Joshi2004,
   author = {Joshi, Sarang and Davis, Brad and Jomier, Matthieu and Gerig, Guido},
   title = {Unbiased Diffeomorphic Atlas Construction for Computational Anatomy},
   journal = {NeuroImage}, volume = {23}, pages = {S151--S160}, year = {2004}}"""
-
-
-@dataclass(frozen=True)
-class Pairwise:
-    """A method of the registry as a function, for the processes of a crew: (fixed, moving, start, runtime) -> transform."""
-
-    name: str
-    values: tuple[tuple[str, object], ...] = ()
-
-    def __call__(self, fixed, moving, start, runtime):
-        return find(self.name, dict(self.values)).run(Pair(fixed, moving, start), runtime).transform
 
 
 @method(Card(
@@ -123,7 +111,7 @@ class IconAtlas(Method):
         multiple = joint.network(problem.dim).multiple if joint else 1
         members, grid, set_aside = members_of(problem, self.spacing, multiple, runtime.monitor.part(0.0, 0.02, "headers"))
         settings = groupwise.GroupwiseSettings(self.start, self.reference, self.centering, self.outliers, self.sharpening, self.volume)
-        order = self._order(problem, runtime)
+        order = order_of(self, problem, runtime.seed)
         with Crew(runtime.workers) as crew:
             def build(stages, begin, end):
                 return groupwise.build(members, grid, stages, settings, place, crew, runtime.monitor.part(begin, end), order, set_aside)
@@ -209,11 +197,3 @@ class IconAtlas(Method):
             values["similarity"] = self.similarity
         find(self.method, values)
         return values
-
-    def _order(self, problem, runtime) -> dict:
-        """What decides the numbers: a store made by another one is not gone on with."""
-        def told(value):
-            return str(value.resolve()) if isinstance(value, Path) else None if value is None else float(value.data.double().sum())
-
-        subjects = [[s.name, told(s.image), told(s.labels), told(s.mask)] for s in problem.subjects]
-        return json.loads(json.dumps({"method": self.id, "parameters": self.values(), "seed": runtime.seed, "subjects": subjects}))

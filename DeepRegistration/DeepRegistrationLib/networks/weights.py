@@ -67,10 +67,11 @@ def builders() -> dict:
     """Name on a card -> class of the network; a card's arguments are those of the class."""
     from .composition import MultiResolution
     from .embedding import PlateEmbedding
+    from .generator import AtlasGenerator
     from .pyramid import SymmetricPyramid
 
     return {"UNet": UNet, "AffineEncoder": AffineEncoder, "MultiResolution": MultiResolution, "SymmetricPyramid": SymmetricPyramid,
-            "PlateEmbedding": PlateEmbedding}
+            "PlateEmbedding": PlateEmbedding, "AtlasGenerator": AtlasGenerator}
 
 
 def build(card: WeightsCard) -> torch.nn.Module:

@@ -31,7 +31,7 @@ from ..engines.network_pair import through
 from ..errors import InputError
 from ..geometry import Grid
 from ..image import Image
-from ..networks import weights
+from ..networks import heads, weights
 from ..networks.composition import MultiResolution
 from ..networks.heads import displacement, to_millimetres
 from ..ops import fields
@@ -283,7 +283,7 @@ class Trained:
         (network, _), device = weights.load(str(self.path), runtime), runtime.torch_device()
         seen = through(moving, start, fixed.grid)
         with torch.no_grad():
-            u = network.to(device)(fixed.data.to(device), seen.data.to(device))
-        transform = start @ displacement(u.to("cpu"), fixed.grid)
+            said = network.to(device)(fixed.data.to(device), seen.data.to(device))
+        transform = start @ heads.transform(said.to("cpu"), fixed.grid, network.output)
         require_finite(transform)
         return transform

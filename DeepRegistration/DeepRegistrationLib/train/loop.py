@@ -247,7 +247,8 @@ def on_device(pair, device):
     """The pair with its tensors on ``device``."""
     if device.type == "cpu":
         return pair
-    moved = {name: value.to(device) for name in ("fixed", "moving", "fixed_labels", "moving_labels") if (value := getattr(pair, name)) is not None}
+    names = ("fixed", "moving", "fixed_labels", "moving_labels", "share")
+    moved = {name: value.to(device) for name in names if (value := getattr(pair, name, None)) is not None}
     for name in ("fixed_points", "moving_points"):
         points = getattr(pair, name)
         if points is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 
 from ..engines.cohort_work import Member
@@ -39,6 +42,15 @@ def members_of(problem: Group, spacing: float, multiple: int, monitor: Monitor) 
         start[:-1, -1] = 0.0 if same else -lattice.shift(grids[subject.name])
         members.append(Member(subject, start))
     return tuple(members), padded(first, multiple) if same else lattice.grid, set_aside
+
+
+def order_of(method, problem: Group, seed: int) -> dict:
+    """What decides the numbers, ready for JSON: a store made by another order is not gone on with."""
+    def told(value):
+        return str(value.resolve()) if isinstance(value, Path) else None if value is None else float(value.data.double().sum())
+
+    subjects = [[s.name, told(s.image), told(s.labels), told(s.mask), s.covariate] for s in problem.subjects]
+    return json.loads(json.dumps({"method": method.id, "parameters": method.values(), "seed": seed, "subjects": subjects}))
 
 
 def padded(grid: Grid, multiple: int) -> Grid:
