@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 
 from DeepRegistrationLib.engines.slices import normal_of, profile_nodes, rigid
 from DeepRegistrationLib.geometry import Grid
@@ -174,6 +175,16 @@ def known_set(seed: int, degrees: float = 25.0, shift: float = 12.0, *, hip: Hip
     bone = Labels(torch.as_tensor((hip.femur(volume.grid.points()) < 0).astype(np.int64))[None, None], volume.grid, name="bone") if segments else None
     problem = Slices(tuple(slices), volume, segments=tuple(marks) if segments else None, volume_segment=bone)
     return KnownSet(problem, truth, np.stack(each))
+
+
+def strokes_on(segment: Labels) -> Labels:
+    """What a hand might draw on a slice whose bone is ``segment``: 1 on some lines within it, 2 on parts of a line around it and on lines elsewhere."""
+    bone = segment.data[0, 0, 0].numpy() > 0
+    within, around = distance_transform_edt(bone), distance_transform_edt(~bone)
+    row, column = np.indices(bone.shape)
+    inner = (within >= 3) & (row % 10 == 4) | (within >= 2) & (within < 3) & (column % 8 < 4)
+    outer = (around >= 3) & (around < 4) & ((row + column) % 12 < 7) | (around > 6) & (row % 14 == 7)
+    return Labels(torch.as_tensor((inner + 2 * outer).astype(np.int64))[None, None, None], segment.grid, name="strokes")
 
 
 def mirrored(grid: Grid, u: bool, v: bool) -> Grid:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from . import options, qmri_emulate, qmri_register
+from . import options, qmri_bones, qmri_emulate, qmri_register
 
-ACTIONS = (qmri_register, qmri_emulate)
+ACTIONS = (qmri_register, qmri_bones, qmri_emulate)
 
 
 def add(commands) -> None:

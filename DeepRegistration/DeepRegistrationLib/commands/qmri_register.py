@@ -4,7 +4,8 @@ DIR gets set.tfm and set.h5 (slice mm -> volume mm, the whole set), slice01.tfm,
 (measured and emulated slices), similarity.csv and similarity.png (over the turn about the common axis), map_NAME.nii.gz (the maps on the
 volume's voxels, NaN where there is none), regions.csv (values per label, with --labels) and result.json (status, reasons, standard
 deviations, order and directions found, evidence). Where the evidence is too weak the status is 'not registered', the exit status is 1,
-and DIR gets rejected.tfm in place of the transforms and no maps.
+and DIR gets rejected.tfm in place of the transforms and no maps. With --strokes the bone is learned (see 'qmri bones'), and segment01.nii.gz, ... are
+what was found.
 
 Slices whose headers say where they are need nothing more. With --radial DEGREES the headers are not used: slice k is placed k * DEGREES about
 --axis X,Y,Z,DX,DY,DZ (the center and the normal of the localizer, LPS mm), its columns of pixels along the axis.
@@ -19,23 +20,22 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..runtime import Console, JsonLines, Runtime, Silent
-from . import options
+from . import options, qmri_bones
 from .batch import Failed
 from .output import RECORD, note, say, staged
 
 
 def add(actions) -> None:
     parser = actions.add_parser("register", help="find where slices lie in a volume", description=__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--slices", type=Path, nargs="+", metavar="FILE", help="one file a slice; NaN marks pixels without a value")
-    source.add_argument("--dicom", type=Path, metavar="DIR", help="a folder of DICOM files, one a slice")
+    qmri_bones.add_sources(parser)
     parser.add_argument("--volume", type=Path, required=True, metavar="FILE", help="the 3D image")
     parser.add_argument("--volume-mask", type=Path, metavar="FILE", help="only voxels above 0 of this image count in the volume")
     parser.add_argument("--masks", type=Path, nargs="+", metavar="FILE", help="one a slice: only pixels above 0 are compared")
-    parser.add_argument("--segments", type=Path, nargs="+", metavar="FILE", help="a bone on every slice (> 0): the search starts from its visual hull")
-    parser.add_argument("--volume-segment", type=Path, metavar="FILE", help="the same bone in the volume")
-    parser.add_argument("--maps", nargs="+", action="append", default=[], metavar="NAME[:UNIT] FILE",
-                        help="a name and one map a slice, carried into the volume as they are; may be repeated (default: the slices themselves)")
+    bones, bone = parser.add_mutually_exclusive_group(), parser.add_mutually_exclusive_group()
+    bones.add_argument("--segments", type=Path, nargs="+", metavar="FILE", help="a bone on every slice (> 0): the search starts from its visual hull")
+    bone.add_argument("--volume-segment", type=Path, metavar="FILE", help="the same bone in the volume")
+    bone.add_argument("--volume-between", type=float, nargs=2, metavar=("LOW", "HIGH"), help="values of the bone in the volume, as in CT")
+    qmri_bones.add_strokes(bones)
     parser.add_argument("--labels", type=Path, metavar="FILE", help="label map of the volume: values per region")
     parser.add_argument("--axis", type=_six, metavar="X,Y,Z,DX,DY,DZ", help="a point and the direction of the common axis (default: from the planes)")
     parser.add_argument("--radial", type=float, metavar="DEGREES", help="place the slices this far apart about --axis, whatever their headers say")
@@ -72,11 +72,13 @@ def run(arguments) -> None:
 
     method = find(arguments.method, options.settings(arguments.set))
     files = arguments.slices or _dicom_files(arguments.dicom)
-    problem, slices = read_problem(arguments, files)
-    maps = read_maps(arguments, slices, problem)
+    monitor = JsonLines(sys.stdout) if arguments.json_progress else Silent() if arguments.quiet else Console(sys.stderr)
+    problem, slices = read_problem(arguments, files, monitor.part(0.0, 0.1))
+    maps = qmri_bones.read_maps(arguments, slices)
     with staged(arguments.out, _earlier(arguments.out)) as folder:
-        monitor = JsonLines(sys.stdout) if arguments.json_progress else Silent() if arguments.quiet else Console(sys.stderr)
-        runtime = Runtime(arguments.device, arguments.seed, arguments.threads, monitor=monitor)
+        if arguments.strokes is not None:
+            qmri_bones.write(problem.segments, folder)
+        runtime = Runtime(arguments.device, arguments.seed, arguments.threads, monitor=monitor.part(0.1, 1.0))
         result = method.run(problem, runtime)
         write(arguments, result, maps, folder)
         names = sorted(p.name for p in folder.iterdir())
@@ -90,7 +92,7 @@ def run(arguments) -> None:
 
 def _earlier(folder: Path) -> tuple[str, ...]:
     """Names of the files of an earlier run, however many slices and maps it had."""
-    patterns = ("set.*", "slice[0-9][0-9].tfm", "rejected.tfm", "slices.png", "similarity.*", "map_*.nii.gz", "regions.csv")
+    patterns = ("set.*", qmri_bones.FILES, "slice[0-9][0-9].tfm", "rejected.tfm", "slices.png", "similarity.*", "map_*.nii.gz", "regions.csv")
     return tuple(sorted({p.name for pattern in patterns for p in folder.glob(pattern)})) if folder.is_dir() else ()
 
 
@@ -100,8 +102,9 @@ def _dicom_files(folder: Path) -> list[Path]:
     return slice_files(folder)
 
 
-def read_problem(arguments, files):
+def read_problem(arguments, files, monitor):
     """(the request, the slices as read). InputError for files that cannot be used."""
+    from ..engines.bones import bone_between
     from ..io import read_image, read_labels
     from ..io.slices import compared, read_slice
     from ..problem import Slices
@@ -120,7 +123,11 @@ def read_problem(arguments, files):
     if arguments.volume_mask is not None:
         volume = volume.with_mask(read_labels(arguments.volume_mask))
     segments = arguments.segments and tuple(placing(read_labels(path), k) for k, path in enumerate(arguments.segments))
+    if arguments.strokes is not None:
+        segments = qmri_bones.learned(arguments, slices, placing, monitor)
     bone = None if arguments.volume_segment is None else read_labels(arguments.volume_segment)
+    if arguments.volume_between is not None:
+        bone = bone_between(volume, *arguments.volume_between)
     initial = None if arguments.init is None else start_from_file(arguments.init, 3)
     return Slices(tuple(compared(i) for i in images), volume, arguments.thickness, segments, bone, arguments.axis, initial), slices
 
@@ -136,31 +143,6 @@ def _radial(arguments, count):
     from ..engines.slices import placed_about
 
     return lambda image, k: placed_about(image, arguments.axis, k * arguments.radial, arguments.thickness)
-
-
-def read_maps(arguments, slices, problem) -> list[tuple[str, str, list]]:
-    """[(name, unit, one image a slice)] of --maps, or the slices themselves. InputError where they do not lie on the slices' pixels."""
-    from dataclasses import replace
-
-    from ..io.slices import read_slice
-
-    if not arguments.maps:
-        return [("slices", "", slices)]
-    found = []
-    for title, *paths in arguments.maps:
-        name, _, unit = title.partition(":")
-        if not name or any(c in name for c in '/\\*?"<>|'):
-            raise InputError(f"--maps begins with the name '{title}'; begin with NAME:UNIT, for example T1:ms, then one file a slice")
-        if len(paths) != len(slices):
-            raise InputError(f"--maps {name} has {len(paths)} files for {len(slices)} slices; give one a slice, in the same order")
-        images = [read_slice(Path(path)) for path in paths]
-        for image, path, like in zip(images, paths, slices):
-            if image.data.numel() != like.data.numel() or arguments.radial is None and image.grid != like.grid:
-                raise InputError(f"{path} does not lie on the pixels of {like.name}; resample it, or give the maps in the order of the slices")
-        found.append((name, unit, [replace(i, data=i.data.reshape(s.data.shape), grid=s.grid) for i, s in zip(images, slices)]))
-    if len({name for name, _, _ in found}) < len(found):
-        raise InputError("two --maps have the same name; give each a name of its own")
-    return found
 
 
 def write(arguments, result, maps, folder: Path) -> None:

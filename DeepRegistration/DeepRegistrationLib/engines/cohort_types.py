@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import InputError
 from ..ops.modes import valley_p
+from .packages import scikit_learn
 
 EVIDENCE = 10.0
 """Difference of BIC that is called very strong."""
@@ -86,7 +86,7 @@ def chosen(fits) -> Fit:
 def _fitted(points: np.ndarray, components: int, seed: int):
     """(Fit, mixture) of the form with the lowest BIC among those whose components all have members enough, or (None,
     None)."""
-    learn, best = _scikit_learn(), None
+    learn, best = scikit_learn("the types of a cohort"), None
     floor = 1e-3 * float(points.var(0).max())
     for form in FORMS if components > 1 else FORMS[1:]:
         mixture = learn.mixture.GaussianMixture(
@@ -102,7 +102,7 @@ def _fitted(points: np.ndarray, components: int, seed: int):
 
 
 def _silhouette(points: np.ndarray, labels: np.ndarray) -> float | None:
-    return float(_scikit_learn().metrics.silhouette_score(points, labels)) if len(np.unique(labels)) > 1 else None
+    return float(scikit_learn("the types of a cohort").metrics.silhouette_score(points, labels)) if len(np.unique(labels)) > 1 else None
 
 
 def _merged(points, components, level, draws, seed):
@@ -129,16 +129,3 @@ def _valley(one: np.ndarray, other: np.ndarray, draws: int, generator) -> tuple[
     members = np.concatenate([one, other]) @ line
     ranks = tuple(float((members <= part.mean(0) @ line).mean()) for part in (one, other))
     return valley_p(members, ranks, draws, generator), -float(line @ line)
-
-
-def _scikit_learn():
-    """The package; InputError where it is not installed."""
-    try:
-        import sklearn.metrics
-        import sklearn.mixture
-    except ImportError:
-        raise InputError(
-            "the types of a cohort need the package scikit-learn, which is not installed; install it with "
-            "'pip install scikit-learn' and try again"
-        ) from None
-    return sklearn

@@ -29,7 +29,7 @@ MOST_POINTS = 3000
 
 
 def hull_start(problem, monitor) -> tuple[np.ndarray, float]:
-    """((4, 4) slice mm -> volume mm, root mean square distance of the contours from the bone's surface in mm).
+    """((4, 4) slice mm -> volume mm, mean distance of the contours from the bone's surface in mm).
 
     InputError for planes without a common axis, whose prisms have no bounded intersection, and for segments without a common part.
     """
@@ -50,7 +50,7 @@ def hull_start(problem, monitor) -> tuple[np.ndarray, float]:
     for k in monitor.steps(len(starts), "visual hull"):
         matrix = slide(signed, surface, starts[k], spacing, 15, monitor.part(0, 0))
         matrix = slide(signed, contours, matrix, spacing, 40, monitor.part(0, 0))
-        away = float(np.sqrt((distances(signed, contours, matrix) ** 2).mean()))
+        away = float(np.abs(distances(signed, contours, matrix)).mean())  # not squares: learned segments have a few outliers
         best = (matrix, away) if best is None or away < best[1] else best
     return best
 
