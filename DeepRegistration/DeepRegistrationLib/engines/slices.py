@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.spatial.transform import Rotation
 
 from ..errors import InputError
 from ..geometry import Grid
@@ -94,6 +93,8 @@ def about_axis(axis, degrees: float) -> np.ndarray:
 
 def rigid(shift, turn, centre) -> np.ndarray:
     """(..., 4, 4) turn by the rotation vector ``turn`` (..., 3) rad about ``centre`` (3,) mm, then ``shift`` (..., 3) mm."""
+    from scipy.spatial.transform import Rotation  # here, because it costs every start of any method a third of a second
+
     shift, turn, centre = (np.asarray(v, float) for v in (shift, turn, centre))
     matrix = np.zeros((*turn.shape[:-1], 4, 4))
     matrix[..., :3, :3] = Rotation.from_rotvec(turn.reshape(-1, 3)).as_matrix().reshape(*turn.shape[:-1], 3, 3)
