@@ -159,6 +159,45 @@ def test_segments_that_were_drawn_go_along(slicer, page):
     assert request["segments"][2].grid == request["slices"][2].grid and (request["volume_segment"].array > 0).any()
 
 
+def drawn_on(slicer, node, labels, names):
+    """A segmentation on ``node`` with the values of a label map as segments."""
+    from DeepRegistrationUI import mrml
+
+    value = exchange.LabelMap(labels.data[0, 0].numpy().astype(np.uint8), labels.grid, tuple(enumerate(names, 1)))
+    made = mrml.segmentation_node(slicer.mrmlScene, value, "strokes")
+    made.SetReferenceImageGeometryParameterFromVolumeNode(node)
+    return made
+
+
+def test_bones_are_learned_from_strokes_and_then_used(slicer, page):
+    from DeepRegistrationUI.qmri_scene import segmentation_of
+
+    page.logic._runner = InProcessRunner()
+    truth = known(segments=True)
+    nodes, volume = chosen(slicer, page, truth)
+    assert page.ui.qmriBonesButton.isHidden()
+    page.ui.qmriSegmentsBox.checked = True
+    settle(slicer)
+    assert not page.ui.qmriBonesButton.isHidden() and not page.ui.qmriBonesButton.enabled
+    strokes = drawn_on(slicer, nodes[0], truths_hip.strokes_on(truth.problem.segments[0]), ("bone", "other"))
+    drawn_on(slicer, volume, truth.problem.volume_segment, ("femur",))
+    settle(slicer)
+    page.show_readiness()
+    assert page.ui.qmriBonesButton.enabled and page.ui.qmriMissingLabel.text.startswith("'slice 2' has no segmentation of the bone")
+    for _ in range(2):
+        page.ui.qmriBonesButton.click()
+        wait_until(slicer, lambda: not page.running, 60)
+        settle(slicer)
+        assert status(page).startswith("The bone was learned on 6 slices"), status(page)
+        assert len(slicer.util.getNodesByClass("vtkMRMLSegmentationNode")) == 8, "an earlier answer is replaced"
+    assert segmentation_of(nodes[0]) is not strokes and page.ui.qmriMissingLabel.text == ""
+    page.logic._runner = ScriptedRunner()
+    page.ui.qmriButton.click()
+    for sent, true in zip(page.logic._runner.jobs[-1].request["segments"], truth.problem.segments):
+        found, true = sent.array > 0, true.data[0, 0].numpy() > 0
+        assert 2 * (found & true).sum() / (found.sum() + true.sum()) > 0.75
+
+
 # ------------------------------------------------------------------------------------------------------------- results
 
 

@@ -18,8 +18,6 @@ from .atlas_state import METHOD, AtlasBuilderParameterNode
 from .logic import DeepRegistrationLogic
 from .methods import Methods
 
-SCIKIT_LEARN = "scikit-learn>=1.5"
-
 
 class AtlasBuilderLogic(DeepRegistrationLogic):
     """See the file's docstring; worker, ``tick`` and ``shutdown`` are those of DeepRegistrationLogic."""
@@ -36,7 +34,7 @@ class AtlasBuilderLogic(DeepRegistrationLogic):
         """PyTorch, and the package that finds types. InputError says what stands in the way."""
         self.ensure_torch()
         if self.needs_torch:
-            torchgate.ensure_package(SCIKIT_LEARN, "AtlasBuilder", "The structure of a cohort")
+            torchgate.ensure_package(torchgate.SCIKIT_LEARN, "AtlasBuilder", "The structure of a cohort")
 
     def build(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from . import torchgate
 from .jobrun import JobRun
 from .logic import DeepRegistrationLogic
 from .methods import Methods
@@ -47,6 +48,21 @@ class QMRIRegisterLogic(DeepRegistrationLogic):
         result = self._done(request)
         made = deliver_slices(result, nodes, volume, name, emulated) if result["registered"] else {}
         return {**result, "nodes": made}
+
+    def ensure_for_bones(self) -> None:
+        """PyTorch, and the package that learns bones. InputError says what stands in the way."""
+        self.ensure_torch()
+        if self.needs_torch:
+            torchgate.ensure_package(torchgate.SCIKIT_LEARN, "QMRIRegister", "Learning bones from strokes")
+
+    def bones(self, slices, seed: int = 0) -> list:
+        """Learn the bone on all ``slices`` (nodes) from what was drawn by hand on some of them: a segmentation whose first segment is bone and whose
+        second is anything else, or one whole drawing. Returns a segmentation node a slice, which ``register(segments=True)`` takes. Raises as
+        ``register``."""
+        from .qmri_scene import bones_request, deliver_bones
+
+        self.ensure_for_bones()
+        return deliver_bones(self._done({**bones_request(slices), "seed": seed}), slices)
 
     def motion(self, scans, preset: str = "default", values: dict | None = None, *, transforms: bool = False, device: str = "auto", seed: int = 0,
                threads: int = 0, name: str = "Motion") -> dict:

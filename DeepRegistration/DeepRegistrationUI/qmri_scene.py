@@ -64,11 +64,51 @@ def drawn_on(volume):
 
 
 def segmentation_of(volume):
-    """The same, None where there is none."""
-    for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
-        if node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()) is volume:
-            return node
-    return None
+    """The same, None where there is none; one that was learned comes before the strokes that it was learned from."""
+    found = segmentations_of(volume)
+    return next((node for node in found if node.GetAttribute(MARK)), found[0] if found else None)
+
+
+def strokes_on(volume):
+    """The segmentation that was drawn on a slice by hand, None where there is none."""
+    return next((node for node in segmentations_of(volume) if not node.GetAttribute(MARK)), None)
+
+
+def segmentations_of(volume) -> list:
+    """All whose source volume is ``volume``."""
+    return [node for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+            if node.GetNodeReference(node.GetReferenceImageGeometryReferenceRole()) is volume]
+
+
+def bones_request(slices) -> dict:
+    """The values of a 'bones' request: what was drawn by hand on the ``slices``, the first segment bone, the second anything else. InputError for
+    more segments."""
+    drawn = [strokes_on(node) for node in slices]
+    many = next((node for node in drawn if node is not None and node.GetSegmentation().GetNumberOfSegments() > 2), None)
+    if many is not None:
+        raise InputError(f"'{many.GetName()}' has {many.GetSegmentation().GetNumberOfSegments()} segments; strokes have two, first the bone, then "
+                         "anything else")
+    places = [header_grid(node) for node in slices]
+    strokes = [None if mark is None else replace(mrml.labelmap_of(mark, node), grid=grid) for mark, node, grid in zip(drawn, slices, places)]
+    return {"command": "bones", "slices": [replace(mrml.volume_of(node), grid=grid) for node, grid in zip(slices, places)], "strokes": strokes}
+
+
+def deliver_bones(result: dict, slices) -> list:
+    """Segmentations of the ``slices`` with what was learned, in the place of those of an earlier call. InputError where a slice was deleted meanwhile."""
+    if any(node.GetScene() is None for node in slices):
+        raise InputError("a slice was deleted while the bone was learned, so nothing was put into the scene; try again")
+    made = []
+    for node, value in zip(slices, result["segments"]):
+        scene = node.GetScene()
+        for earlier in segmentations_of(node):
+            if earlier.GetAttribute(MARK):
+                scene.RemoveNode(earlier)
+        made.append(_marked(mrml.segmentation_node(scene, value, f"Bone on {node.GetName()}"), "bone"))
+        ours = our_transform(node)
+        if ours is not None:
+            made[-1].SetAndObserveTransformNodeID(ours.GetID())
+        made[-1].SetReferenceImageGeometryParameterFromVolumeNode(node)
+    return made
 
 
 def header_grid(node):

@@ -20,6 +20,7 @@ from pathlib import Path
 from DeepRegistrationLib.errors import InputError
 
 TORCH = ">=2.4"
+SCIKIT_LEARN = "scikit-learn>=1.5"
 KEPT = ("numpy", "scipy", "SimpleITK")
 REQUIREMENTS = Path(__file__).resolve().parents[1] / "Resources" / "requirements.txt"
 LONG_PATH = ("PyTorch could not be unpacked because Windows allows file paths of 260 characters (WinError 206); enable long paths in "

@@ -32,12 +32,13 @@ from common import Experiment
 import truths_hip as hips
 
 from DeepRegistrationLib.engines.slices import emulate
+from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image
 from DeepRegistrationLib.io import read_image
 from DeepRegistrationLib.method import find
 from DeepRegistrationLib.problem import Pair, Slices
-from DeepRegistrationLib.result import warp
+from DeepRegistrationLib.result import SlicesResult, warp
 from DeepRegistrationLib.runtime import Runtime
 
 RIGHT, DEGREES, SHIFT, SHARE = 0.02, 40.0, 20.0, 0.15
@@ -118,7 +119,11 @@ def trial(job) -> dict:
     if kind == "stranger":
         request = replace(request, volume=hips.hip_volume(hips.Hip(0), hips.volume_grid()) if name != HIP else _noise(request.volume))
     began = time.process_time()
-    result = find("qmri").run(request, Runtime("cpu", threads=1))
+    try:
+        result = find("qmri").run(request, Runtime("cpu", threads=1))
+    except InputError:  # no pose within reach has the slices in the volume: a failure that is reported; its errors are those of the start
+        still = tuple(hips.affine(np.eye(4)) for _ in request.slices)
+        result = SlicesResult(request, still[0], still, False)
     seconds = time.process_time() - began
     turn, middle, tre = hips.errors(result.transform.numpy(), asked.truth, hips.pixels(asked.problem))
     worst = max(hips.errors(t.numpy(), e, s.grid.points().reshape(-1, 3))[2]

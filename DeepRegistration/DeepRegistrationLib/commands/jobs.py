@@ -33,6 +33,7 @@ qmri: ``volume`` Volume; ``slices`` [Volume] of one slice each (NaN marks pixels
     carry the values into the volume; ``device``, ``seed``, ``threads``. -> ``registered``, ``reasons``, ``matrix`` Matrix of the set and ``slices``
     [{name, plane, flips, matrix, similarity, inside, own_shift_mm, own_turn_degrees, emulated Volume; measured Volume with ``dicom``}], both slice
     -> volume; ``std`` {shift_mm, turn_degrees, distance_mm}, ``evidence``, ``start``, ``curve`` {degrees, set}, ``map`` Volume (NaN between), ``provenance``.
+bones: ``slices`` [Volume] of one slice each and ``strokes`` [LabelMap or None], 1 bone and 2 anything else; ``seed``. -> ``segments`` [LabelMap], 1 bone.
 motion: ``scans`` [Volume], each one scan or one a channel; ``method`` 'rician-motion:PRESET', ``values``, ``device``, ``seed``, ``threads``.
     -> ``average``, ``signal``, ``sigma`` Volumes, ``transforms`` [Matrix] reference -> scan, ``motion`` a row a scan, ``scalars``, ``provenance``.
 catalogue: -> ``catalogue``, see ``catalogue.catalogue``.
@@ -56,7 +57,7 @@ def do(request: dict, monitor, folder: Path) -> dict:
 
     known = {"register": jobs_register.register, "warp": jobs_warp.warp, "evaluate": jobs_measure.evaluate, "report": jobs_measure.report,
              "train": jobs_train.train, "cohort": jobs_atlas.cohort, "atlas": jobs_atlas.atlas,
-             "carry": jobs_atlas.carry, "structure": jobs_atlas.structure, "qmri": jobs_qmri.qmri, "motion": jobs_motion.motion,
+             "carry": jobs_atlas.carry, "structure": jobs_atlas.structure, "qmri": jobs_qmri.qmri, "bones": jobs_qmri.bones, "motion": jobs_motion.motion,
              "catalogue": _catalogue}
     name = request.get("command")
     if name not in known:

@@ -1,4 +1,4 @@
-"""The job 'qmri': slices into a volume; see jobs.py.
+"""The jobs 'qmri', slices into a volume, and 'bones', a bone on slices from strokes; see jobs.py.
 
 Pictures come back on the lattice that a slice was sent with, and every map leads from there, whatever order and directions were found.
 """
@@ -38,6 +38,19 @@ def qmri(request: dict, monitor, folder: Path) -> dict:
     if request.get("dicom"):
         rows = [{**row, "measured": volume_of(image)} for row, image in zip(rows, problem.slices)]
     return {**plain(told), **_map(request, problem, matrices, monitor.part(0.95, 1.0)), "matrix": _matrix(result.transform.numpy()), "slices": rows}
+
+
+def bones(request: dict, monitor, folder: Path) -> dict:
+    """Learn the bone on all slices. InputError for strokes that do not say enough."""
+    from ..engines.bones import learned_bones
+    from ..exchange import LabelMap
+    from .jobs_pair import image_of, labels_of
+
+    strokes = {k: labels_of(value) for k, value in enumerate(request.get("strokes") or ()) if value is not None}
+    if not strokes:
+        raise InputError("no slice has strokes; draw some on one, a first segment in the bone and a second one anywhere else")
+    found = learned_bones([image_of(value) for value in request["slices"]], strokes, int(request.get("seed", 0)), monitor)
+    return {"segments": [LabelMap(labels.data[0, 0].numpy().astype("uint8"), labels.grid, ((1, "bone"),), labels.name) for labels in found]}
 
 
 def _problem(request: dict):

@@ -8,7 +8,8 @@ from slicer.i18n import tr as _
 
 from ..curves import drawn
 from ..qmri_check import SliceCheck, spacing_of
-from ..qmri_scene import deliver_slices, is_slice, mirrored, pose_rows, segmentation_of, show_slice, slices_request
+from ..qmri_scene import (bones_request, deliver_bones, deliver_slices, is_slice, mirrored, pose_rows, segmentation_of, show_slice, slices_request,
+                          strokes_on)
 from ..qmri_state import METHOD
 from ..thumbnails import side_by_side
 from .checklist import CheckList
@@ -17,6 +18,8 @@ from .tables import fill_table
 from .train import volumes
 
 CURVE_WIDTH, CURVE_HEIGHT, SIDE = 340, 120, 76
+LEARN = _("Learn the bone from what you have drawn on one slice or, better, two or three: in the Segment Editor a first segment with strokes in the "
+          "bone and a second one with strokes anywhere else, or one segment with the whole bone.")
 RESULTS = ("qmriAnswerLabel", "qmriCheckTable", "qmriCorrectRow", "qmriAgainRow", "qmriFiguresTable")
 
 
@@ -35,7 +38,8 @@ class SlicesPage(MethodPage):
         self.list = CheckList(self.ui.qmriSlicesList, self.show_readiness, new_are_checked=True)
         self.choice(self.ui.qmriSourceBox, lambda: self.put("qmriSource", self.chosen(self.ui.qmriSourceBox)))
         self.ui.qmriDataEdit.connect("currentPathChanged(QString)", lambda path: self.put("qmriData", path or ""))
-        self.buttons({"qmriButton": self.register_or_cancel, "qmriMirrorRowsButton": lambda: self.correct(0),
+        self.ui.qmriSegmentsBox.connect("toggled(bool)", lambda on: self.show_readiness())
+        self.buttons({"qmriButton": self.register_or_cancel, "qmriBonesButton": self.learn_bones, "qmriMirrorRowsButton": lambda: self.correct(0),
                       "qmriMirrorColumnsButton": lambda: self.correct(1), "qmriExchangeButton": self.exchange, "qmriAgainButton": self.register_again})
         self.prepare_table()
         self.show_found()
@@ -80,13 +84,17 @@ class SlicesPage(MethodPage):
         if self.node.qmriSegments and self.node.qmriSource != "folder":
             bare = next((node for node in (*self.list.checked(), self.node.qmriVolume) if segmentation_of(node) is None), None)
             if bare is not None:
-                return _("'{name}' has no segmentation of the bone; draw one on it in the Segment Editor.").format(name=bare.GetName())
+                return _("'{name}' has no segmentation of the bone; draw one on it in the Segment Editor, or learn it.").format(name=bare.GetName())
         return ""
 
     def show_readiness(self) -> None:
         if self.node is None:
             return
-        missing, chosen = self.missing(), self.selected_rows()
+        missing, chosen, files = self.missing(), self.selected_rows(), self.node.qmriSource == "folder"
+        drawn = [] if files else [node for node in self.list.checked() if strokes_on(node) is not None]
+        self.ui.qmriBonesButton.visible = self.node.qmriSegments and not files
+        self.ui.qmriBonesButton.enabled = bool(drawn) and not self.running
+        self.ui.qmriBonesButton.toolTip = LEARN if drawn else _("Draw strokes on a slice first. ") + LEARN
         self.ui.qmriButton.text = _("Cancel") if self.running else _("Register")
         self.ui.qmriButton.enabled = self.running or not missing
         self.ui.qmriButton.toolTip = missing or (_("Stop; the scene stays as it is") if self.running else _("Find where the slices lie in the volume"))
@@ -110,6 +118,13 @@ class SlicesPage(MethodPage):
     def register_again(self) -> None:
         self.start(self.check.placement)
 
+    def learn_bones(self) -> None:
+        """Submit the job that learns the bone on the checked slices."""
+        self.logic.ensure_for_bones()
+        nodes = self.list.checked()
+        self.pending = [node.GetID() for node in nodes], nodes, None
+        self.begin({**bones_request(nodes), "seed": self.node.seed})
+
     def start(self, placement) -> None:
         """Submit the job; ``placement`` as the user has set it, None to find it. InputError where nodes cannot be read."""
         self.logic.ensure_torch()
@@ -122,7 +137,12 @@ class SlicesPage(MethodPage):
         self.begin(request)
 
     def take_result(self) -> None:
-        """Show the result; where the slices are registered, put it into the scene."""
+        """Show the result; where the slices are registered, or bones are learned, put it into the scene."""
+        if self.work.request["command"] == "bones":
+            made = deliver_bones(self.work.result, self.pending[1])
+            self.say("done", _("The bone was learned on {count} slices; look at the segmentations and correct them before they are used.").format(
+                count=len(made)))
+            return
         self.found, (self.sent, self.nodes, volume) = self.work.result, self.pending
         rows, sent = self.found["slices"], self.work.request.get("slices")
         measured = [row["measured"] for row in rows] if sent is None else sent
