@@ -192,6 +192,16 @@ def test_starts_by_name(pair, cli, toy, tmp_path, start):
     assert truth.error(read_transform(tmp_path / "out" / "transform.h5")) < 0.5 * truth.error(lambda x: x)
 
 
+def test_a_picture_is_carried_into_a_picture(cli, tmp_path):
+    """8 bits, also in color, although the interpolated values are fractions."""
+    colors = torch.randint(0, 256, (1, 3, 20, 30)).float()
+    write_image(Image(colors, Grid.from_parts((20, 30))), tmp_path / "in.png")
+    write_transform(Affine.translation([0.5, 0.0]), tmp_path / "half.tfm")
+    cli("warp", "--transform", tmp_path / "half.tfm", "--reference", tmp_path / "in.png", "--input", tmp_path / "in.png", "--out", tmp_path / "out.png")
+    carried = read_image(tmp_path / "out.png", channels="vector").data
+    assert torch.allclose(carried[..., :-1], (colors[..., :-1] + colors[..., 1:]) / 2, atol=0.5)
+
+
 def test_warp_brings_labels_and_points_of_the_moving_space_to_the_fixed_space_and_back(pair, cli, tmp_path):
     fixed, moving, truth = pair
     dim, grid = truth.problem.dim, truth.problem.moving.grid

@@ -213,15 +213,16 @@ def test_color_needs_gray(tmp_path):
     assert read_image(tmp_path / "c.png", channels="vector").data.shape == (1, 3, 20, 30)
 
 
-def test_png_takes_whole_grey_values_only(tmp_path):
+def test_png_takes_whole_values_of_one_or_three_channels_only(tmp_path):
     grid = Grid.from_parts((4, 5))
     values = torch.arange(20.0).reshape(1, 1, 4, 5)
-    write_image(Image(values, grid), tmp_path / "a.png")
-    assert torch.equal(read_image(tmp_path / "a.png").data, values)
+    for kept in (values, torch.cat((values, values + 1, values + 2), 1)):
+        write_image(Image(kept, grid), tmp_path / "a.png")
+        assert torch.equal(read_image(tmp_path / "a.png", channels="vector").data, kept)
     for bad in (values + 0.5, values - 1, values * 20, values * float("nan")):
         with pytest.raises(InputError, match="whole numbers from 0 to 255"):
             write_image(Image(bad, grid), tmp_path / "b.png")
-    with pytest.raises(InputError, match="2D image of one channel"):
+    with pytest.raises(InputError, match="2D image of one or three channels"):
         write_image(image_on(Grid.from_parts((2, 3, 4))), tmp_path / "b.png")
     assert not (tmp_path / "b.png").exists()
 

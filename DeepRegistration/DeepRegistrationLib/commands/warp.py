@@ -7,6 +7,7 @@ the same for everything: INPUT lives in the moving space, the output in the spac
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
@@ -40,6 +41,8 @@ def run(arguments) -> None:
 
 def carry_image(arguments, transform, grid, path: Path) -> None:
     """Pull INPUT onto the grid of REFERENCE and write it."""
+    import torch
+
     from ..io import read_image, read_labels, write_image, write_labels
     from ..result import warp
 
@@ -49,6 +52,8 @@ def carry_image(arguments, transform, grid, path: Path) -> None:
     if not bool(warped.data.any()) and bool(image.data.any()):
         raise InputError(f"nothing of {arguments.input} falls into the field of view of {arguments.reference}; check that the transform belongs "
                          "to these two images, and its direction (--inverse)")
+    if path.suffix.lower() == ".png" and torch.equal(image.data, image.data.round()):
+        warped = replace(warped, data=warped.data.round())  # an 8-bit picture stays one
     (write_labels if arguments.labels else write_image)(warped, path)
 
 

@@ -202,8 +202,9 @@ def smallest_integers(values: np.ndarray) -> np.ndarray:
 
 
 def _png_values(array, image, path) -> np.ndarray:
-    if image.dim != 2 or array.ndim != 2:
-        raise InputError(f"{path} can hold a 2D image of one channel; {image.name} has shape {tuple(image.data.shape[1:])}; use .nii.gz")
+    """8 bits of one gray channel, or of red, green and blue."""
+    if image.dim != 2 or image.data.shape[1] not in (1, 3):
+        raise InputError(f"{path} can hold a 2D image of one or three channels; {image.name} has shape {tuple(image.data.shape[1:])}; use .nii.gz")
     if not (np.isfinite(array).all() and (array == np.rint(array)).all() and array.min() >= 0 and array.max() <= 255):
         raise InputError(f"{path} can hold whole numbers from 0 to 255; {image.name} has others; scale it first or use .nii.gz")
     return array.astype(np.uint8)
