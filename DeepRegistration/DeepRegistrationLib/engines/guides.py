@@ -66,6 +66,11 @@ class Guides:
         return cls(labels, points, weight)
 
 
+def steered(pair) -> bool:
+    """Does a ``problem.Pair`` bring labels or landmarks along?"""
+    return pair.fixed_labels is not None or pair.fixed_points is not None
+
+
 @dataclass(frozen=True)
 class LandmarkGuide:
     """Landmarks on a lattice: ``here`` and ``goal`` (N, dim) voxels, fixed positions and linear^-1(moving positions)."""

@@ -6,7 +6,7 @@ and mixtures correspond to nothing in another contrast, whereas averages of chan
 Modersitzki, MICCAI 2006.
 
 The second opinion is the mutual information of the intensities themselves (Mattes et al., IEEE TMI 2003), which no step has raised on
-purpose: a level that lowers it is undone. Levels of less than ``FEWEST`` voxels an axis, whose voxels are mixtures, are judged
+purpose (``judge.py``): a level that lowers it is undone. Levels of less than ``FEWEST`` voxels an axis, whose voxels are mixtures, are judged
 together with the next finer one.
 """
 
@@ -21,9 +21,9 @@ from ..geometry import Grid
 from ..image import Image
 from ..ops import demons
 from ..ops.sample import resample
-from ..terms import Alignment, MutualInformation
-from ..transforms import Displacement, Transform
+from ..transforms import Displacement
 from .channels import channels
+from .judge import Judge
 
 STRUCTURAL = ("mind", "ngf")
 FEWEST = 32
@@ -71,21 +71,10 @@ class SecondOpinion:
         fixed, moving = (image.smoothed_to(float(grid.spacing.min())) for image in self.images)
         fixed = fixed.at(grid, fill=None)
         maps = [Displacement(demons.to_world(joined(fields), grid), grid) for fields in (before, state)]
-        if loses_information(fixed, moving, *maps):
+        if Judge.of(fixed, moving).gain(*maps) < 0:
             state = before
         self.accepted = [field.clone() for field in state], grid
         return state
-
-
-def loses_information(fixed: Image, moving: Image, before: Transform, after: Transform) -> bool:
-    """Does the mutual information of both images fall when the map ``after`` takes the place of ``before``? Counted where both maps stay
-    inside both images and their masks; False where there is no such voxel."""
-    views = [Alignment(fixed, moving, each) for each in (before, after)]
-    mask, information = views[0].mask & views[1].mask, MutualInformation()
-    if not bool(mask.any()):
-        return False
-    costs = [float(information.compare(fixed.data, view.warped, mask)) for view in views]
-    return costs[1] > costs[0]
 
 
 def carried(state: list[torch.Tensor], old: Grid, grid: Grid) -> list[torch.Tensor]:
@@ -93,4 +82,4 @@ def carried(state: list[torch.Tensor], old: Grid, grid: Grid) -> list[torch.Tens
     return [demons.from_world(resample(demons.to_world(u, old), old, grid), grid) for u in state]
 
 
-__all__ = ["STRUCTURAL", "SecondOpinion", "carried", "loses_information", "structural_pair"]
+__all__ = ["STRUCTURAL", "SecondOpinion", "carried", "structural_pair"]

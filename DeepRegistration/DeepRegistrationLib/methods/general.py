@@ -3,7 +3,8 @@
 The network (``networks/pyramid.py``) was trained on synthetic pairs of random contrast and on the MNI template only, so it knows no
 organ and no modality. It works in voxels, on a lattice of about 64 voxels an axis over what the images show, after an affine
 start; its map is inverse consistent by construction. Refinement is the greedy model of ``instance-optimisation`` on the finest levels,
-begun at the network's map (``engines/compositive.py``).
+begun at the network's map (``engines/compositive.py``). Both answers are judged by mutual information, which neither has raised
+(``engines/judge.py``): what does not make the images tell clearly more of each other than the start does is dropped.
 
 Greer et al., MICCAI 2023 (consistency by construction); Tian et al., GradICON, CVPR 2023 and uniGradICON, MICCAI 2024 (one network for all
 organs, refined per pair); Hoffmann et al., SynthMorph, IEEE TMI 2022 (synthetic training).
@@ -14,12 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..engines.compositive import CompositiveSettings, register
-from ..engines.channels import normalised_pair
-from ..engines.contrast import SAME_AFTER, STIFF, gradient_agreement
-from ..engines.guides import Guides
+from ..engines.contrast import SAME_AFTER, STIFF, relation
+from ..engines.guides import Guides, steered
+from ..engines.judge import Judge
 from ..engines.linear import LinearSettings, align_linear
 from ..engines.predict import PredictionSettings, predict
-from ..engines.structure import loses_information
 from ..errors import InputError
 from ..method import Card, Method, Preset, method
 from ..networks.pyramid import SymmetricPyramid
@@ -87,18 +87,22 @@ class General(Method):
     def solve(self, problem, runtime):
         if len(self.iterations) != len(FACTORS):
             raise InputError(f"iterations is {self.iterations}; {len(FACTORS)} numbers are needed, for {', '.join(map(str, FACTORS))} times the voxel size")
-        if not any(self.iterations) and (problem.fixed_labels is not None or problem.fixed_points is not None):
+        if not any(self.iterations) and steered(problem):
             raise InputError("labels or landmarks steer the refinement, and no iterations were asked for; give some, or leave the guides out")
         monitor = runtime.monitor
         start = self._start(problem, runtime, monitor.part(0.0, 0.3, "linear start"))
         settings = PredictionSettings(self.edge, self.repeats, self.shared_range)
         network, card = self._network(problem.dim, runtime)
         u, how = predict(network, problem.fixed, problem.moving, start, settings, runtime.torch_device(), monitor.part(0.3, 0.6))
-        how |= {"weights": card.title, "weights_sha256": card.sha256, "network_kept": self._helps(problem, start, start @ u, how["lattice_spacing"])}
-        transform, history = start @ u if how["network_kept"] else start, []
+        judge, guided = Judge.of(problem.fixed, problem.moving), steered(problem)
+        transform, history = start @ u if judge.gain(start, start @ u) > 0 else start, []
+        how |= {"weights": card.title, "weights_sha256": card.sha256, "network_kept": transform is not start}
         if any(self.iterations):
-            transform, history, chosen = self._refined(problem, transform, runtime, monitor.part(0.6, 1.0, "refinement"))
-            how["chosen_similarity"] = chosen
+            refined, history, how["chosen_similarity"] = self._refined(problem, transform, runtime, monitor.part(0.6, 1.0, "refinement"))
+            how["refinement_kept"] = guided or judge.gain(transform, refined) > 0
+            transform = refined if how["refinement_kept"] else transform
+        how["deformation_kept"] = guided or judge.clearly_better(start, transform)
+        transform = transform if how["deformation_kept"] else start
         return Result(problem, transform, history=history, provenance=how)
 
     def _network(self, dim, runtime):
@@ -114,15 +118,10 @@ class General(Method):
             return problem.initial
         return Affine.identity(problem.dim) if self.start == "none" else align_linear(problem, LinearSettings(freedom=self.start), runtime, monitor)
 
-    def _helps(self, problem, before, after, spacing):
-        """Does the answer of the network make the images no less alike than its start?"""
-        fixed, moving = (image.smoothed_to(min(spacing)) for image in normalised_pair(problem.fixed, problem.moving, self.shared_range))
-        return not loses_information(fixed, moving, before, after)
-
     def _refined(self, problem, transform, runtime, monitor):
         device = runtime.torch_device()
         fixed, moving, linear = problem.fixed.to(device), problem.moving.to(device), linear_part(transform)
-        same = gradient_agreement(fixed, moving, transform) >= SAME_AFTER
+        same = relation(fixed, moving, transform).one_contrast(SAME_AFTER)
         kind, fluid, elastic = ("lncc", 1.0, 0.6) if same else ("ngf", *STIFF)
         settings = CompositiveSettings(kind, FACTORS, self.iterations, fluid, elastic, limit=LIMIT, shared_range=self.shared_range)
         deformation, history, _ = register(fixed, moving, linear, settings, monitor, transform, Guides.of(problem, device))

@@ -13,7 +13,8 @@ and its deformation is what the first level begins with. Nothing that is given i
 The similarity 'auto' looks at the pair after the linear start: where the gradients of both images agree in sign, if need be
 after a coarse deformation (``engines/contrast.py``), it is 'lncc', else 'ngf', structure that is seen on the finest lattice and
 averaged on the coarser ones (``engines/structure.py``), with at least ``STIFF`` voxels of smoothing; the result says which. With
-'ngf' and 'mind' a level that lowers the mutual information of the images is undone, so that a start is not made worse.
+'ngf' and 'mind' a level that lowers the mutual information of the images is undone; with 'auto' and without guides the whole deformation
+is dropped unless it raises it clearly (``engines/judge.py``), so that a start is not made worse.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from dataclasses import dataclass, replace
 from ..engines.channels import normalised_pair
 from ..engines.compositive import CompositiveSettings, content_box, finest_spacing, register
 from ..engines.contrast import STIFF, one_contrast
-from ..engines.guides import Guides
+from ..engines.guides import Guides, steered
+from ..engines.judge import Judge
 from ..engines.linear import LinearSettings, align_linear
 from ..engines.optimize import MODELS, DescentSettings, descend
 from ..errors import InputError
@@ -130,9 +132,12 @@ class InstanceOptimisation(Method):
         part = monitor.part(begin + (0.05 if self.similarity == "auto" else 0.0), 1.0, "deformation")
         solver = chosen._greedy if self.model == "greedy" else chosen._descent
         deformation, history, inverse = solver(problem, linear, start, runtime, part)
-        back = None if inverse is None else inverse.to("cpu") @ linear.inverse()
+        transform, back = linear @ deformation.to("cpu"), None if inverse is None else inverse.to("cpu") @ linear.inverse()
+        kept = self.similarity != "auto" or steered(problem) or Judge.of(problem.fixed, problem.moving).clearly_better(start or linear, transform)
+        if not kept:
+            transform, back = start or linear, None
         scalars = {"cost": history[-1]["cost"]} | ({} if agreement is None else {"gradient_agreement": agreement})
-        return Result(problem, linear @ deformation.to("cpu"), back, scalars, history, {"chosen_similarity": chosen.similarity})
+        return Result(problem, transform, back, scalars, history, {"chosen_similarity": chosen.similarity, "deformation_kept": kept})
 
     def _for_contrast(self, problem, linear, start, runtime, monitor):
         """(the method with its similarity chosen, the agreement of gradients or None where nothing was to be chosen)."""

@@ -56,14 +56,19 @@ class MutualInformation(Similarity):
 
     def _cost(self, fixed, warped):
         """(N,), (N,) -> (), float64."""
-        rows = _scaled(fixed.detach(), self.fixed_range).mul_(self.bins).long().clamp_(0, self.bins - 1)
-        columns = 1 + _scaled(warped, self.warped_range) * (self.bins - 4)
-        joint = joint_histogram(rows, columns, self.bins) / max(1, len(rows))
-        of_fixed, of_warped, of_both = (_entropy(p) for p in (joint.sum(1), joint.sum(0), joint))
+        of_fixed, of_warped, of_both = entropies(fixed, warped, self.bins, self.fixed_range, self.warped_range)
         information = of_fixed + of_warped - of_both
         if self.normalised:
             return 1 - 2 * information / (of_fixed + of_warped).clamp_min(1e-12)
         return math.log(self.bins) - information
+
+
+def entropies(fixed: torch.Tensor, warped: torch.Tensor, bins: int, fixed_range=None, warped_range=None):
+    """Entropies in nats, float64 (), of the fixed values (N,), of the warped ones (N,) and of both together; ranges as in ``MutualInformation``."""
+    rows = _scaled(fixed.detach(), fixed_range).mul_(bins).long().clamp_(0, bins - 1)
+    columns = 1 + _scaled(warped, warped_range) * (bins - 4)
+    joint = joint_histogram(rows, columns, bins) / max(1, len(rows))
+    return tuple(_entropy(p) for p in (joint.sum(1), joint.sum(0), joint))
 
 
 def _scaled(values, limits):
