@@ -1,8 +1,9 @@
 """Cohorts of growing shapes: textured bodies whose mean at every age is known.
 
 The body of an age a (0 to 1) is a phantom (``truths.Phantom``) that has grown to ``sizes(a)`` of its full size along every axis and turned in itself
-a little: mean_a(p) = phantom(grown_a(p)). A subject is mean_a(T(p)), and for every subject with the map T there is a twin of the same age
-with the inverse of T, so that the mean over the subjects of an age of their maps is the identity (to the second order of how far they move).
+a little: mean_a(p) = phantom(grown_a(p)). A subject is mean_a(T^-1(p)) with T = id + u, mean shape mm -> subject mm, and for every subject there is a
+twin of the same age with id - u, so that the mean over the subjects of an age of their maps is the identity: what the groupwise constraint of
+an atlas asks for. The inverse is numerical, to ``TOLERANCE`` mm.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import truths
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image, Labels
 from DeepRegistrationLib.problem import Group, Subject
-from DeepRegistrationLib.transforms import Affine, Composite, Transform
+from DeepRegistrationLib.transforms import Affine, Composite, Displacement, Transform
 
 SMALLEST = (0.72, 0.62, 0.8)
 """Size at age 0 along x, y and z, as a share of that at age 1."""
+TOLERANCE = 0.02
 TURN = 0.35
 """How far the middle of the body has turned against its ends at age 1, radians."""
 
@@ -56,24 +58,25 @@ class Growth:
         return self.phantom.image(self.grid, self.grown(age))
 
     def inside(self, age: float, transform: Transform | None = None) -> Labels:
-        """1 in the body, of the mean shape or of a subject with the map ``transform``."""
+        """1 in the body, of the mean shape or of a subject; ``transform``: subject mm -> mean shape mm."""
         labels = self.phantom.label_map(self.grid, self.grown(age) if transform is None else Composite((self.grown(age), transform)))
         return Labels((labels.data > 0).to(torch.int32), self.grid, name="body")
 
-    def maps(self, count: int, seed: int = 0, strength: float = 0.25) -> list[Transform]:
-        """``count`` (even) maps subject mm -> mean shape mm: twins with inverse maps follow each other."""
-        pairs = [truths.random_diffeomorphism(1000 * seed + 10 * k, self.grid, strength, strength) for k in range(count // 2)]
-        return [each for pair in pairs for each in (pair, pair.inverse())]
+    def maps(self, count: int, seed: int = 0, strength: float = 0.25) -> list[Displacement]:
+        """``count`` (even) maps mean shape mm -> subject mm: twins with opposite displacements follow each other."""
+        fields = [truths.random_diffeomorphism(1000 * seed + 10 * k, self.grid, strength, strength).field(self.grid) for k in range(count // 2)]
+        return [Displacement(sign * u, self.grid) for u in fields for sign in (1, -1)]
 
     def cohort(self, ages, each: int, seed: int = 0, strength: float = 0.25, labels: bool = False, noise: float = 0.0) -> tuple[Group, list[Transform]]:
-        """(``each`` subjects (even) of every age, their maps); ``noise``: deviation of what is added to every voxel."""
+        """(``each`` subjects (even) of every age, their maps mean shape -> subject); ``noise``: deviation of what is added to every voxel."""
         subjects, maps = [], []
         generator = torch.Generator().manual_seed(seed)
         for n, age in enumerate(ages):
-            for k, made in enumerate(self.maps(each, seed + n, strength)):
+            for k, true in enumerate(self.maps(each, seed + n, strength)):
+                made = true.inverse(TOLERANCE)
                 image = self.phantom.image(self.grid, Composite((self.grown(age), made)))
                 image = Image(image.data + noise * torch.randn(image.data.shape, generator=generator), self.grid, name=f"a{n}s{k}")
                 body = self.inside(age, made) if labels else None
                 subjects.append(Subject(f"a{n}s{k:02d}", image, body, covariate=float(age)))
-                maps.append(made)
+                maps.append(true)
         return Group(tuple(subjects)), maps

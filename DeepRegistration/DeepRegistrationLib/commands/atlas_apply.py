@@ -27,6 +27,7 @@ def add(actions) -> None:
     parser.add_argument("--atlas", type=Path, required=True, metavar="DIR", help="folder of 'atlas build'")
     parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="image of the subject")
     parser.add_argument("--mask", type=Path, metavar="FILE", help="only voxels above 0 of this image count in the subject")
+    parser.add_argument("--age", type=float, metavar="A", help="age of the subject, for an atlas over age: the atlas is that of this age")
     parser.add_argument("--to", type=Path, metavar="FILE", help="a second subject: the map from the first to it, through the atlas")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; those of an earlier run are replaced")
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
@@ -70,10 +71,10 @@ def read_record(folder: Path):
 def write(arguments, record: dict, method, runtime: Runtime, folder: Path) -> dict:
     """All files into ``folder``; what result.json says."""
     from ..evaluate.summary import summarise
-    from ..io import read_image, write_image, write_transform
+    from ..io import write_image, write_transform
     from ..problem import Subject
 
-    atlas = read_image(arguments.atlas / "atlas.nii.gz")
+    atlas = template(arguments.atlas, record, arguments.age)
     subject = Subject("input", arguments.input, None, arguments.mask).read()
     transform = carried(arguments, method, atlas, subject, runtime)
     inverse = transform.inverse()
@@ -83,12 +84,59 @@ def write(arguments, record: dict, method, runtime: Runtime, folder: Path) -> di
     write_image(summary.warped, folder / "warped.nii.gz")
     write_image(summary.log_jacobian, folder / "log_jacobian.nii.gz")
     write_deviation(arguments.atlas, summary.log_jacobian, folder)
-    write_atlas_labels(arguments.atlas, inverse, subject, folder)
+    write_atlas_labels(arguments.atlas / labels_of(record, arguments.age), inverse, subject, folder)
     if arguments.to is not None:
         write_bridge(arguments, method, atlas, subject, transform, runtime, folder)
     files = [name for name in FILES if (folder / name).exists()]
     return {"atlas": str(arguments.atlas.resolve()), "input": str(arguments.input.resolve()), "to": arguments.to and str(arguments.to.resolve()),
             "method": record["method"], "parameters": record["parameters"], "seed": runtime.seed, **summary.scores, "files": files}
+
+
+def template(folder: Path, record: dict, age: float | None):
+    """The atlas that a subject is registered to: of its ``age`` where it is one over age, drawn by its generator or between those of the two
+    ages next to it. InputError for an age that is missing, not wanted or outside."""
+    from dataclasses import replace
+
+    import numpy as np
+
+    from ..io import read_image
+
+    atlas, ages = read_image(folder / "atlas.nii.gz"), record.get("ages")
+    if ages is None and age is not None:
+        raise InputError(f"--age {age:g} was given and the atlas in {folder} is none over age; take it away")
+    if ages is None:
+        return atlas
+    if age is None:
+        raise InputError(f"the atlas in {folder} depends on age; give that of the subject with --age")
+    first, last = min(record["age_of"].values()), max(record["age_of"].values())
+    if not first <= age <= last:
+        raise InputError(f"the age {age:g} was given; the subjects of the atlas are {first:g} to {last:g} old")
+    if (folder / "generator.safetensors").is_file():
+        return replace(atlas, data=drawn(folder / "generator.safetensors", (age - first) / (last - first)))
+    if not min(ages) <= age <= max(ages):
+        raise InputError(f"the age {age:g} was given; the atlas in {folder} was written for {min(ages):g} to {max(ages):g}")
+    place = float(np.interp(age, ages, range(len(ages))))
+    low, high = (read_image(folder / record["atlases"][int(n)]) for n in (np.floor(place), np.ceil(place)))
+    return replace(low, data=low.data + (place % 1) * (high.data - low.data))
+
+
+def drawn(path: Path, share: float):
+    """(1, 1, *S): the atlas that the generator in a file draws."""
+    import torch
+
+    from ..networks import weights
+
+    network, _ = weights.load(str(path), Runtime("cpu"))
+    with torch.no_grad():
+        return network(torch.tensor([share]))
+
+
+def labels_of(record: dict, age: float | None) -> str:
+    """The file of the consensus labels that belong to an atlas: of an atlas over age that of the age next to ``age``."""
+    if age is None:
+        return "labels_staple.nii.gz"
+    nearest = min(range(len(record["ages"])), key=lambda n: abs(record["ages"][n] - age))
+    return record["atlases"][nearest].replace("atlas_", "labels_", 1)
 
 
 def carried(arguments, method, atlas, image, runtime):
@@ -111,12 +159,11 @@ def write_deviation(atlas: Path, log_jacobian, folder: Path) -> None:
     write_image(replace(log_jacobian, data=z), folder / "log_jacobian_z.nii.gz")
 
 
-def write_atlas_labels(atlas: Path, inverse, subject, folder: Path) -> None:
+def write_atlas_labels(path: Path, inverse, subject, folder: Path) -> None:
     """The consensus labels of the atlas on the subject, where it has some."""
     from ..io import read_labels, write_labels
     from ..result import warp
 
-    path = atlas / "labels_staple.nii.gz"
     if path.is_file():
         write_labels(warp(read_labels(path), inverse, subject.grid), folder / "labels.nii.gz")
 

@@ -2,7 +2,9 @@
 
 DIR gets atlas.nii.gz, mean_log_jacobian.nii.gz and sd_log_jacobian.nii.gz, subjects/NAME/transform.h5 (atlas -> subject) and inverse.h5,
 quality.csv, convergence.csv and, last, atlas.json; where subjects have label maps also labels_majority.nii.gz, labels_staple.nii.gz and
-probability_VALUE.nii.gz; network.safetensors where a network was trained. A stopped build goes on with --resume: every subject that was
+probability_VALUE.nii.gz; network.safetensors where a network was trained. An atlas over age (--method spatiotemporal-atlas --covariate NAME) has
+atlas_age_A.nii.gz for every age, atlas.seq.nrrd (all of them as a sequence for 3D Slicer), growth.csv and growth.png (volume and length over
+age), with label maps labels_age_A.nii.gz; its atlas.nii.gz is that of the middle age. A stopped build goes on with --resume: every subject that was
 finished is kept in DIR/work until all is done. A subject that cannot be used is set aside with a reason and does not stop the rest.
 """
 
@@ -27,13 +29,17 @@ def add(actions) -> None:
     parser = actions.add_parser("build", help="a template of a cohort and maps to every subject", description=__doc__)
     parser.add_argument("--cohort", type=Path, required=True, metavar="FOLDER|LIST",
                         help="images: a folder, or a .csv or .json list with the columns image, subject, labels, mask")
+    parser.add_argument("--covariate", default="", metavar="NAME", help="column of the list that holds the age of every subject, for an atlas over age")
+    parser.add_argument("--covariates", type=Path, metavar="FILE", help="table that has this column (.csv, a subject a row; default: the list)")
+    parser.add_argument("--ages", metavar="A,B,...", help="ages of which the atlas is written (default: those at which it is held)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the atlas")
     parser.add_argument("--labels", metavar="RULE", help="names of label maps in a folder, for example '{name}_seg' (default: the usual ones)")
     parser.add_argument("--method", default="icon-atlas", metavar="ID[:PRESET]",
-                        help="icon-atlas:PRESET, or any pairwise method, which is then used by icon-atlas (default: %(default)s)")
+                        help="icon-atlas:PRESET or spatiotemporal-atlas:PRESET, or any pairwise method, which is then used by icon-atlas "
+                             "(default: %(default)s)")
     parser.add_argument("--init", metavar="START", help="first template: mean, median, random, or the name of a subject (default: the preset's)")
-    parser.add_argument("--iterations", type=int, metavar="N", help="deformable iterations (default: the preset's)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of icon-atlas; may be repeated")
+    parser.add_argument("--iterations", type=int, metavar="N", help="deformable iterations, at most (default: the preset's)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method; may be repeated")
     parser.add_argument("--workers", type=options.count, default=1, metavar="N", help="processes; each has one subject at a time (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on with the build in DIR")
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
@@ -47,10 +53,10 @@ def add(actions) -> None:
 
 def run(arguments) -> None:
     """Build and write. Raises InputError, ConvergenceError or Cancelled; the state in DIR/work stays, to go on from."""
-    from .atlas_cohort import read_group
+    from .atlas_cohort import Covariate, read_group
 
     method = chosen(arguments)
-    problem = read_group(arguments.cohort, arguments.labels)
+    problem = read_group(arguments.cohort, arguments.labels, Covariate(arguments.covariate, arguments.covariates))
     if prepare(arguments.out, arguments.resume, method, problem):
         note(f"{arguments.out} holds this atlas already; nothing is left to do")
         return
@@ -65,14 +71,24 @@ def run(arguments) -> None:
 
 
 def chosen(arguments):
-    """The method 'icon-atlas' as asked for. InputError for unknown names, and for options that contradict each other."""
+    """The method as asked for; one for pairs is used by 'icon-atlas'. InputError for unknown names, and for options that contradict each other."""
     from ..method import find
+    from ..problem import Group
 
-    values = options.settings(arguments.set)
-    name = arguments.method
-    if name.partition(":")[0] != "icon-atlas":
-        values, name = {"method": find(name) and name, **values}, "icon-atlas"
+    values, name = options.settings(arguments.set), arguments.method
+    if find(name).card.problem is not Group:
+        values, name = {"method": name, **values}, "icon-atlas"
+    card = find(name).card
+    if card.covariate and not arguments.covariate:
+        raise InputError(f"the method '{name}' needs the age of every subject; name the column that holds it with --covariate")
+    for option in ("covariate", "covariates", "ages"):
+        if getattr(arguments, option) and not card.covariate:
+            raise InputError(f"--{option} was given and the method '{name}' knows no ages; take it away, or use --method spatiotemporal-atlas")
+    if arguments.ages:
+        values |= {"ages": arguments.ages}
     if arguments.init is not None:
+        if card.covariate:
+            raise InputError(f"--init {arguments.init} was given and the method '{name}' begins with the medians of the ages; take it away")
         word = arguments.init in ("mean", "median", "random")
         values |= {"start": arguments.init} if word else {"start": "subject", "reference": arguments.init}
     method = find(name, values)
@@ -80,7 +96,7 @@ def chosen(arguments):
         return method
     if arguments.iterations < 1:
         raise InputError(f"{arguments.iterations} iterations were asked for; at least one is needed")
-    return find(name, {**values, "factors": rounds(method.factors, arguments.iterations)})
+    return find(name, {**values, **({"iterations": arguments.iterations} if card.covariate else {"factors": rounds(method.factors, arguments.iterations)})})
 
 
 def rounds(factors: tuple[float, ...], count: int) -> tuple[float, ...]:
@@ -118,6 +134,7 @@ def prepare(out: Path, resume: bool, method, problem) -> bool:
 def write(result, out: Path) -> dict:
     """All files of an atlas; atlas.json comes last, so where it is, all is complete. Returns what it says."""
     from ..io import write_transform
+    from ..result import GrowthResult
     from .register import plain
 
     for name in result.names:
@@ -128,13 +145,14 @@ def write(result, out: Path) -> dict:
         write_transform(transform.inverse(), folder / "inverse.h5")
     with staged(out) as stage:
         write_images(result, stage)
+        told = write_growth(result, stage) if isinstance(result, GrowthResult) else {}
         table(stage / "convergence.csv", result.history)
         table(stage / "quality.csv", result.quality)
         for name, path in result.files.items():
             shutil.copyfile(path, stage / name)
         files = sorted(path.name for path in stage.iterdir())
     record = plain({**result.provenance, "dim": result.atlas.dim, "subjects": list(result.names), "set_aside": result.set_aside,
-                    "remarks": result.remarks, "labels": result.values, "scalars": result.scalars, "history": result.history, "files": files})
+                    "remarks": result.remarks, "labels": result.values, "scalars": result.scalars, "history": result.history, "files": files, **told})
     with staged(out) as stage:
         (stage / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False), "utf-8")
     return record
@@ -151,6 +169,24 @@ def write_images(result, folder: Path) -> None:
         write_labels(labels, folder / f"labels_{name}.nii.gz")
     for value in result.values:
         write_image(result.probability_of(value), folder / f"probability_{value}.nii.gz")
+
+
+def write_growth(result, folder: Path) -> dict:
+    """The templates of all ages, one by one and as a sequence, and the growth curves; what the record says of them."""
+    import importlib.util
+
+    from ..engines.ages import age_name
+    from ..io import write_image, write_sequence
+
+    for age, image in zip(result.ages, result.atlases):
+        write_image(image, folder / f"atlas_{age_name(age)}.nii.gz")
+    write_sequence(result.atlases, result.ages, folder / "atlas.seq.nrrd", "age")
+    table(folder / "growth.csv", result.growth)
+    if importlib.util.find_spec("matplotlib"):
+        from ..evaluate.growth_pictures import sheet
+
+        (folder / "growth.png").write_bytes(sheet(result))
+    return {"ages": result.ages, "atlases": [f"atlas_{age_name(age)}.nii.gz" for age in result.ages], "age_of": result.age_of, "growth": result.growth}
 
 
 def table(path: Path, rows: list[dict]) -> None:

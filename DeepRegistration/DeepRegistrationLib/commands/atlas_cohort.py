@@ -1,26 +1,75 @@
 """The cohort of the 'atlas' commands: a folder with images, or a list of them, as subjects that are read when they are needed.
 
 A folder is searched as for 'train' (label maps by the usual names); a list (.csv, .json) has one image a row: image, and optionally subject,
-labels, mask. Paths are relative to the list.
+labels, mask, and a column for the age or another covariate. Paths are relative to the list.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
 
 
-def read_group(path: Path, labels: str | None = None):
+@dataclass(frozen=True)
+class Covariate:
+    """Where the covariate of every subject is found: the column ``name`` of the list, or of a ``table`` (.csv, a subject a row)."""
+
+    name: str = ""
+    table: Path | None = None
+
+    def of(self, names: list[str], columns: dict[str, dict[str, str]]) -> list[float | None]:
+        """The numbers of the subjects ``names``, None where none is given; ``columns`` name -> {subject: text} are those of the list. InputError
+        for a text that is no number, and where there is no such column or no number in it."""
+        if not self.name:
+            return [None] * len(names)
+        if self.table is not None:
+            from .atlas_structure import covariates_of
+
+            columns = covariates_of(self.table)
+        where = f"the table {self.table}" if self.table is not None else "the cohort"
+        if self.name not in columns:
+            raise InputError(f"{where} has no column '{self.name}'; " + (f"it has {', '.join(columns)}" if columns else "give a table with --covariates"))
+        found = [self._number(name, columns[self.name].get(name, "")) for name in names]
+        if all(each is None for each in found):
+            raise InputError(f"{where} gives no subject a value of '{self.name}'; its subjects must have the names of the cohort's, such as {names[0]}")
+        return found
+
+    def _number(self, name: str, text: str) -> float | None:
+        try:
+            return float(text) if text.strip() else None
+        except ValueError:
+            raise InputError(f"'{self.name}' of the subject '{name}' is '{text}'; a number is needed, leave it empty where it is not known") from None
+
+
+def read_group(path: Path, labels: str | None = None, covariate: Covariate = Covariate()):
     """The ``Group`` of a folder or list; ``labels`` is the rule for label maps in a folder. InputError where there is none."""
     from ..problem import Group, Subject
+
+    scans = read_scans(path, labels)
+    values = covariate.of([name for name, _ in scans], columns_of(scans))
+    return Group(tuple(Subject(name, scan.image, scan.labels, scan.mask, value) for (name, scan), value in zip(scans, values)))
+
+
+def read_scans(path: Path, labels: str | None = None) -> list[tuple]:
+    """(name, scan) of every subject of a folder or list. InputError where there is none."""
     from ..train.cohort import read_cohort
 
-    cohort = read_cohort(path, labels)
+    cohort = read_cohort(path, labels, further=True)
     if cohort.pairs is not None:
         raise InputError(f"{path} lists pairs; an atlas needs one image a row (columns image, subject, labels, mask)")
     names = unique([scan.subject for scan in cohort.scans], [scan.image.name.split(".")[0] for scan in cohort.scans])
-    return Group(tuple(Subject(name, scan.image, scan.labels, scan.mask) for name, scan in zip(names, cohort.scans)))
+    return list(zip(names, cohort.scans))
+
+
+def columns_of(scans: list[tuple]) -> dict[str, dict[str, str]]:
+    """Name -> {subject: text} of the further columns of a list."""
+    columns: dict[str, dict[str, str]] = {}
+    for name, scan in scans:
+        for column, text in scan.further:
+            columns.setdefault(column, {})[name] = text
+    return columns
 
 
 def unique(subjects: list[str], files: list[str]) -> list[str]:

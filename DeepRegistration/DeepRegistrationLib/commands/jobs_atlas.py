@@ -13,8 +13,11 @@ ORDER, IMAGES, CARRIED = "build.json", "images", "carried"
 
 
 def cohort(request: dict, monitor, folder: Path) -> dict:
-    """The subjects of a folder or a list."""
-    return {"subjects": [_described(subject) for subject in _group(Path(request["data"])).subjects]}
+    """The subjects of a folder or a list, and the further columns of a list: what an atlas may depend on."""
+    from .atlas_cohort import columns_of, read_scans
+
+    subjects = [_described(subject) for subject in _group(Path(request["data"])).subjects]
+    return {"subjects": subjects, "columns": list(columns_of(read_scans(Path(request["data"]))))}
 
 
 def atlas(request: dict, monitor, folder: Path) -> dict:
@@ -26,7 +29,7 @@ def atlas(request: dict, monitor, folder: Path) -> dict:
     out, resume = Path(request["out"]), bool(request.get("resume", False))
     _require_room(out, resume)
     order = _read_order(out) if resume else _new_order(request, out)
-    group = _group(Path(order["data"]), order["left_out"])
+    group = _group(Path(order["data"]), order["left_out"], order.get("covariate", ""), order.get("covariates", ""))
     monitor.events.write("cohort", subjects=[_described(subject) for subject in group.subjects])
     method = find(order["method"], order["values"])
     runtime = Runtime(
@@ -80,7 +83,7 @@ def _carried(atlas: Path, subject: dict, record: dict, method, request: dict, mo
         runtime = Runtime(
             request.get("device", "auto"), int(request.get("seed", 0)), int(request.get("threads", 0)), monitor=monitor
         )
-        told = write(Namespace(atlas=atlas, input=Path(image), mask=None, to=None), record, method, runtime, stage)
+        told = write(Namespace(atlas=atlas, input=Path(image), mask=None, to=None, age=subject.get("age")), record, method, runtime, stage)
         (stage / RECORD).write_text(json.dumps(plain(told), indent=1, allow_nan=False), "utf-8")
     return {"subject": subject["name"], "similarity": told["similarity"]["after"], "folds": told["folds"]}
 
@@ -137,6 +140,8 @@ def _new_order(request: dict, out: Path) -> dict:
     order = {
         "data": str(data),
         "left_out": list(request.get("left_out") or []),
+        "covariate": request.get("covariate") or "",
+        "covariates": str(request.get("covariates") or ""),
         "method": request["method"],
         "values": dict(request.get("values") or {}),
         "workers": int(request.get("workers", 1)),
@@ -160,12 +165,13 @@ def _read_order(out: Path) -> dict:
         ) from None
 
 
-def _group(data: Path, left_out=()):
-    """The cohort without some subjects. InputError where fewer than two remain."""
+def _group(data: Path, left_out=(), covariate: str = "", covariates: str = ""):
+    """The cohort without some subjects, with their ``covariate`` from the list or from the table ``covariates``. InputError where fewer than two
+    remain."""
     from ..problem import Group
-    from .atlas_cohort import read_group
+    from .atlas_cohort import Covariate, read_group
 
-    group = read_group(data, None)
+    group = read_group(data, None, Covariate(covariate, Path(covariates) if covariates else None))
     return (
         Group(tuple(subject for subject in group.subjects if subject.name not in set(left_out))) if left_out else group
     )

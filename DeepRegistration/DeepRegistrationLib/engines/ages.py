@@ -22,7 +22,7 @@ from ..runtime import Monitor
 FEW, MOST = 6, 12
 """Subjects a knot that are wished for, and knots at most, where their number is left open."""
 RIDGE = 1e-3
-"""Least weight of the second difference: a knot without subjects lies between its neighbors."""
+"""Least weight of the second difference where a knot has no subjects: it then lies between its neighbors."""
 HALVINGS = 8
 """Passes over the cohort for its medians: each halves the interval of every voxel."""
 
@@ -65,8 +65,9 @@ class Ages:
     def weights(self, smoothness: float) -> np.ndarray:
         """(K, N) W of the equations above; rows sum to 1."""
         h, difference = self.basis(self.known), second_differences(self.knots)
-        penalty = max(smoothness, RIDGE) * len(self.known) / len(self.knots) * difference.T @ difference
-        return np.linalg.solve(h.T @ h + penalty + 1e-9 * np.eye(len(self.knots)), h.T)
+        least = RIDGE if np.linalg.cond(h.T @ h) > 1e6 else 0.0
+        penalty = max(smoothness, least) * len(self.known) / len(self.knots) * difference.T @ difference
+        return np.linalg.solve(h.T @ h + penalty, h.T)
 
     def share(self, ages) -> np.ndarray:
         """Where ``ages`` lie between the first knot (0) and the last (1)."""

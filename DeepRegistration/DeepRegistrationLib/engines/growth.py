@@ -61,7 +61,8 @@ def length(mask: torch.Tensor, grid: Grid) -> float:
 
 
 def otsu(images: torch.Tensor) -> float:
-    """The threshold with the largest variance between the values below and above it; that of all ``images`` together."""
+    """The threshold with the largest variance between the values below and above it, in the middle of all that are as good; that of all ``images``
+    together."""
     low, high = float(images.min()), float(images.max())
     if low == high:
         return high
@@ -70,4 +71,5 @@ def otsu(images: torch.Tensor) -> float:
     below, total = counts.cumsum(0), counts.sum()
     sums = (counts * middles).cumsum(0)
     between = (sums[-1] * below - sums * total).square() / (below * (total - below)).clamp_min(1e-12)
-    return float(middles[int(between[:-1].argmax())] + (high - low) / BINS / 2)
+    best = between[:-1] >= between[:-1].max() * (1 - 1e-9)
+    return float(middles[:-1][best].mean() + (high - low) / BINS / 2)

@@ -3,6 +3,8 @@
 from .images import read_grid, read_image, write_image
 from .labels import read_labels, write_labels
 from .points import read_points, write_points
+from .sequences import write_sequence
 from .transforms import read_transform, write_transform
 
-__all__ = ["read_grid", "read_image", "read_labels", "read_points", "read_transform", "write_image", "write_labels", "write_points", "write_transform"]
+__all__ = ["read_grid", "read_image", "read_labels", "read_points", "read_transform", "write_image", "write_labels", "write_points",
+           "write_sequence", "write_transform"]

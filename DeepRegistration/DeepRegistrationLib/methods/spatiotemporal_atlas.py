@@ -8,8 +8,9 @@ along. Loss: ``train/temporal.py``; weights w over age: ``engines/ages.py``.
 Bastiaansen, Rousian, Steegers-Theunissen, Niessen, Koning and Klein, Towards a 4D Spatio-Temporal Atlas of the Embryonic and Fetal Brain using a Deep
 Learning Approach for Groupwise Image Registration, WBIR 2022. The text has ten or more subjects on every day and takes the mean of each day. For
 ages in between, and few subjects, this takes the linear spline of least squares over age, which is that mean where all ages lie on knots. Where the
-text is silent: the network is VoxelMorph's U-Net with a velocity on the half lattice, the window of the correlation is a parameter, passes go
-forth and back over age. Sizes are left as they are: growth is part of the atlas; the text scales every age to one field of view.
+text is silent: what is left of the mean map after training is taken out of all maps (as ``engines/groupwise.py`` does); the network is VoxelMorph's
+U-Net with a velocity on the half lattice; the window of the correlation is a parameter; passes go forth and back over age. Sizes are left as
+they are: growth is part of the atlas; the text scales every age to one field of view.
 """
 
 from __future__ import annotations
@@ -93,12 +94,14 @@ class SpatiotemporalAtlas(Method):
     diffusion: float = parameter(0.01, "Diffusion weight", "Of its squared gradient.", minimum=0.0)
     smoothness: float = parameter(0.0, "Smoothness over age", "Weight of the squared second difference of the atlas over age.", minimum=0.0,
                                   advanced=False)
+    centering: float = parameter(1.0, "Centering", "Share of the mean map of every age that is taken out of all maps after an iteration; a generator "
+                                 "is not centered.", minimum=0.0, maximum=1.0)
     window: float = parameter(0.0, "Window", "Radius of the windows of the local correlation; 0 takes four voxels.", unit="mm", minimum=0.0)
     iterations: int = parameter(4, "Iterations", "Of network and atlas in turn, at most.", minimum=1, maximum=50, advanced=False)
     change: float = parameter(0.02, "Stable", "Change of the atlas (share) below which it is taken as stable.", minimum=0.0, maximum=1.0)
     steps: int = parameter(500, "Training steps", "Updates of the network in each iteration.", minimum=1, advanced=False)
     rate: float = parameter(3e-3, "Rate", "First step length of Adam.", minimum=1e-7, maximum=1.0)
-    batch: int = parameter(4, "Subjects a step", "Drawn for each update.", minimum=1, maximum=256)
+    batch: int = parameter(8, "Subjects a step", "Drawn for each update.", minimum=1, maximum=256)
     width: int = parameter(16, "Width", "Channels of the network at its finest level.", minimum=2, maximum=128)
     levels: int = parameter(3, "Levels", "How often the network halves its lattice.", minimum=1, maximum=5)
     outliers: float = parameter(0.0, "Outliers", "A subject is set aside when its similarity after the rigid iteration is so many robust deviations below "
@@ -144,7 +147,7 @@ class SpatiotemporalAtlas(Method):
     def _settings(self, grid) -> TemporalSettings:
         window = self.window or (4 * float(grid.spacing.min()) if grid is not None else 1.0)
         return TemporalSettings(self.group, self.magnitude, self.diffusion, self.smoothness, window, self.recent, self.model == "generator",
-                                self.iterations, self.change, self.steps, self.rate, self.batch, self.width, self.levels)
+                                self.centering, self.iterations, self.change, self.steps, self.rate, self.batch, self.width, self.levels)
 
     @staticmethod
     def _linear_maps(built, first: int, place: Place) -> dict[str, SubjectMap]:
@@ -167,7 +170,7 @@ class SpatiotemporalAtlas(Method):
         statistics, basis = store.statistics(built.iterations), flow.ages.basis(asked)
         rows = [{"age": float(age), "subjects": float(b @ flow.basis.sum(0)), "mean_displacement": float(b @ statistics["mean_displacement"]), **row}
                 for age, b, row in zip(asked, basis, growth.of_atlases(atlases, grid))]
-        quality = [{"subject": m.name, "age": float(m.subject.covariate), **store.figures(last, m.name)} for m in built.members]
+        quality = flow.judged()
         labels, remarks = self._labels(flow, asked, quality, rows)
         maps = {name: Image(torch.from_numpy(statistics[name]), grid, name=name) for name in ("mean_log_jacobian", "sd_log_jacobian")}
         files = flow.keep_weights(flow.place.folder / NETWORK)

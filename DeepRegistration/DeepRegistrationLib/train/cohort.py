@@ -35,12 +35,15 @@ OTHER_COLUMNS = ("id", "subject", "fixed_subject", "moving_subject", "split")
 HOW_COLUMNS = ("method", "init", "set", "device", "seed", "threads", "write")
 """Columns of 'batch' that say how to register; a network is not trained with them."""
 SPLITS = ("train", "validation", "test")
+NEAR = 0.8
+"""Likeness (difflib) from which on the name of a further column is taken as a slip."""
 COMMON_FOLDERS = re.compile(r"(images|labels|train|val|test)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One image with what belongs to it; ``subject`` says whose it is, ``split`` is '' where it is left to chance."""
+    """One image with what belongs to it; ``subject`` says whose it is, ``split`` is '' where it is left to chance, ``further`` are (name, text) of
+    the columns of a list that mean nothing here."""
 
     image: Path
     labels: Path | None = None
@@ -48,6 +51,7 @@ class Scan:
     mask: Path | None = None
     subject: str = ""
     split: str = ""
+    further: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,9 @@ class Cohort:
     pairs: tuple[tuple[int, int], ...] | None = None
 
 
-def read_cohort(path: Path, labels: str | None = None) -> Cohort:
-    """The cohort of a folder or of a list; ``labels`` is the rule for label maps in a folder. InputError where there is none."""
+def read_cohort(path: Path, labels: str | None = None, further: bool = False) -> Cohort:
+    """The cohort of a folder or of a list; ``labels`` is the rule for label maps in a folder; ``further``: a list may have columns of its own, unless
+    their names are nearly those of known ones. InputError where there is none."""
     path = Path(path)
     if path.is_dir():
         return Cohort(_in_folder(path, labels))
@@ -67,7 +72,7 @@ def read_cohort(path: Path, labels: str | None = None) -> Cohort:
         raise InputError(f"{path} does not exist; give a folder with images, or a list (.csv or .json)")
     if labels:
         raise InputError(f"the rule '{labels}' for label maps was given with the list {path}; a list names them in its column 'labels'")
-    return _in_list(path)
+    return _in_list(path, further)
 
 
 # -------------------------------------------------------------------------------------------------------------- folder
@@ -134,12 +139,12 @@ def _subjects(images: list[Path], folder: Path) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------- list
 
 
-def _in_list(path: Path) -> Cohort:
+def _in_list(path: Path, further: bool) -> Cohort:
     rows = _rows(path)
     scans: dict[Path, tuple[int, Scan]] = {}
     pairs = []
     for number, row in enumerate(rows, 1):
-        _check(row, number, path)
+        _check(row, number, path, further)
         if row.get("image"):
             _number(scans, _scan(row, IMAGE_COLUMNS, "subject", path), path)
         else:
@@ -161,11 +166,11 @@ def _rows(path: Path) -> list[dict]:
     return rows
 
 
-def _check(row: dict, number: int, path: Path) -> None:
+def _check(row: dict, number: int, path: Path, further: bool) -> None:
     known = IMAGE_COLUMNS + PAIR_COLUMNS + OTHER_COLUMNS
     for key in row:
-        if key not in known + HOW_COLUMNS:
-            near = difflib.get_close_matches(str(key), known, n=1)
+        near = difflib.get_close_matches(str(key), known, n=1, cutoff=NEAR if further else 0.6)
+        if key not in known + HOW_COLUMNS and (near or key is None or not further):
             raise InputError(f"{path}, row {number}: unknown column '{key}'; " + (f"did you mean '{near[0]}'?" if near else f"known are {', '.join(known)}"))
     if not row.get("image") and not (row.get("fixed") and row.get("moving")):
         raise InputError(f"{path}, row {number}: no file is named; fill the column image, or the columns fixed and moving")
@@ -177,7 +182,9 @@ def _scan(row: dict, columns, subject: str, path: Path) -> Scan:
     image, *others = (path.parent / str(row[column]) if row.get(column) else None for column in columns)
     by_column = dict(zip((column.split("_")[-1] for column in columns[1:]), others))
     whose = row.get(subject) or row.get("subject") or _stem(image)
-    return Scan(image, by_column["labels"], by_column["points"], by_column["mask"], str(whose), row.get("split") or "")
+    known = IMAGE_COLUMNS + PAIR_COLUMNS + OTHER_COLUMNS + HOW_COLUMNS
+    further = tuple((str(key), str(text).strip()) for key, text in row.items() if key not in known)
+    return Scan(image, by_column["labels"], by_column["points"], by_column["mask"], str(whose), row.get("split") or "", further)
 
 
 def _number(scans: dict[Path, tuple[int, Scan]], scan: Scan, path: Path) -> int:

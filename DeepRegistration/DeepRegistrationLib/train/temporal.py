@@ -5,8 +5,12 @@ With A(a) the atlas of an age (``engines/ages.py``), v = network(A(a_i), I_i), p
     L_sim(A(a_i) o phi_i^-1, I_i)  +  g |mean of the last c phi|^2  +  m |phi_i^-1|^2  +  d |grad phi_i^-1|^2
 
 over subjects in the order of their ages, forth and back, so that the last c fields (displacements in voxels of the atlas) are of subjects of about
-one age; L_sim is 1 - the squared local correlation. 'table': then every A_k becomes the weighted mean of I_i o phi_i, and both follow in turn until the
-atlas changes no more. 'generator': a network draws A(a) (``networks/generator.py``) and is trained along with
+one age; L_sim is 1 - the squared local correlation. Without a generator then, with m_k the weighted mean displacement at a knot,
+
+    phi_i <- phi_i o (id + share m(a_i))^-1,    A_k <- weighted mean of I_i o phi_i
+
+and all follow in turn until the atlas changes no more: the loss keeps the mean of the maps small, this takes out the rest of it. With a generator
+(``networks/generator.py``) a network draws A(a) and is trained along with
 
     |A(a_i) - I_i o phi_i|^2 / 2 var  +  t |A(a - s) - 2 A(a) + A(a + s)|^2 / 2 var,   s the distance of two knots,
 
@@ -16,7 +20,6 @@ Bastiaansen et al., Towards a 4D spatio-temporal atlas of the embryonic and feta
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +32,7 @@ from ..engines import cohort_work as work
 from ..engines.ages import Ages, add_to, blended, medians
 from ..engines.cohort_store import SubjectMap
 from ..engines.cohort_work import Place
-from ..engines.groupwise import Built, length
+from ..engines.groupwise import Built, inverted, length
 from ..geometry import Grid
 from ..image import Image
 from ..networks import heads, weights
@@ -55,7 +58,7 @@ JITTER = 0.5
 @dataclass(frozen=True)
 class TemporalSettings:
     """group, magnitude, diffusion: g, m and d above; smoothness: of the atlas over age (``Ages.weights``; t of a generator); window mm of the
-    local correlation; recent: c, 0 for the mean number of subjects a knot; generator: draw the atlas by a network; iterations at most
+    local correlation; recent: c, 0 for the mean number of subjects a knot; generator: draw the atlas by a network; centering: share above; iterations at most
     of ``steps`` each, until the atlas changes by less than ``change`` (share); batch: subjects a step; memory: MiB of images that are kept."""
 
     group: float = 10.0
@@ -65,6 +68,7 @@ class TemporalSettings:
     window: float = 4.0
     recent: int = 0
     generator: bool = False
+    centering: float = 1.0
     iterations: int = 4
     change: float = 0.02
     steps: int = 500
@@ -207,8 +211,11 @@ class Temporal:
         model = self._trained(n, old, monitor.part(0.0, 0.8, "network"))
         seen = old if model.generator is None else drawn(model.generator, self.ages.share(self.ages.knots))
         passed = _Pass(self, k, model, seen)
-        for number in self._in_order(monitor.part(0.8, 1.0, "subject")):
-            passed.take(number)
+        for number in self._in_order(monitor.part(0.8, 0.9, "subject")):
+            passed.register(number)
+        passed.centre(0.0 if self.settings.generator else self.settings.centering)
+        for number in self._in_order(monitor.part(0.9, 1.0, "template")):
+            passed.add(number)
         new = seen if self.settings.generator else passed.atlases
         self._note(k, passed.row(old, new), passed, new)
         monitor.log(**{key: float(value) for key, value in self.built.rows[-1].items()})
@@ -275,6 +282,7 @@ class Temporal:
     def atlases_at(self, ages) -> torch.Tensor:
         """The atlases (M, 1, *S) at ``ages`` (M,), after ``build``."""
         if self.settings.generator:
+            self.ages.basis(ages)  # raises for ages outside
             return drawn(self._finished().generator, self.ages.share(ages))
         return blended(self.ages.basis(ages), self.place.store.atlases(self.built.iterations))
 
@@ -288,6 +296,14 @@ class Temporal:
         model = self._model()
         initialise(model, self.training(self.built.iterations - self.first - 1) / "model.pt")
         return model.eval()
+
+    def judged(self) -> list[dict]:
+        """The figures of every subject against the finished atlas of its age, after ``build``."""
+        built, store, rows = self.built, self.place.store, []
+        for member, age in zip(built.members, self.ages.known):
+            atlas = Image(self.atlases_at([age]), built.grid)
+            rows.append({"subject": member.name, "age": float(age), **work.judged(atlas, work.read(member), store.map(built.iterations - 1, member.name))})
+        return rows
 
     def keep_weights(self, folder: Path) -> dict[str, Path]:
         """Write the trained networks as weights with their cards; name -> file."""
@@ -325,49 +341,61 @@ def drawn(generator: AtlasGenerator, shares) -> torch.Tensor:
 
 
 class _Pass:
-    """One pass through the cohort with the trained network: maps, weighted means and figures."""
+    """Two passes through the cohort with the trained network: maps and their means, then the centred maps, the new atlas and figures."""
 
     def __init__(self, flow: Temporal, iteration: int, model: AgeNetwork, atlases: torch.Tensor):
-        self.flow, self.iteration, self.model, self.seen = flow, iteration, copy.deepcopy(model).to(flow.runtime.torch_device()), atlases
+        self.flow, self.iteration, self.model, self.seen = flow, iteration, model.to(flow.runtime.torch_device()), atlases
         grid = flow.built.grid
         self.atlases = torch.zeros(len(atlases), 1, *grid.shape, dtype=torch.float64)
         self.moved = torch.zeros(len(atlases), grid.dim, *grid.shape, dtype=torch.float64)
         self.log, self.square = (torch.zeros(1, 1, *grid.shape, dtype=torch.float64) for _ in range(2))
-        self.figures, self.windows, self.recent = [], [], deque(maxlen=flow.recent)
+        self.figures, self.losses, self.windows, self.recent = [], [], [], deque(maxlen=flow.recent)
 
-    def take(self, number: int) -> None:
-        """Map one subject, keep the map, and add it to all sums."""
-        flow = self.flow
-        member, grid = flow.built.members[number], flow.built.grid
-        atlas = blended(flow.basis[number][None], self.seen)
-        u, loss = self._registered(atlas, Image(flow.images[number], grid))
-        made = SubjectMap(flow.linear[member.name].matrix, u, grid)
-        image = work.read(member)
-        figures = {**work.judged(Image(atlas, grid), image, made), "similarity_loss": loss, "kept": 0}
-        flow.place.store.keep(self.iteration, member.name, made, figures)
-        values, weight = work.on_atlas(image, made)
-        add_to(self.atlases, flow.weights[:, number], (values * weight).double())
+    @torch.no_grad()
+    def register(self, number: int) -> None:
+        """Find the map of one subject and keep it; the losses of the equation."""
+        flow, device = self.flow, self.flow.runtime.torch_device()
+        name, grid = flow.built.members[number].name, flow.built.grid
+        image = Image(flow.images[number], grid).to(device)
+        alignment = aligned(self.model, blended(flow.basis[number][None], self.seen).to(device), image)
+        self.recent.append(fields.to_index_units(alignment.transform.dense.displacement, grid).cpu())
+        self.windows.append(float((sum(self.recent) / len(self.recent)).square().mean()))
+        self.losses.append(float(LNCC(radius=flow.settings.window, noise=NOISE)(alignment.reverse)))
+        u = alignment.field.cpu()
         add_to(self.moved, flow.weights[:, number], u.double())
-        log = fields.jacobian_determinant(u, grid).clamp_min(work.FLOOR).log().double()
+        flow.place.store.write_map(self.iteration, name, SubjectMap(flow.linear[name].matrix, u, grid))
+
+    def centre(self, share: float) -> None:
+        """What all maps are preceded by: the inverse of the mean map at every knot. ConvergenceError where it has none."""
+        grid = self.flow.built.grid
+        self.before = np.array([length(m[None]) for m in self.moved])
+        self.inverse = torch.cat([inverted(m[None].float(), grid, share)[0].displacement for m in self.moved])
+        self.moved.zero_()
+
+    def add(self, number: int) -> None:
+        """Centre the map of one subject, judge it, and add what it gives to all sums."""
+        flow, store = self.flow, self.flow.place.store
+        member, grid, basis = flow.built.members[number], flow.built.grid, flow.basis[number][None]
+        made = store.map(self.iteration, member.name).after(SubjectMap(np.eye(grid.dim + 1), blended(basis, self.inverse), grid))
+        image = work.read(member)
+        figures = work.judged(Image(blended(basis, self.seen), grid), image, made)
+        store.keep(self.iteration, member.name, made, figures)
+        values, weight = work.on_atlas(image, made)
+        log = fields.jacobian_determinant(made.displacement, grid).clamp_min(work.FLOOR).log().double()
+        add_to(self.atlases, flow.weights[:, number], (values * weight).double())
+        add_to(self.moved, flow.weights[:, number], made.displacement.double())
         self.log += log
         self.square += log.square()
         self.figures.append(figures)
 
-    @torch.no_grad()
-    def _registered(self, atlas: torch.Tensor, image: Image) -> tuple[torch.Tensor, float]:
-        """(displacement (1, dim, *S) mm, similarity loss of the equation)."""
-        device, grid = self.flow.runtime.torch_device(), image.grid
-        alignment = aligned(self.model, atlas.to(device), image.to(device))
-        self.recent.append(fields.to_index_units(alignment.transform.dense.displacement, grid).cpu())
-        self.windows.append(float((sum(self.recent) / len(self.recent)).square().mean()))
-        return alignment.field.cpu(), float(LNCC(radius=self.flow.settings.window, noise=NOISE)(alignment.reverse))
-
     def row(self, old: torch.Tensor, new: torch.Tensor) -> dict:
-        """Figures of the iteration, as in ``groupwise.convergence``; group_loss: the squared mean of c fields in the order of age, voxel^2."""
+        """Figures of the iteration, as in ``groupwise.convergence``; similarity_loss and group_loss (voxel^2): terms of the loss after training, the
+        latter over c fields in the order of age; mean_displacement (mm) of the maps before they are centred, mean_displacement_left after."""
         flow, grid = self.flow, self.flow.built.grid
-        kept = {key: float(np.mean([f[key] for f in self.figures])) for key in ("similarity", "similarity_loss", "folds")}
+        kept = {key: float(np.mean([f[key] for f in self.figures])) for key in ("similarity", "folds")}
         energy = np.mean([work.gradient_energy(one[None].float(), grid) for one in new])
-        return {"iteration": self.iteration + 1, "subjects": len(self.figures), **kept, "group_loss": float(np.mean(self.windows[flow.recent - 1 :])),
+        return {"iteration": self.iteration + 1, "subjects": len(self.figures), **kept, "similarity_loss": float(np.mean(self.losses)),
+                "group_loss": float(np.mean(self.windows[flow.recent - 1 :])), "mean_displacement": float(self.before.mean()),
                 "template_change": float((new - old).norm() / new.norm().clamp_min(1e-12)), "gradient_energy": float(energy),
                 "cohort_gradient_energy": flow.built.energy, "mean_displacement_left": float(np.mean([length(m[None]) for m in self.moved]))}
 
