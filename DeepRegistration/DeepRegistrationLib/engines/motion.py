@@ -7,8 +7,12 @@ G the maps (voxels x K), x their intensities, P a Gaussian point-spread function
 
 by Adam (beta 0 and 0.9) in turn: two steps of what all scans share (x, sigma, and the scale from units of x to those of the scans), on
 batches of scans, then one step of each scan's own pose. Butler et al., Motion Correction in Low SNR MRI Using an Approximate Rician
-Log-Likelihood, WBIR 2022. There the scale comes from phantoms beside the head; here it is fitted. One scan is in the graph at a
-time, so the memory does not grow with the number of scans in a batch.
+Log-Likelihood, WBIR 2022. There the scale comes from phantoms beside the head; here it is fitted where it is not given. One scan is in the
+graph at a time, so the memory does not grow with the number of scans in a batch.
+
+P begins wider, by a blur that goes to 0 over the first ``BLURRED`` of the rounds, since at a high noise the likelihood has many small peaks. Every
+voxel of every scan counts, whatever the pose: outside of the maps the signal is that of their border. To count only the voxels that
+the maps cover rewards poses that move bright voxels, whose noise has the larger entropy, out of the field of view.
 """
 
 from __future__ import annotations
@@ -37,13 +41,15 @@ COARSE = 0.6
 blurs most half way, which draws every pose to where voxels lie on voxels."""
 SLAB_VALUES = 4_000_000
 """Values of all scans that are put together at a time."""
+BLURRED = 0.6
 
 
 @dataclass(frozen=True)
 class MotionSettings:
     """``noise`` of ``NOISES``; ``rounds`` of updates; rates of Adam: ``shared_rate`` in spreads of x and in logarithms of sigma and scale,
     ``motion_rate`` in rad and in halves of the longest edge, both falling to the share ``final_rate`` of themselves; ``batch`` scans a
-    shared step; priors ``translation`` mm and ``rotation`` rad; ``psf`` mm, full width at half maximum."""
+    shared step; priors ``translation`` mm and ``rotation`` rad; ``psf`` mm, full width at half maximum; ``scale``: units of the scans in one
+    of x, 0 where it is fitted; ``first_blur`` mm, standard deviation."""
 
     noise: str = "rician"
     rounds: int = 100
@@ -54,6 +60,8 @@ class MotionSettings:
     translation: float = 1.25
     rotation: float = 0.025
     psf: float = 0.0
+    scale: float = 0.0
+    first_blur: float = 10.0
 
 
 class MotionModel:
@@ -72,11 +80,11 @@ class MotionModel:
         self.unit = float(grid.extent.max()) / 2
         self.centre = torch.as_tensor(grid.centre.copy(), dtype=torch.float64)
         self.points = world_points(grid, torch.float32, frames.device).reshape(-1, grid.dim)
-        self.sigma_in_voxels = settings.psf / FWHM / grid.spacing
+        self.blur = 0.0
         self.lattice, self.lines = finer(tissues.grid) if _edge(tissues.grid) > COARSE * _edge(grid) else (tissues.grid, None)
         sigma, scale = first_noise_and_scale(frames, resample(self._volume(0, torch.zeros_like(self.means)), tissues.grid, grid))
         self.offset = torch.zeros_like(self.means).requires_grad_(True)
-        self.log_scale = torch.tensor(np.log(scale), dtype=frames.dtype, device=frames.device, requires_grad=True)
+        self.log_scale = torch.tensor(np.log(settings.scale or scale), dtype=frames.dtype, device=frames.device, requires_grad=True)
         self.log_sigma = torch.tensor(np.log(sigma), dtype=frames.dtype, device=frames.device, requires_grad=True)
         self.poses = torch.zeros(len(frames), grid.dim + (1 if grid.dim == 2 else 3), device=frames.device, requires_grad=True)
 
@@ -96,24 +104,24 @@ class MotionModel:
         return Affine.from_parameters("rigid", values.cpu(), self.centre).matrix[0]
 
     def log_likelihood(self, k: int, pose: torch.Tensor, volume: torch.Tensor) -> torch.Tensor:
-        """Mean over the voxels of scan ``k`` that lie in the field of view of the maps, for a ``pose`` and a signal ``volume``."""
+        """Mean over the voxels of scan ``k``, for a ``pose`` and a signal ``volume``."""
         to_index = torch.as_tensor(self.lattice.inverse_affine.copy()) @ self.matrix(pose)
         index = apply_matrix(to_index.to(self.points), self.points).reshape(1, *self.grid.shape, self.grid.dim)
-        signal = gaussian(sample(volume, index), self.sigma_in_voxels)
-        known = inside(index.detach(), self.lattice.shape)[:, None]
-        values = NOISES[self.settings.noise](self.frames[k:k + 1], signal.clamp_min(0), self.log_sigma.exp())
-        return (values * known).sum() / known.sum().clamp_min(1)
+        signal = gaussian(sample(volume, index), np.hypot(self.settings.psf / FWHM, self.blur) / self.grid.spacing)
+        return NOISES[self.settings.noise](self.frames[k:k + 1], signal.clamp_min(0), self.log_sigma.exp()).mean()
 
     def fit(self, monitor: Monitor, generator: torch.Generator, rounds: int) -> list[float]:
         """Update everything ``rounds`` times; returns the mean negative log-likelihood per voxel of every round."""
         settings, voxels, count = self.settings, self.grid.voxels, len(self.frames)
-        shared = torch.optim.Adam([self.offset, self.log_scale, self.log_sigma], settings.shared_rate, betas=(0.0, 0.9))
+        fitted = [self.offset, self.log_sigma] + ([] if settings.scale else [self.log_scale])
+        shared = torch.optim.Adam(fitted, settings.shared_rate, betas=(0.0, 0.9))
         motion = torch.optim.Adam([self.poses], settings.motion_rate, betas=(0.0, 0.9))
         history = []
         for k in monitor.steps(rounds, "rounds"):
             share = settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + np.cos(np.pi * k / rounds))
             for optimizer, rate in ((shared, settings.shared_rate), (motion, settings.motion_rate)):
                 optimizer.param_groups[0]["lr"] = rate * share
+            self.blur = settings.first_blur * max(0.0, 1 - k / (BLURRED * rounds))
             for _ in range(2):
                 self._shared_step(shared, torch.randperm(count, generator=generator)[:settings.batch].tolist(), voxels)
             history.append(self._motion_step(motion, voxels))

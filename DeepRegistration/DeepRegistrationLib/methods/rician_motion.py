@@ -8,13 +8,13 @@ the Rice distribution (``ops/rice.py``; exact at any noise, one value per voxel)
 intensities, shifts and rotations; the search is in ``engines/motion.py``. Butler, Ouyang, Hu et al., WBIR 2022.
 
 Not in the publication: without tissue maps the realigned scans themselves, freed of the floor of the noise, are the one map, made
-anew ``templates`` times; the scale of the intensities is fitted (there it is known from phantoms); and the rates fall to a share of
-themselves, so that a third of the published rounds is enough.
+anew ``templates`` times; the scale of the intensities is fitted where it is not known (there phantoms show it); the prediction begins blurred, and
+the rates fall to a share of themselves, so that a third of the published rounds is enough.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ GUDBJARTSSON = """@article{Gudbjartsson1995,
   title = {The {Rician} Distribution of Noisy {MRI} Data},
   journal = {Magnetic Resonance in Medicine}, volume = {34}, number = {6}, pages = {910--914}, year = {1995}}"""
 
-PUBLISHED = {"rounds": 300, "shared_rate": 0.02, "motion_rate": 0.001, "final_rate": 1.0}
+PUBLISHED = {"rounds": 300, "shared_rate": 0.02, "motion_rate": 0.001, "final_rate": 1.0, "first_blur": 0.0}
 
 
 @method(Card(
@@ -73,6 +73,9 @@ class RicianMotion(Method):
     spreads: tuple[float, ...] = parameter((4.0, 4.0, 6.0, 10.0, 10.0), "Spreads", "Standard deviation of each intensity, in the same unit.",
                                            minimum=1e-9)
     templates: int = parameter(3, "Templates", "How often the average takes the place of tissue maps, where none are given.", minimum=1, maximum=20)
+    scale: float = parameter(0.0, "Scale", "Units of the scans in one unit of the intensities, as phantoms beside the head show it; 0 fits it.", minimum=0.0)
+    first_blur: float = parameter(10.0, "Blur at the start", "Standard deviation; the prediction is blurred less and less, and not at all in the end.",
+                                  unit="mm", minimum=0.0, maximum=100.0)
     rounds: int = parameter(100, "Rounds", "Updates of all parameters; templates share them.", minimum=1, maximum=10000)
     shared_rate: float = parameter(0.05, "Rate of shared parameters", "Step of intensities, in spreads, and of log sigma and log scale.", minimum=1e-6,
                                    maximum=1.0)
@@ -113,7 +116,8 @@ class RicianMotion(Method):
         transforms, sigma = [Affine.identity(grid.dim)] * len(frames), 0.0
         for k in range(self.templates):
             template = templates_of(frames, grid, transforms, sigma, self.noise)
-            following = MotionModel(frames, grid, template, (1.0,), (1.0,), settings)
+            wide = settings if model is None else replace(settings, first_blur=0.0)
+            following = MotionModel(frames, grid, template, (1.0,), (1.0,), wide)
             if model is not None:
                 following.poses.data.copy_(model.poses.data)
             model = following
