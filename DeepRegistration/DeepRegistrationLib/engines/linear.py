@@ -30,6 +30,8 @@ SIMILARITIES = ("mi", "ncc", "mse", "lncc")
 LADDER = {"none": (), "translation": ("translation",), "rigid": ("rigid",), "similarity": ("rigid", "similarity"),
           "affine": ("rigid", "similarity", "affine")}
 FREEDOMS = tuple(LADDER)
+FINE_SAMPLES = 60000
+"""Points of a linear map that is the answer; one that a deformation follows needs fewer."""
 MOST_SAMPLES = 50000
 """Samples that one thread compares as fast as several."""
 

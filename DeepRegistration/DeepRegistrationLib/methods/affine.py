@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..engines.linear import FREEDOMS, SIMILARITIES, LinearSettings, solve_linear
+from ..engines.linear import FINE_SAMPLES, FREEDOMS, SIMILARITIES, LinearSettings, solve_linear
 from ..engines.starts import STARTS
 from ..method import Card, Method, Preset, method
 from ..parameters import parameter
@@ -67,7 +67,7 @@ class AffineRegistration(Method):
                                 unit="mm", minimum=0.0)
     finest: float = parameter(0.0, "Finest spacing", "Where the search ends; 0 takes the voxel size of the coarser image.",
                               unit="mm", minimum=0.0)
-    samples: int = parameter(60000, "Samples", "Points at which the images are compared on the finest level.", minimum=500, maximum=2000000)
+    samples: int = parameter(FINE_SAMPLES, "Samples", "Points at which the images are compared on the finest level.", minimum=500, maximum=2000000)
     iterations: int = parameter(40, "Iterations", "At most so many steps per stage and level.", minimum=1, maximum=1000)
     bins: int = parameter(32, "Histogram bins", "Gray levels of the joint histogram of mutual information.", minimum=8, maximum=256)
     radius: float = parameter(0.0, "Window", "Radius of the local correlation; 0 takes two voxels of each level.", unit="mm", minimum=0.0)

@@ -4,7 +4,8 @@ The network (``networks/pyramid.py``) was trained on synthetic pairs of random c
 organ and no modality. It works in voxels, on a lattice of about 64 voxels an axis over what the images show, after an affine
 start; its map is inverse consistent by construction. Refinement is the greedy model of ``instance-optimisation`` on the finest levels,
 begun at the network's map (``engines/compositive.py``). Both answers are judged by mutual information, which neither has raised
-(``engines/judge.py``): what does not make the images tell clearly more of each other than the start does is dropped.
+(``engines/judge.py``): what does not make the images tell clearly more of each other than the start does is dropped, and the linear map
+is then that of the method 'affine'.
 
 Greer et al., MICCAI 2023 (consistency by construction); Tian et al., GradICON, CVPR 2023 and uniGradICON, MICCAI 2024 (one network for all
 organs, refined per pair); Hoffmann et al., SynthMorph, IEEE TMI 2022 (synthetic training).
@@ -18,7 +19,7 @@ from ..engines.compositive import CompositiveSettings, register
 from ..engines.contrast import SAME_AFTER, STIFF, relation
 from ..engines.guides import Guides, steered
 from ..engines.judge import Judge
-from ..engines.linear import LinearSettings, align_linear
+from ..engines.linear import FINE_SAMPLES, LinearSettings, align_linear
 from ..engines.predict import PredictionSettings, predict
 from ..errors import InputError
 from ..method import Card, Method, Preset, method
@@ -65,7 +66,8 @@ HOFFMANN = """@article{Hoffmann2022,
     symmetric=False,
     presets={
         "default": Preset("the network, then 20 iterations for this pair"),
-        "quick": Preset("a coarser lattice for the network, then 20 iterations, few of them at the voxel size", {"edge": 48, "iterations": (0, 8, 8, 4)}),
+        "quick": Preset("a coarser lattice and fewer steps for the network, then 20 iterations, two of them at the voxel size",
+                        {"edge": 40, "repeats": (2, 1, 1), "iterations": (0, 8, 10, 2)}),
         "network-only": Preset("the network alone: inverse consistent, seconds", {"edge": 96, "iterations": (0, 0, 0, 0)}),
         "fine-lattice": Preset("a finer lattice for the network: more memory and time", {"edge": 96}),
     },
@@ -98,11 +100,12 @@ class General(Method):
         transform, history = start @ u if judge.gain(start, start @ u) > 0 else start, []
         how |= {"weights": card.title, "weights_sha256": card.sha256, "network_kept": transform is not start}
         if any(self.iterations):
-            refined, history, how["chosen_similarity"] = self._refined(problem, transform, runtime, monitor.part(0.6, 1.0, "refinement"))
+            refined, history, how["chosen_similarity"] = self._refined(problem, transform, runtime, monitor.part(0.6, 0.95, "refinement"))
             how["refinement_kept"] = guided or judge.gain(transform, refined) > 0
             transform = refined if how["refinement_kept"] else transform
         how["deformation_kept"] = guided or judge.clearly_better(start, transform)
-        transform = transform if how["deformation_kept"] else start
+        if not how["deformation_kept"]:
+            transform = self._start(problem, runtime, monitor.part(0.95, 1.0, "linear map alone"), FINE_SAMPLES)
         return Result(problem, transform, history=history, provenance=how)
 
     def _network(self, dim, runtime):
@@ -113,10 +116,12 @@ class General(Method):
             raise InputError(f"the weights '{self.weights}' are those of {what}; weights of a {dim}D network of 'run.py train general' are needed")
         return network, card
 
-    def _start(self, problem, runtime, monitor):
+    def _start(self, problem, runtime, monitor, samples=LinearSettings.samples):
         if problem.initial is not None:
             return problem.initial
-        return Affine.identity(problem.dim) if self.start == "none" else align_linear(problem, LinearSettings(freedom=self.start), runtime, monitor)
+        if self.start == "none":
+            return Affine.identity(problem.dim)
+        return align_linear(problem, LinearSettings(freedom=self.start, samples=samples), runtime, monitor)
 
     def _refined(self, problem, transform, runtime, monitor):
         device = runtime.torch_device()

@@ -14,7 +14,7 @@ The similarity 'auto' looks at the pair after the linear start: where the gradie
 after a coarse deformation (``engines/contrast.py``), it is 'lncc', else 'ngf', structure that is seen on the finest lattice and
 averaged on the coarser ones (``engines/structure.py``), with at least ``STIFF`` voxels of smoothing; the result says which. With
 'ngf' and 'mind' a level that lowers the mutual information of the images is undone; with 'auto' and without guides the whole deformation
-is dropped unless it raises it clearly (``engines/judge.py``), so that a start is not made worse.
+is dropped unless it raises it clearly (``engines/judge.py``), so that a start is not made worse, and the linear map is that of 'affine'.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..engines.compositive import CompositiveSettings, content_box, finest_spaci
 from ..engines.contrast import STIFF, one_contrast
 from ..engines.guides import Guides, steered
 from ..engines.judge import Judge
-from ..engines.linear import LinearSettings, align_linear
+from ..engines.linear import FINE_SAMPLES, LinearSettings, align_linear
 from ..engines.optimize import MODELS, DescentSettings, descend
 from ..errors import InputError
 from ..method import Card, Method, Preset, method
@@ -129,12 +129,13 @@ class InstanceOptimisation(Method):
         linear, start = self._linear_start(problem, runtime, monitor.part(0.0, 0.2, "linear start"))
         begin = 0.2 if problem.initial is None and self.start != "none" else 0.0
         chosen, agreement = self._for_contrast(problem, linear, start, runtime, monitor.part(begin, begin + 0.05, "contrast"))
-        part = monitor.part(begin + (0.05 if self.similarity == "auto" else 0.0), 1.0, "deformation")
+        part = monitor.part(begin + (0.05 if self.similarity == "auto" else 0.0), 0.98, "deformation")
         solver = chosen._greedy if self.model == "greedy" else chosen._descent
         deformation, history, inverse = solver(problem, linear, start, runtime, part)
         transform, back = linear @ deformation.to("cpu"), None if inverse is None else inverse.to("cpu") @ linear.inverse()
         kept = self.similarity != "auto" or steered(problem) or Judge.of(problem.fixed, problem.moving).clearly_better(start or linear, transform)
         if not kept:
+            linear, start = self._linear_start(problem, runtime, monitor.part(0.98, 1.0, "linear map alone"), FINE_SAMPLES)
             transform, back = start or linear, None
         scalars = {"cost": history[-1]["cost"]} | ({} if agreement is None else {"gradient_agreement": agreement})
         return Result(problem, transform, back, scalars, history, {"chosen_similarity": chosen.similarity, "deformation_kept": kept})
@@ -167,7 +168,7 @@ class InstanceOptimisation(Method):
         """Two maps, which the regularizer ties, are optimised together."""
         return self.regulariser in CONSISTENCIES
 
-    def _linear_start(self, problem, runtime, monitor):
+    def _linear_start(self, problem, runtime, monitor, samples=LinearSettings.samples):
         """(linear map, whole starting map or None where it is linear)."""
         if problem.initial is not None:
             linear = linear_part(problem.initial)
@@ -175,7 +176,7 @@ class InstanceOptimisation(Method):
             return linear, None if is_linear else problem.initial
         if self.start == "none":
             return Affine.identity(problem.dim), None
-        return align_linear(problem, LinearSettings(freedom=self.start), runtime, monitor), None
+        return align_linear(problem, LinearSettings(freedom=self.start, samples=samples), runtime, monitor), None
 
     def _greedy(self, problem, linear, start, runtime, monitor):
         device = runtime.torch_device()
