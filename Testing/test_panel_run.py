@@ -26,8 +26,8 @@ def apply(slicer, panel):
     return page, panel.logic._runner
 
 
-def finish(slicer, panel, page, runner):
-    runner.say("done", result=answer(runner.jobs[-1].request))
+def finish(slicer, panel, page, runner, **changes):
+    runner.say("done", result=answer(runner.jobs[-1].request) | changes)
     wait_until(slicer, lambda: not page.running, 20)
     settle(slicer)
 
@@ -60,6 +60,13 @@ def test_apply_progress_and_result(slicer, pair):
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     folders = {hierarchy.GetItemParent(hierarchy.GetItemByDataNode(roles[r])) for r in ("linear", "deformation", "inverse", "linear_part", "warped")}
     assert len(folders) == 1 and hierarchy.GetItemName(folders.pop()) == "moving to fixed"
+
+
+def test_a_deformation_that_was_dropped_is_told(slicer, pair):
+    pair.node.live = False
+    page, runner = apply(slicer, pair)
+    finish(slicer, pair, page, runner, provenance={"deformation_kept": False})
+    assert status(page).startswith("Registered in ") and "the result is the linear start alone" in status(page)
 
 
 def test_request_holds_the_choices(slicer, pair):

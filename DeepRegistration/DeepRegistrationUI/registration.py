@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 
+from DeepRegistrationLib.commands.output import remark_on
 from DeepRegistrationLib.errors import InputError
 
 from . import mrml, outputs, records
@@ -227,7 +228,8 @@ class Registration:
                         "scalars": result["scalars"], "provenance": result["provenance"]}
         self.main = records.remember(self.nodes, self.choices.fixed, self.choices.moving, self.figures)
         made = listed([text for role, text in MADE.items() if role in self.nodes])
-        self._end("done", f"Registered in {duration(seconds)}; made {made} in the folder '{self.choices.name}'.")
+        remark = remark_on(result["provenance"])
+        self._end("done", f"Registered in {duration(seconds)}; made {made} in the folder '{self.choices.name}'." + (f" Note: {remark}." if remark else ""))
 
     def _extras(self) -> dict:
         """The linear part as a node of its own, and the iterations, in the folder of the other nodes."""

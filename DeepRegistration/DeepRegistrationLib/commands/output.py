@@ -112,3 +112,11 @@ def note(text: str) -> None:
     """One line on stderr: remarks and errors."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+def remark_on(provenance: dict) -> str:
+    """What the reader of a result should know of how it came about; empty where there is nothing."""
+    if provenance.get("deformation_kept") is False:
+        return ("the deformation that was found does not clearly make the images tell more of each other, so the result is the linear start alone; "
+                "if the images do differ by a deformation, choose another preset or similarity")
+    return ""

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..runtime import Console, JsonLines, Runtime, Silent, fewer_threads, peak_memory_mib
 from . import options
-from .output import RECORD, note, say, staged
+from .output import RECORD, note, remark_on, say, staged
 
 FILES = {"transform": "transform.h5", "inverse": "inverse.h5", "affine": "affine.tfm", "warped": "warped.nii.gz", "jacobian": "log_jacobian.nii.gz"}
 STARTS = {"header": None, "center": ("affine", {"start": "center", "freedom": "none"}), "moments": ("affine", {"start": "moments", "freedom": "none"}),
@@ -215,6 +215,8 @@ def tell(record: dict, out: Path) -> None:
     say(f"{out}: " + ", ".join(record["files"]))
     if scored and record["folds"] > 0:
         note(f"remark: {record['folds_count']} voxels fold; a stronger regularization prevents this")
+    if remark_on(record):
+        note(f"remark: {remark_on(record)}")
 
 
 def told(record: dict) -> str:
