@@ -12,7 +12,9 @@ from scipy.ndimage import gaussian_filter
 from truths_plates import section
 
 from DeepRegistrationLib.commands.atlas_identify import identify
-from DeepRegistrationLib.engines.plate_search import Pose, costs_of, frames_of, information, information_after_affine, refine, spread_starts
+from DeepRegistrationLib.engines.plate_agreement import Agreement, frames_of
+from DeepRegistrationLib.engines.plate_information import information, information_after_affine
+from DeepRegistrationLib.engines.plate_search import Pose, costs_of, refine, spread_starts
 from DeepRegistrationLib.engines.plates import AXES, centered, embedded, order, plates_of, query_of, rank_of
 from DeepRegistrationLib.errors import Cancelled, InputError
 from DeepRegistrationLib.geometry import Grid
@@ -171,10 +173,41 @@ def test_the_pose_of_an_oblique_plane_is_found(plates):
     """From a plate two beside it: the tilt within 2 degrees, without a search it is 7.8 off, and the place within a plate."""
     truth = frames_of(plates.frames[[16]], np.array([[0, 0, 0, 6.0, -5.0, 4.0]]))[0]
     flat = Image(plates.pictures(truth[None]), Grid.from_parts((64, 64), plates.pixel))
-    pose = refine(query_of(flat, plates), plates, [14], torch.Generator().manual_seed(0), Silent())[0]
+    pose = refine(query_of(flat, plates), plates, [14], Silent())[0]
     angle = np.rad2deg(np.arccos(np.clip(pose.frame[:3, 2] @ truth[:3, 2], -1, 1)))
     assert angle < 2 and abs((pose.frame[:3, 3] - truth[:3, 3]) @ truth[:3, 2]) < plates.spacing and pose.start == 14
     assert np.allclose(pose.frame[:3, :3].T @ pose.frame[:3, :3], np.eye(3), atol=1e-6) and pose.scale == pytest.approx((1, 1), abs=0.08)
+
+
+def test_a_torn_slice_is_laid_over_its_plate(plates):
+    """Two fifths are gone, so the center of what is left is elsewhere, and it is turned by 10 degrees: the shift that brings it back, to two pixels."""
+    frame = plates.frames[[16]]
+    lattice = Grid.from_parts((64, 64), plates.pixel, (-31.5 * plates.pixel,) * 2)
+    whole = plates.pictures(frames_of(frame, np.array([[0, 0, 0, 0, 0, 10.0]])))
+    torn = whole * (torch.arange(64) < 31.5)
+    query = query_of(Image(torn, lattice), plates)
+    away = query.frame[:2, 3]
+    assert np.linalg.norm(away) > 4 * plates.pixel
+    fit, numbers = Agreement.of(query, plates, 2).laid_over(plates.frames, (-10.0, 0.0, 10.0))
+    angle = np.deg2rad(10)
+    there = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ away
+    assert abs(int(fit.argmax()) - 16) <= 1 and float(numbers[16, 5]) == 10
+    assert np.abs(numbers[16, :2].numpy() - there).max() < 2 * plates.pixel
+
+
+def test_the_slope_of_the_agreement_is_its_own(plates):
+    """Central differences over every number, of a plane that is tilted and of a slice that is bent."""
+    truth = frames_of(plates.frames[[16]], np.array([[0, 0, 0, 4.0, -3.0, 2.0]]))
+    query = query_of(Image(plates.pictures(truth), Grid.from_parts((64, 64), plates.pixel)), plates)
+    agreement = Agreement.of(query, plates, 1)
+    numbers = 0.3 * torch.randn(1, 80, generator=torch.Generator().manual_seed(0))
+    numbers[:, 6:8] *= 0.1
+    direction = torch.randn(1, 80, generator=torch.Generator().manual_seed(1))
+    direction[:, 6:8] *= 0.1
+    at = numbers.clone().requires_grad_()
+    agreement.correlation(plates.frames[[16]], at, True).sum().backward()
+    ahead, behind = (float(agreement.correlation(plates.frames[[16]], numbers + step * direction, True)) for step in (0.01, -0.01))
+    assert float((at.grad * direction).sum()) == pytest.approx((ahead - behind) / 0.02, rel=0.1)
 
 
 def test_plates_are_ranked_by_the_planes():

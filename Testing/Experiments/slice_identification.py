@@ -24,7 +24,8 @@ from common import Experiment  # before the others: it says where the tests, the
 from truths_plates import section
 
 from DeepRegistrationLib.commands.atlas_identify import identify
-from DeepRegistrationLib.engines.plate_search import costs_of, information_after_affine, refine, spread_starts
+from DeepRegistrationLib.engines.plate_information import information_after_affine
+from DeepRegistrationLib.engines.plate_search import costs_of, refine
 from DeepRegistrationLib.engines.plates import AXES, plates_of, query_of, rank_of
 from DeepRegistrationLib.evaluate.plate_pictures import sheet
 from DeepRegistrationLib.io import read_image
@@ -64,8 +65,8 @@ def measured(experiment: Experiment, name: str, count: int):
         found.append(identify(network, plates, query, settings, runtime))
         seconds.append(time.perf_counter() - began)
     ranks, alone = ([rank_of(getattr(f, kind), truth) for f, (_, _, truth) in zip(found, made)] for kind in ("costs", "distances"))
-    places = spread_starts(np.linspace(0, plates.count - 1, 10).astype(int), 10)
-    planes = [refine(query, plates, places, torch.Generator().manual_seed(5), runtime.monitor) for _, query, _ in made]
+    places = np.linspace(0, plates.count - 1, 10).astype(int)
+    planes = [refine(query, plates, places, runtime.monitor) for _, query, _ in made]
     even = [rank_of(costs_of(poses, plates.count), truth) for poses, (_, _, truth) in zip(planes, made)]
     generator, began = torch.Generator().manual_seed(3), time.process_time()
     baseline = [rank_of(-information_after_affine(query, plates, generator), truth) for _, query, truth in made]

@@ -81,17 +81,24 @@ def run(arguments: argparse.Namespace) -> None:
 
 def carry_out(order: Order, folder: Path, runtime: Runtime) -> dict:
     """Identify, write all files into ``folder`` and return the record."""
+    from ..io import read_image
+    from ..io.slices import compared, read_slice
+
+    path = volume_of(order.atlas)
+    atlas, image = read_image(path), compared(read_slice(order.slice))
+    record, found, plates, query = answered(order, path, atlas, image, runtime)
+    return write(record, found, plates, query, atlas, folder)
+
+
+def answered(order: Order, path: Path | None, atlas, image, runtime: Runtime) -> tuple:
+    """(record, found, plates, query) of a slice ``image``; without a ``path`` of the atlas its network is kept in the cache."""
     from dataclasses import replace
 
     from ..engines import plates as engine
-    from ..io import read_image
-    from ..io.slices import compared, read_slice
     from ..parameters import from_values
     from ..train.plates import PlateTraining
 
     settings = from_values(PlateTraining, order.values)
-    path = volume_of(order.atlas)
-    atlas, image = read_image(path), compared(read_slice(order.slice))
     plates = engine.plates_of(atlas, order.axis)
     query = engine.query_of(image, plates, order.pixel, order.invert)  # what cannot be used is refused before minutes of training
     monitor = runtime.monitor
@@ -100,10 +107,10 @@ def carry_out(order: Order, folder: Path, runtime: Runtime) -> dict:
     found = identify(network, plates, query, settings, replace(runtime, monitor=monitor.part(0.8, 0.95)))
     seconds = time.perf_counter() - began
     monitor.progress(0.95, "files")
-    record = {"atlas": str(path), "slice": str(order.slice), "axis": order.axis, "plates": plates.count, "plate_spacing_mm": plates.spacing,
+    record = {"atlas": str(order.atlas), "slice": str(order.slice), "axis": order.axis, "plates": plates.count, "plate_spacing_mm": plates.spacing,
               **found.record(plates, order.top), "slice_to_atlas": matrix_of(found, query).tolist(), "query_seconds": round(seconds, 3),
               "weights": {"file": str(kept), "trained_now": trained}, "seed": runtime.seed}
-    return write(record, found, plates, query, atlas, folder)
+    return record, found, plates, query
 
 
 # --------------------------------------------------------------------------------------------------------------- network
@@ -124,13 +131,13 @@ def fingerprint(atlas) -> str:
     return digest.hexdigest()[:16]
 
 
-def places(path: Path, axis: str, mark: str, runtime: Runtime) -> list[Path]:
-    """Where the network of an atlas may be kept: beside it, or in the cache."""
-    stem = path.name.split(".")[0]
-    return [path.parent / f"{stem}_plates_{axis}.safetensors", runtime.cache / "plates" / f"{stem}_{mark}_{axis}.safetensors"]
+def places(path: Path | None, axis: str, mark: str, runtime: Runtime) -> list[Path]:
+    """Where the network of an atlas may be kept: beside its file, or in the cache."""
+    cached = runtime.cache / "plates" / f"{mark}_{axis}.safetensors"
+    return [cached] if path is None else [path.parent / f"{path.name.split('.')[0]}_plates_{axis}.safetensors", cached]
 
 
-def network_of(order: Order, path: Path, atlas, plates, settings, runtime: Runtime):
+def network_of(order: Order, path: Path | None, atlas, plates, settings, runtime: Runtime):
     """(network, file, trained now?): the given one, the kept one, or a new one. InputError where the given one is for another atlas."""
     from ..networks import weights
 
@@ -161,7 +168,7 @@ def train(plates, belongs: str, settings, candidates: list[Path], runtime: Runti
     text = ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in {**asdict(settings), **check}.items())
     file = next((p for p in candidates if writable(p)), None)
     if file is None:
-        raise InputError(f"the network can be kept neither in {candidates[0].parent} nor in {candidates[1].parent}; make one of them writable")
+        raise InputError(f"the network can be kept nowhere: {' and '.join(str(p.parent) for p in candidates)} cannot be written; make one of them writable")
     card = weights.WeightsCard(name=file.stem, title=f"Plates of {plates.volume.name}", file=file.name, sha256="", size=0,
                                licence="that of the atlas", trained_on=f"{plates.count} {belongs} ({plates.volume.name})",
                                network="PlateEmbedding", arguments={"size": plates.size}, spacing=(plates.pixel, plates.pixel),
@@ -210,14 +217,14 @@ class Found:
 
 def identify(network, plates, query, settings, runtime: Runtime) -> Found:
     """Place the slice from the plates that the network ranks first, and rank them anew."""
-    from ..engines.plate_search import costs_of, refine, spread_starts
+    from ..engines.plate_search import costs_of, refine
     from ..engines.plates import centered, embedded, order
     from ..networks.embedding import distances
     from ..train.plates import judged
 
     own = embedded(network, centered(plates.pictures(plates.frames)))
     apart = distances(embedded(network, centered(query.picture)), own)[0].numpy()
-    poses = refine(query, plates, spread_starts(order(apart)), runtime.generator(), runtime.monitor)
+    poses = refine(query, plates, order(apart), runtime.monitor)
     usual = judged(network, plates, settings, runtime.seed + 1, 32)["usual_distance"]
     costs = costs_of(poses, plates.count)
     return Found(apart, costs, order(costs), poses, usual)
@@ -256,11 +263,18 @@ def write(record: dict, found: Found, plates, query, atlas, folder: Path) -> dic
 
 def write_places(found: Found, plates, query, atlas, folder: Path) -> None:
     """slice.nii.gz and plane.nii.gz: the slice, and the atlas in its own voxels' size, on the lattice of the found plane."""
+    from ..io import write_image
+
+    for name, image in zip(("slice", "plane"), placed(found, plates, query, atlas)):
+        write_image(image, folder / f"{name}.nii.gz")
+
+
+def placed(found: Found, plates, query, atlas) -> tuple:
+    """(slice, what the atlas shows there), volumes of one slice on the lattice of the found plane."""
     import numpy as np
 
     from ..geometry import Grid
     from ..image import Image
-    from ..io import write_image
     from ..ops.sample import resample
 
     count = min(1024, int(np.ceil(plates.size * plates.pixel / atlas.grid.spacing.min())))
@@ -268,10 +282,10 @@ def write_places(found: Found, plates, query, atlas, folder: Path) -> None:
     local = np.diag([step, step, plates.spacing, 1.0])
     local[:2, 3] = -(count - 1) / 2 * step
     grid = Grid((1, count, count), found.poses[0].frame @ local)
-    write_image(Image(resample(atlas.data, atlas.grid, grid, fill=0.0), grid), folder / "plane.nii.gz")
     flat = Grid.from_parts((count, count), step, (-(count - 1) / 2 * step,) * 2)
     fine = query.whole.smoothed_to(step)
-    write_image(Image(resample(fine.data, fine.grid, flat, fill=0.0)[:, :, None], grid), folder / "slice.nii.gz")
+    return (Image(resample(fine.data, fine.grid, flat, fill=0.0)[:, :, None], grid, name="slice"),
+            Image(resample(atlas.data, atlas.grid, grid, fill=0.0), grid, name="plane"))
 
 
 def draw(record: dict, found: Found, plates, query, folder: Path) -> None:

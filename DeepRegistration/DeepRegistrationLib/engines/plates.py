@@ -55,8 +55,8 @@ class Plates:
         return torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).reshape(-1, 2)
 
     def values(self, frames, points: torch.Tensor) -> torch.Tensor:
-        """What ``frames`` (N, 4, 4) show at ``points`` (M, 2) or (N, M, 2) mm: (N, M), 0 outside the volume."""
-        to_index = torch.as_tensor(self.volume.grid.inverse_affine @ np.asarray(frames), dtype=torch.float32)
+        """What ``frames`` (N, 4, 4) show at ``points`` (M, 2) or (N, M, 2) mm: (N, M), 0 outside the volume; differentiable in both."""
+        to_index = (torch.as_tensor(self.volume.grid.inverse_affine.copy()) @ torch.as_tensor(frames, dtype=torch.float64)).float()
         index = points @ to_index[:, :3, :2].transpose(1, 2) + to_index[:, None, :3, 3]
         return sample(self.volume.data, index[None, None], fill=0.0)[0, 0, 0]
 
@@ -205,15 +205,11 @@ def _flat(image: Image, axis: str) -> tuple[Image, np.ndarray]:
         raise InputError(f"{image.name} has {image.data.shape[1]} channels; a slice of one is needed")
     if image.dim == 2:
         return image, np.eye(4)
-    single = [k for k, n in enumerate(image.grid.size) if n == 1]
-    if len(single) != 1:
-        raise InputError(f"{image.name} has {' x '.join(map(str, image.grid.size))} voxels and is no slice; "
-                         "give one slice (exactly one axis of one voxel)")
-    match = np.abs(image.grid.direction[:, single[0]] @ np.stack([a[:, 2] for a in AXES.values()], 1))
-    name = list(AXES)[int(np.argmax(match))]
+    name = header_axis(image)
     if name != axis:
         raise InputError(f"{image.name} is {name} by its header and {axis} plates were asked for; use --axis {name}")
-    keep = [k for k in range(3) if k != single[0]]
+    thin = list(image.grid.size).index(1)
+    keep = [k for k in range(3) if k != thin]
     normal = np.cross(*image.grid.direction[:, keep].T)
     normal *= np.sign(normal @ AXES[axis][:, 2])
     u = AXES[axis][:, 0] - normal * (normal @ AXES[axis][:, 0])
@@ -223,7 +219,16 @@ def _flat(image: Image, axis: str) -> tuple[Image, np.ndarray]:
     local = np.linalg.inv(frame) @ image.grid.affine
     affine = np.eye(3)
     affine[:2, :2], affine[:2, 2] = local[:2, keep], local[:2, 3]
-    return Image(image.data.squeeze(4 - single[0]), Grid(tuple(image.grid.size[k] for k in reversed(keep)), affine), name=image.name), frame
+    return Image(image.data.squeeze(4 - thin), Grid(tuple(image.grid.size[k] for k in reversed(keep)), affine), name=image.name), frame
+
+
+def header_axis(image: Image) -> str:
+    """The axis that a volume of one slice lies across, by its header. InputError for any other volume."""
+    if list(image.grid.size).count(1) != 1:
+        raise InputError(f"{image.name} has {' x '.join(map(str, image.grid.size))} voxels and is no slice; "
+                         "give one slice (exactly one axis of one voxel)")
+    thin = list(image.grid.size).index(1)
+    return max(AXES, key=lambda name: abs(float(image.grid.direction[:, thin] @ AXES[name][:, 2])))
 
 
 # ------------------------------------------------------------------------------------------------------------- ranking

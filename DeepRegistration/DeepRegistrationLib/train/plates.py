@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..engines.plate_search import frames_of, in_plane
+from ..engines.plate_agreement import frames_of
+from ..engines.plate_information import in_plane
 from ..engines.plates import Plates, centered, embedded, rank_of
 from ..errors import InputError
 from ..networks.embedding import PlateEmbedding, distances
