@@ -31,7 +31,8 @@ from test_panel_layout import WIDTH, clipped, draw, lengthen, show, texts_of  # 
 
 from DeepRegistrationLib.geometry import Grid  # noqa: E402
 from DeepRegistrationLib.image import Image, Labels  # noqa: E402
-from DeepRegistrationLib.io import write_image, write_labels  # noqa: E402
+from DeepRegistrationLib.io import read_image, write_image, write_labels  # noqa: E402
+from DeepRegistrationUI.atlas_ages import columns_of  # noqa: E402
 from DeepRegistrationUI.atlas_run import AtlasRun, is_begun, is_done, quality_text, solid  # noqa: E402
 from DeepRegistrationUI.job import InProcessRunner  # noqa: E402
 
@@ -314,6 +315,90 @@ def test_volumes_of_the_scene_stopped_and_gone_on_with(slicer, page, tmp_path):
     wait_until(slicer, lambda: page.job is None, 60)
     assert rows(page)[3][1] == "brought" and slicer.util.getNode("head 3 on heads") is not None
     assert [each.GetName() for each in cohort_volumes()] == [f"head {k}" for k in range(4)], "outputs are no subjects"
+
+
+def growing(folder):
+    """Nine slices of blobs that grow with age, a list with their ages, and one whose age is not known."""
+    folder.mkdir()
+    grid, lines = Grid.from_parts((16, 16), 2.0), ["image,subject,weeks,sex"]
+    x = torch.as_tensor(grid.points()).float()
+    for k in range(9):
+        middle = torch.tensor([15.0 + k % 2, 15.0])
+        values = torch.sigmoid((5 + k // 3 - (x - middle).norm(dim=-1)) / 1.0) + 0.2 * torch.cos(x[..., 0] / 3)
+        write_image(Image(values[None, None], grid), folder / f"s{k}.nii.gz")
+        lines.append(f"s{k}.nii.gz,s{k},{'' if k == 4 else 8 + k // 3},f")
+    (folder / "list.csv").write_text("\n".join(lines), "utf-8")
+    return folder
+
+
+def test_an_atlas_over_age_asks_for_the_column_of_the_ages(slicer, page, tmp_path):
+    data, ui = growing(tmp_path / "data"), page.ui
+    page.node.atlasData, page.node.atlasFolder = str(data / "list.csv"), str(tmp_path / "atlas")
+    settle(slicer)
+    assert ui.atlasCovariateBox.isHidden() and ui.atlasCovariatesEdit.isHidden() and ui.atlasAgeForm.isHidden()
+    page.node.atlasValues = '{"linear_iterations": 3}'
+    choose(ui.atlasMethodBox, "spatiotemporal-atlas")
+    settle(slicer)
+    assert page.node.atlasValues == "{}" and "steps" in page.form.entries and not ui.atlasCovariateBox.isHidden()
+    assert [ui.atlasCovariateBox.itemData(k) for k in range(ui.atlasCovariateBox.count)] == ["", "weeks", "sex"]
+    assert ui.atlasMissingLabel.text == "Choose the column that holds the ages." and not ui.atlasButton.enabled
+    choose(ui.atlasCovariateBox, "weeks")
+    settle(slicer)
+    assert ui.atlasMissingLabel.text == "" and ui.atlasButton.enabled
+    choose(ui.atlasSourceBox, "scene")
+    for k in range(2):
+        volume(slicer, f"head {k}", shift=k)
+    settle(slicer)
+    assert ui.atlasMissingLabel.text == "Choose a table of ages (.csv, a subject a row)."
+    (tmp_path / "people.csv").write_text("id,age,site\nhead 0,3,A\nhead 1,4,B\n", "utf-8")
+    ui.atlasCovariatesEdit.currentPath = str(tmp_path / "people.csv")
+    settle(slicer)
+    choose(ui.atlasCovariateBox, "age")
+    settle(slicer)
+    ui.atlasButton.click()
+    request = page.logic._runner.jobs[-1].request
+    assert request["method"] == "spatiotemporal-atlas:default"
+    assert request["covariate"] == "age" and request["covariates"] == str(tmp_path / "people.csv")
+
+
+def test_an_atlas_over_age_in_the_scene_with_its_slider(slicer, page, tmp_path):
+    page.logic._runner = InProcessRunner()
+    data, node = growing(tmp_path / "data"), page.node
+    node.atlasData, node.atlasFolder, node.atlasCovariate = str(data / "list.csv"), str(tmp_path / "growth"), "weeks"
+    node.atlasMethod, node.atlasPreset = "spatiotemporal-atlas", "aligned"
+    node.atlasValues = json.dumps({"steps": 5, "width": 4, "levels": 2, "iterations": 1, "knots": 3})
+    settle(slicer)
+    page.ui.atlasButton.click()
+    wait_until(slicer, lambda: not page.running, 120)
+    assert page.work.state == "done", page.work.message
+    assert "1 set aside" in status(page) and {row[0]: row[3] for row in rows(page)}["s4"] == "no age is known of it"
+    browser, slider = node.atlasBrowser, page.ui.atlasAgeSlider
+    assert not page.ui.atlasAgeForm.isHidden() and slider.maximum == 2 and page.ui.atlasAgeLabel.text == "Age shown: 8"
+    shown = slicer.util.getNode("growth atlas of an age")
+    assert slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode().GetBackgroundVolumeID() == shown.GetID()
+    for number, age in ((1, 9), (2, 10), (0, 8)):
+        slider.setValue(number)
+        settle(slicer)
+        truth = read_image(tmp_path / "growth" / f"atlas_age_{age}.nii.gz").data[0, 0].numpy()
+        assert np.allclose(slicer.util.arrayFromVolume(shown)[0], truth, atol=1e-5) and page.ui.atlasAgeLabel.text == f"Age shown: {age}"
+        assert browser.GetSelectedItemNumber() == number
+    growth = slicer.util.getNode("growth growth")
+    assert growth.GetNumberOfRows() == 3 and growth.GetTable().GetColumnByName("volume") is not None
+    page.ui.atlasTable.selectRow([row[0] for row in rows(page)].index("s4"))
+    settle(slicer)
+    page.ui.atlasRetryButton.click()
+    wait_until(slicer, lambda: page.job is None, 60)
+    assert "depends on age" in {row[0]: row[3] for row in rows(page)}["s4"]
+    slicer.mrmlScene.Clear(0)
+    settle(slicer)
+    assert page.ui.atlasAgeForm.isHidden() or page.node is None or page.node.atlasBrowser is None
+
+
+def test_columns_that_may_hold_ages(tmp_path):
+    (tmp_path / "list.json").write_text('[{"image": "a.nii", "subject": "a", "age": 3}]', "utf-8")
+    (tmp_path / "other.json").write_text("3", "utf-8")
+    assert columns_of(str(tmp_path / "list.json")) == ["age"] and columns_of(str(tmp_path / "other.json")) == []
+    assert columns_of("") == [] and columns_of(str(tmp_path)) == [] and columns_of(str(tmp_path / "none.csv")) == []
 
 
 def test_quality_and_templates_as_the_panel_shows_them(tmp_path):

@@ -43,6 +43,9 @@ class AtlasBuilderLogic(DeepRegistrationLogic):
         preset: str = "default",
         values: dict | None = None,
         *,
+        method: str = METHOD,
+        covariate: str = "",
+        covariates: str = "",
         workers: int = 1,
         seed: int = 0,
         device: str = "auto",
@@ -51,22 +54,25 @@ class AtlasBuilderLogic(DeepRegistrationLogic):
     ) -> dict:
         """Build an atlas of ``cohort``, volume nodes (segmentations made for them go with them) or the path of a folder or a list, in ``folder``.
 
-        preset: of the method 'icon-atlas'; values: parameters that differ from it. transforms: also put the map to each subject
+        preset: of the ``method``, 'icon-atlas' or 'spatiotemporal-atlas'; values: parameters that differ from it. covariate: for an atlas over age
+        the column with the ages, of the list or of the table ``covariates`` (.csv, a subject a row). transforms: also put the map to each subject
         into the scene. resume: go on with the build that was begun in ``folder``. Returns role -> node. Raises InputError,
         RegistrationError or Cancelled with one sentence.
         """
         from .atlas_run import AtlasRun
         from .atlas_scene import deliver_atlas
 
-        self.methods.split(f"{METHOD}:{preset}")
+        self.methods.split(f"{method}:{preset}")
         request = (
             {"out": str(folder), "device": device, "resume": True}
             if resume
             else {
                 "out": str(folder),
                 "device": device,
-                "method": f"{METHOD}:{preset}",
+                "method": f"{method}:{preset}",
                 "values": dict(values or {}),
+                "covariate": covariate,
+                "covariates": str(covariates),
                 "workers": workers,
                 "seed": seed,
                 **self._cohort(cohort),

@@ -8,6 +8,7 @@ from pathlib import Path
 import slicer
 
 from . import mrml
+from .atlas_ages import SEQUENCE, deliver_sequence
 from .delivery import gather
 from .quality_tables import table_from_rows
 
@@ -42,6 +43,10 @@ def deliver_atlas(folder: Path, record: dict, rows: list[dict], transforms: bool
     for file, role in LABELS.items():
         if (folder / file).is_file():
             nodes[role] = slicer.util.loadSegmentation(str(folder / file), {"name": f"{folder.name} {role}"})
+    if (folder / SEQUENCE).is_file():
+        nodes |= deliver_sequence(folder)
+        nodes["atlas of an age"].SetAttribute(MARK, "atlas")
+        nodes["growth"] = table_from_rows(record["growth"], f"{folder.name} growth")
     if transforms and record["dim"] == 3:
         for name in record["subjects"]:
             path = folder / "subjects" / name / "transform.h5"
@@ -56,8 +61,9 @@ def deliver_atlas(folder: Path, record: dict, rows: list[dict], transforms: bool
     if live is not None and live.GetScene() is not None:
         slicer.mrmlScene.RemoveNode(live)
     gather(slicer.mrmlScene, f"Atlas {folder.name}", nodes.values())
-    if "atlas" in nodes:
-        slicer.util.setSliceViewerLayers(background=nodes["atlas"], fit=True)
+    shown = nodes.get("atlas of an age") or nodes.get("atlas")
+    if shown is not None:
+        slicer.util.setSliceViewerLayers(background=shown, fit=True)
     return nodes
 
 

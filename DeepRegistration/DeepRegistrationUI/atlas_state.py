@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from slicer import vtkMRMLSequenceBrowserNode
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
 LISTS = ("AtlasBuilderBuild.ui", "AtlasBuilderStructure.ui")
@@ -21,8 +22,12 @@ class AtlasBuilderParameterNode:
     atlasData: str
     atlasLeftOut: str = "[]"  # JSON: names of subjects
     atlasRows: str = "[]"  # JSON: the subjects, as the table shows them
+    atlasMethod: str = METHOD
     atlasPreset: str = "default"
     atlasValues: str = "{}"  # JSON: parameter name -> value that differs from the preset
+    atlasCovariate: str  # column with the ages
+    atlasCovariates: str  # table that has it
+    atlasBrowser: vtkMRMLSequenceBrowserNode  # of the atlas over age that was delivered last
     atlasWorkers: Annotated[int, WithinRange(1, 64)] = 1
     atlasFolder: str
     atlasLive: bool = True

@@ -21,20 +21,17 @@ class Covariate:
 
     def of(self, names: list[str], columns: dict[str, dict[str, str]]) -> list[float | None]:
         """The numbers of the subjects ``names``, None where none is given; ``columns`` name -> {subject: text} are those of the list. InputError
-        for a text that is no number, and where there is no such column or no number in it."""
+        for a text that is no number, and where there is no such column."""
         if not self.name:
             return [None] * len(names)
         if self.table is not None:
             from .atlas_structure import covariates_of
 
             columns = covariates_of(self.table)
-        where = f"the table {self.table}" if self.table is not None else "the cohort"
         if self.name not in columns:
+            where = f"the table {self.table}" if self.table is not None else "the cohort"
             raise InputError(f"{where} has no column '{self.name}'; " + (f"it has {', '.join(columns)}" if columns else "give a table with --covariates"))
-        found = [self._number(name, columns[self.name].get(name, "")) for name in names]
-        if all(each is None for each in found):
-            raise InputError(f"{where} gives no subject a value of '{self.name}'; its subjects must have the names of the cohort's, such as {names[0]}")
-        return found
+        return [self._number(name, columns[self.name].get(name, "")) for name in names]
 
     def _number(self, name: str, text: str) -> float | None:
         try:

@@ -20,9 +20,9 @@ train: ``recipe`` and ``values`` of its parameters, ``out`` the run's folder, ``
     -> ``summary``, see ``train.running``. Its log events are the figures of a step, or of a validation with names 'validation_...'.
 cohort: ``data`` a folder or a list. -> ``subjects`` [{name, image, labels}].
 atlas: ``out`` the atlas's folder; ``data``, or ``images`` [Volume] with ``names`` and ``labels`` [LabelMap or None]; ``left_out`` names; ``method``
-    'icon-atlas:PRESET' and ``values``; ``workers``, ``seed``, ``device``, ``threads``; ``resume``: go on with the build in ``out``. -> ``record``
-    (atlas.json), ``quality`` rows. Its event 'cohort' names the subjects; its log events are the figures of an iteration; work/ holds templates and
-    maps meanwhile.
+    'icon-atlas:PRESET' and ``values``, for an atlas over age ``covariate`` (a column of the list or of the table ``covariates``); ``workers``,
+    ``seed``, ``device``, ``threads``; ``resume``: go on with the build in ``out``. -> ``record`` (atlas.json), ``quality`` rows.
+    Its event 'cohort' names the subjects; its log events are the figures of an iteration; work/ holds templates and maps meanwhile.
 carry: ``atlas`` the folder of a finished one; ``subjects`` [{name, image: a file or a Volume}]; ``device``, ``seed``, ``threads``. -> ``rows`` {subject,
     similarity, folds} or {subject, lost}; its event 'carried' is a row. Files go to carried/NAME in the folder.
 structure: ``kind`` of ``atlas_structure.SOURCES`` with ``data``, or ``label_maps`` [LabelMap]; ``covariates`` a table; ``values``, ``seed``; ``out`` a folder

@@ -13,11 +13,8 @@ ORDER, IMAGES, CARRIED = "build.json", "images", "carried"
 
 
 def cohort(request: dict, monitor, folder: Path) -> dict:
-    """The subjects of a folder or a list, and the further columns of a list: what an atlas may depend on."""
-    from .atlas_cohort import columns_of, read_scans
-
-    subjects = [_described(subject) for subject in _group(Path(request["data"])).subjects]
-    return {"subjects": subjects, "columns": list(columns_of(read_scans(Path(request["data"]))))}
+    """The subjects of a folder or a list."""
+    return {"subjects": [_described(subject) for subject in _group(Path(request["data"])).subjects]}
 
 
 def atlas(request: dict, monitor, folder: Path) -> dict:
@@ -52,16 +49,27 @@ def carry(request: dict, monitor, folder: Path) -> dict:
 
     atlas, rows, subjects = Path(request["atlas"]), [], request["subjects"]
     record, method = read_record(atlas)
+    ages = _ages(atlas, [subject["name"] for subject in subjects]) if "ages" in record else {}
     for k, subject in enumerate(subjects):
         part = monitor.part(k / len(subjects), (k + 1) / len(subjects), f"subject {k + 1}/{len(subjects)}")
         part.check()
         try:
-            row = _carried(atlas, subject, record, method, request, part)
+            row = _carried(atlas, {**subject, "age": ages.get(subject["name"])}, record, method, request, part)
         except RegistrationError as error:
             row = {"subject": subject["name"], "lost": " ".join(str(error).split())}
         rows.append(row)
         monitor.events.write("carried", **row)
     return {"rows": rows}
+
+
+def _ages(atlas: Path, names: list[str]) -> dict:
+    """Name -> age, of those whose age was in what the atlas was ordered with."""
+    from .atlas_cohort import Covariate, columns_of, read_scans
+
+    order = _read_order(atlas)
+    table = Path(order["covariates"]) if order["covariates"] else None
+    columns = {} if table is not None else columns_of(read_scans(Path(order["data"])))
+    return dict(zip(names, Covariate(order["covariate"], table).of(names, columns)))
 
 
 def _carried(atlas: Path, subject: dict, record: dict, method, request: dict, monitor) -> dict:
@@ -83,7 +91,7 @@ def _carried(atlas: Path, subject: dict, record: dict, method, request: dict, mo
         runtime = Runtime(
             request.get("device", "auto"), int(request.get("seed", 0)), int(request.get("threads", 0)), monitor=monitor
         )
-        told = write(Namespace(atlas=atlas, input=Path(image), mask=None, to=None, age=subject.get("age")), record, method, runtime, stage)
+        told = write(Namespace(atlas=atlas, input=Path(image), mask=None, to=None, age=subject["age"]), record, method, runtime, stage)
         (stage / RECORD).write_text(json.dumps(plain(told), indent=1, allow_nan=False), "utf-8")
     return {"subject": subject["name"], "similarity": told["similarity"]["after"], "folds": told["folds"]}
 

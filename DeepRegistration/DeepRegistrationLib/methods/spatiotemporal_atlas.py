@@ -139,7 +139,7 @@ class SpatiotemporalAtlas(Method):
         missing = {s.name: "no age is known of it" for s in problem.subjects if s.covariate is None or not np.isfinite(s.covariate)}
         if len(problem.subjects) - len(missing) < 2:
             raise InputError(f"an age is known of {len(problem.subjects) - len(missing)} of {len(problem.subjects)} subjects and an atlas over age needs "
-                             "it of each; name the column that holds it (command line: --covariate)")
+                             "it of each; name the column that holds it (command line: --covariate), with the subjects' names as in the cohort")
         kept = Group(tuple(s for s in problem.subjects if s.name not in missing))
         members, grid, set_aside = members_of(kept, self.spacing, self._settings(None).network(problem.dim).multiple, monitor)
         return members, grid, {**missing, **set_aside}

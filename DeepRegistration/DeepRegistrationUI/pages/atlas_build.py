@@ -12,6 +12,7 @@ from slicer.i18n import tr as _
 from DeepRegistrationLib.errors import InputError
 
 from .. import mrml
+from ..atlas_ages import columns_of, show_item
 from ..atlas_run import AtlasRun, is_begun, is_done, new_row, quality_text, require_atlas
 from ..atlas_scene import MARK, deliver_atlas, deliver_carried, named, show_template
 from ..atlas_state import METHOD
@@ -53,6 +54,10 @@ class AtlasBuildPage(MethodPage):
         table.connect("itemChanged(QTableWidgetItem*)", lambda item: None if self.filling else self.checks_changed())
         table.connect("itemSelectionChanged()", self.show_readiness)
         self.choice(self.ui.atlasSourceBox, self.source_chosen)
+        self.choice(self.ui.atlasMethodBox, self.method_chosen)
+        self.choice(self.ui.atlasCovariateBox, lambda: self.put("atlasCovariate", self.chosen(self.ui.atlasCovariateBox)))
+        self.ui.atlasCovariatesEdit.connect("currentPathChanged(QString)", lambda path: self.put("atlasCovariates", path or ""))
+        self.ui.atlasAgeSlider.connect("valueChanged(int)", self.age_moved)
         self.ui.atlasDataEdit.connect("currentPathChanged(QString)", self.data_chosen)
         self.ui.atlasFolderEdit.connect("currentPathChanged(QString)", lambda path: self.put("atlasFolder", path or ""))
         self.buttons(
@@ -89,13 +94,40 @@ class AtlasBuildPage(MethodPage):
             [("folder", _("A folder or a list")), ("scene", _("Volumes of the scene"))],
             self.node.atlasSource,
         )
-        self.show_paths(((self.ui.atlasDataEdit, "atlasData"), (self.ui.atlasFolderEdit, "atlasFolder")))
+        edits = {"atlasDataEdit": "atlasData", "atlasFolderEdit": "atlasFolder", "atlasCovariatesEdit": "atlasCovariates"}
+        self.show_paths([(getattr(self.ui, edit), name) for edit, name in edits.items()])
         scene = self.node.atlasSource == "scene"
         for name in ("atlasDataEdit", "atlasDataEditLabel", "atlasListButton"):
             getattr(self.ui, name).visible = not scene
+        self.fill(self.ui.atlasMethodBox, [(name, _(entry["title"])) for name, entry in self.methods.entries.items()], self.method)
         self.show_method()
+        self.show_ages()
         self.show_rows()
         self.show_readiness()
+
+    @property
+    def method(self) -> str:
+        return self.node.atlasMethod if self.node.atlasMethod in self.methods.entries else METHOD
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that may hold the ages: of the table, else of the list of images."""
+        return columns_of(self.node.atlasCovariates or ("" if self.node.atlasSource == "scene" else self.node.atlasData))
+
+    def show_ages(self) -> None:
+        """The choice of the ages where the method needs them, and the slider where an atlas over age is in the scene."""
+        for name in ("atlasCovariatesEdit", "atlasCovariateBox"):
+            getattr(self.ui, name).visible = getattr(self.ui, f"{name}Label").visible = self.entry["covariate"]
+        columns = [name for name in (self.node.atlasCovariate,) if name and name not in self.columns] + self.columns
+        self.fill(self.ui.atlasCovariateBox, [("", _("Choose a column"))] + [(name, name) for name in columns], self.node.atlasCovariate)
+        browser, slider = self.node.atlasBrowser, self.ui.atlasAgeSlider
+        self.ui.atlasAgeForm.visible = browser is not None
+        if browser is not None:
+            self.filling = True
+            slider.maximum, slider.value = browser.GetNumberOfItems() - 1, browser.GetSelectedItemNumber()
+            self.filling = False
+            age = browser.GetMasterSequenceNode().GetNthIndexValue(browser.GetSelectedItemNumber())
+            self.ui.atlasAgeLabel.text = _("Age shown: {age}").format(age=age)
 
     def show_rows(self) -> None:
         """The table; the check in the first column says whether a subject takes part."""
@@ -131,6 +163,8 @@ class AtlasBuildPage(MethodPage):
         left_out = set(json.loads(node.atlasLeftOut or "[]"))
         if (node.atlasSource == "scene" or self.rows) and sum(row["name"] not in left_out for row in self.rows) < 2:
             return _("Check at least two subjects.")
+        if self.entry["covariate"] and node.atlasCovariate not in self.columns:
+            return _("Choose the column that holds the ages.") if self.columns else _("Choose a table of ages (.csv, a subject a row).")
         return "" if node.atlasFolder else _("Choose a folder for the atlas.")
 
     def show_readiness(self) -> None:
@@ -179,6 +213,16 @@ class AtlasBuildPage(MethodPage):
         self.node.atlasSource = self.chosen(self.ui.atlasSourceBox)
         self.node.atlasRows = self.node.atlasLeftOut = "[]"
         self.refresh()
+
+    def method_chosen(self) -> None:
+        """Another method: its presets and parameters are its own."""
+        self.node.atlasMethod, self.node.atlasPreset, self.node.atlasValues = self.chosen(self.ui.atlasMethodBox), "default", "{}"
+        self.refresh()
+
+    def age_moved(self, number: int) -> None:
+        if not self.filling and self.node is not None and self.node.atlasBrowser is not None:
+            show_item(self.node.atlasBrowser, number)
+            self.show_ages()
 
     def data_chosen(self, path) -> None:
         """Another cohort: its subjects are not known yet."""
@@ -255,6 +299,8 @@ class AtlasBuildPage(MethodPage):
             return {"out": node.atlasFolder, "device": node.device, "threads": node.threads, "resume": True}
         left_out = json.loads(node.atlasLeftOut or "[]")
         request = {**self.request_of_method(), "out": node.atlasFolder, "workers": node.atlasWorkers}
+        if self.entry["covariate"]:
+            request |= {"covariate": node.atlasCovariate, "covariates": node.atlasCovariates}
         if node.atlasSource != "scene":
             return {**request, "data": node.atlasData, "left_out": left_out}
         nodes = {name: volume for name, volume in named(cohort_volumes()).items() if name not in left_out}
@@ -281,7 +327,8 @@ class AtlasBuildPage(MethodPage):
         self.say({"done": "done", "failed": "error", "cancelled": "warning"}[kind], work.message)
         if kind == "done":
             live, self.template = self.template, None
-            deliver_atlas(work.folder, work.record, work.rows, self.node.atlasTransforms, live)
+            nodes = deliver_atlas(work.folder, work.record, work.rows, self.node.atlasTransforms, live)
+            self.node.atlasBrowser = nodes.get("browser")
         self.refresh()
 
     def show_live(self) -> None:

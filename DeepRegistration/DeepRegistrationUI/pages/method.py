@@ -49,8 +49,13 @@ class MethodPage(Page):
         return self.logic.methods
 
     @property
+    def method(self) -> str:
+        """Its ID."""
+        return self.METHOD
+
+    @property
     def entry(self) -> dict:
-        return self.methods.entries[self.METHOD]
+        return self.methods.entries[self.method]
 
     @property
     def preset(self) -> str:
@@ -63,12 +68,12 @@ class MethodPage(Page):
         return json.loads(getattr(self.node, f"{self.STATUS}Values") or "{}")
 
     def usual(self) -> dict:
-        return self.methods.preset_values(f"{self.METHOD}:{self.preset}")
+        return self.methods.preset_values(f"{self.method}:{self.preset}")
 
     def request_of_method(self) -> dict:
         """What every request says of the method and of where it runs."""
         node = self.node
-        return {"method": f"{self.METHOD}:{self.preset}", "values": self.values, "device": node.device, "seed": node.seed, "threads": node.threads}
+        return {"method": f"{self.method}:{self.preset}", "values": self.values, "device": node.device, "seed": node.seed, "threads": node.threads}
 
     def show_method(self) -> None:
         """Bring presets and parameters up to date."""
