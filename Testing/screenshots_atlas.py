@@ -1,8 +1,9 @@
-"""Pictures of the module AtlasBuilder for the tutorial, of real runs on slices of phantom heads of two types, wide and narrow ventricles.
+"""Pictures of the module AtlasBuilder for the tutorial, of real runs on slices of phantom heads of two types, wide and narrow ventricles, and on heads that
+grow for an atlas over age.
 
     python Testing/screenshots_atlas.py [--folder DIR]
 
-writes ``panel-atlas*.png``, ``panel-structure.png`` and ``view-atlas.png`` into DIR (default: Resources/Screenshots); it takes about a minute.
+writes ``panel-atlas*.png``, ``panel-structure.png`` and ``view-atlas*.png`` into DIR (default: Resources/Screenshots); it takes about a minute.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 SUBJECTS, SPACING, SIDE = 24, 2.0, (104, 84)
+WEEKS, EACH = (20, 24, 28, 32, 36), 6
+"""Ages of the growing heads, and how many there are of each."""
 VENTRICLES = ((11, -2, 12), (-11, -4, 12))
 
 
@@ -42,6 +45,52 @@ def head(number: int):
     noisy = np.hypot(t1 + draw.normal(0, 3, t1.shape), draw.normal(0, 3, t1.shape)).astype(np.float32)
     name = f"head {number + 1:02d}"
     return Volume(noisy, grid, name), LabelMap(labels, grid, phantoms.STRUCTURES, name)
+
+
+def growing(folder: Path) -> Path:
+    """Slices of phantom heads of 2/3 to all of their size, coarser than those above, as files with a list of their ages."""
+    from DeepRegistrationLib.geometry import Grid
+    from DeepRegistrationLib.image import Image
+    from DeepRegistrationLib.io import write_image
+
+    import torch
+
+    folder.mkdir()
+    lines = ["image,subject,weeks"]
+    for k, (weeks, number) in enumerate((weeks, number) for weeks in WEEKS for number in range(EACH)):
+        made, _ = head(2 * number)
+        grid = Grid.from_parts(made.grid.shape[1:], SPACING, made.grid.origin[:2])
+        size = 1 / 3 * (weeks - WEEKS[0]) / (WEEKS[-1] - WEEKS[0]) + 2 / 3
+        smaller = Grid(grid.shape, np.diag([size, size, 1.0]) @ grid.affine)
+        image = Image(torch.as_tensor(made.array[0]).float()[None, None], smaller).at(grid).smoothed_to(2 * SPACING)
+        write_image(image, folder / f"head{k:02d}.nii.gz")
+        lines.append(f"head{k:02d}.nii.gz,head {k + 1:02d},{weeks}")
+    (folder / "list.csv").write_text("\n".join(lines), "utf-8")
+    return folder / "list.csv"
+
+
+def over_age(slicer, holder, folder: Path, until) -> None:
+    """Panel and slice view of an atlas over age, at its last age."""
+    from harness.fixtures import screenshot, view_image
+
+    slicer.mrmlScene.Clear(0)
+    panel = holder.self().panel
+    until(lambda: not panel.later.active)
+    build, node = panel.page("build"), panel.node
+    panel.open("build")
+    node.atlasSource, node.atlasData, node.atlasFolder = "folder", str(growing(Path("growing"))), "growth"
+    node.atlasMethod, node.atlasCovariate = "spatiotemporal-atlas", "weeks"
+    node.atlasPreset, node.atlasValues = "aligned", '{"steps": 150, "width": 8, "iterations": 2, "rate": 0.005}'
+    until(lambda: not panel.later.active)
+    build.ui.atlasButton.click()
+    until(lambda: not build.running)
+    if build.work.state != "done":
+        raise SystemExit(build.work.message)
+    until(lambda: not panel.later.active)
+    build.ui.atlasAgeSlider.setValue(len(WEEKS) - 2)
+    until(lambda: not panel.later.active)
+    screenshot(holder, folder / "panel-atlas-age.png")
+    view_image("Red", (300, 300), folder / "view-atlas-age.png")
 
 
 def bump(points, middle, radius: float) -> np.ndarray:
@@ -104,6 +153,7 @@ def main(arguments: list[str]) -> None:
         until(lambda: not panel.later.active)
         screenshot(holder, folder / "panel-structure.png")
         sys.stderr.write(f"{build.work.message}\n{page.ui.structureAnswerLabel.text or page.ui.structureStatusLabel.text}\n")
+        over_age(slicer, holder, folder, until)
         holder.self().cleanup()
         os.chdir(ROOT)
 
