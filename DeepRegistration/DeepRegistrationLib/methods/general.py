@@ -4,8 +4,8 @@ The network (``networks/pyramid.py``) was trained on synthetic pairs of random c
 organ and no modality. It works in voxels, on a lattice of about 64 voxels an axis over what the images show, after an affine
 start; its map is inverse consistent by construction. Refinement is the greedy model of ``instance-optimisation`` on the finest levels,
 begun at the network's map (``engines/compositive.py``). Both answers are judged by mutual information, which neither has raised
-(``engines/judge.py``): what does not make the images tell clearly more of each other than the start does is dropped, and the linear map
-is then that of the method 'affine'.
+(``engines/judge.py``): what does not make the images tell more of each other than the start does, in two contrasts clearly more, is dropped, and
+the linear map is then that of the method 'affine'.
 
 Greer et al., MICCAI 2023 (consistency by construction); Tian et al., GradICON, CVPR 2023 and uniGradICON, MICCAI 2024 (one network for all
 organs, refined per pair); Hoffmann et al., SynthMorph, IEEE TMI 2022 (synthetic training).
@@ -103,7 +103,8 @@ class General(Method):
             refined, history, how["chosen_similarity"] = self._refined(problem, transform, runtime, monitor.part(0.6, 0.95, "refinement"))
             how["refinement_kept"] = guided or judge.gain(transform, refined) > 0
             transform = refined if how["refinement_kept"] else transform
-        how["deformation_kept"] = guided or judge.clearly_better(start, transform)
+        better = judge.gain(start, transform) > 0 if how.get("chosen_similarity") == "lncc" else judge.clearly_better(start, transform)
+        how["deformation_kept"] = guided or bool(better)
         if not how["deformation_kept"]:
             transform = self._start(problem, runtime, monitor.part(0.95, 1.0, "linear map alone"), FINE_SAMPLES)
         return Result(problem, transform, history=history, provenance=how)

@@ -13,8 +13,9 @@ and its deformation is what the first level begins with. Nothing that is given i
 The similarity 'auto' looks at the pair after the linear start: where the gradients of both images agree in sign, if need be
 after a coarse deformation (``engines/contrast.py``), it is 'lncc', else 'ngf', structure that is seen on the finest lattice and
 averaged on the coarser ones (``engines/structure.py``), with at least ``STIFF`` voxels of smoothing; the result says which. With
-'ngf' and 'mind' a level that lowers the mutual information of the images is undone; with 'auto' and without guides the whole deformation
-is dropped unless it raises it clearly (``engines/judge.py``), so that a start is not made worse, and the linear map is that of 'affine'.
+'ngf' and 'mind' a level that lowers the mutual information of the images is undone; where 'auto' has found two contrasts, and without guides, the
+whole deformation is dropped unless it raises it clearly (``engines/judge.py``), so that a start is not made worse, and the linear map is that
+of 'affine'. Images of one contrast err by a tenth of a voxel where nothing is to be found, and a quarter of a voxel may be a finding: nothing is dropped.
 """
 
 from __future__ import annotations
@@ -133,7 +134,8 @@ class InstanceOptimisation(Method):
         solver = chosen._greedy if self.model == "greedy" else chosen._descent
         deformation, history, inverse = solver(problem, linear, start, runtime, part)
         transform, back = linear @ deformation.to("cpu"), None if inverse is None else inverse.to("cpu") @ linear.inverse()
-        kept = self.similarity != "auto" or steered(problem) or Judge.of(problem.fixed, problem.moving).clearly_better(start or linear, transform)
+        doubted = self.similarity == "auto" and chosen.similarity == "ngf" and not steered(problem)
+        kept = not doubted or Judge.of(problem.fixed, problem.moving).clearly_better(start or linear, transform)
         if not kept:
             linear, start = self._linear_start(problem, runtime, monitor.part(0.98, 1.0, "linear map alone"), FINE_SAMPLES)
             transform, back = start or linear, None
