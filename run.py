@@ -221,7 +221,7 @@ def install(torch: str) -> None:
     MARKER.unlink(missing_ok=True)
     install_torch(torch)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    wanted = project["dependencies"] + [r for group in project["optional-dependencies"].values() for r in group]
+    wanted = dict.fromkeys(project["dependencies"] + [r for group in project["optional-dependencies"].values() for r in group])
     say("  installing " + ", ".join(re.split(r"[<>=~! ]", r)[0] for r in wanted if not r.startswith("torch")))
     problem = pip_install(*wanted)
     if problem:
