@@ -1,8 +1,9 @@
-"""AtlasBuilderLogic: build an atlas and look at the structure of a cohort, from the panel, the Python console and scripts.
+"""AtlasBuilderLogic: build an atlas, look at the structure of a cohort, find slices in an atlas, from the panel, the Python console and scripts.
 
     logic = AtlasBuilderLogic()
     nodes = logic.build(volumeNodes, "/data/atlas")              # or the path of a folder or a list instead of nodes
     record = logic.structure("labels", "/data/labels", covariates="/data/people.csv")
+    result = logic.identify(atlasNode, "/data/slice.png", "coronal", pixel=0.02)
 
 The work is done in a worker of its own, so that an atlas is built while pairs are registered.
 """
@@ -109,6 +110,24 @@ class AtlasBuilderLogic(DeepRegistrationLogic):
         work = JobRun(self.runner, request)
         self.work.append(work)
         return self._wait(work).result["record"]
+
+    def identify(self, atlas, slice_, axis: str = "coronal", *, top: int = 5, pixel: float = 0.0, invert: bool = False, seed: int = 0) -> dict:
+        """Where in the volume node ``atlas`` a slice lies: ``slice_`` a file or a volume node of one slice; ``axis`` of the plates; ``pixel`` mm of a
+        picture whose file does not say it. Returns the job's result ('record', 'matrix', ...); slice and transform go into the scene. Raises as
+        ``build``."""
+        from . import mrml
+        from .atlas_scene import deliver_plane
+        from .jobrun import JobRun
+
+        self.ensure_torch()
+        given = str(slice_) if isinstance(slice_, (str, Path)) else mrml.volume_of(slice_)
+        request = {"command": "identify", "atlas": mrml.volume_of(atlas), "slice": given, "axis": axis, "top": top, "pixel": pixel, "invert": invert,
+                   "seed": seed}
+        work = JobRun(self.runner, request)
+        self.work.append(work)
+        result = self._wait(work).result
+        deliver_plane(result, atlas)
+        return result
 
     @staticmethod
     def _cohort(cohort) -> dict:

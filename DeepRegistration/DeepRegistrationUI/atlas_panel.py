@@ -1,8 +1,9 @@
-"""The panel of the module AtlasBuilder: building an atlas, and the structure of a cohort."""
+"""The panel of the module AtlasBuilder: building an atlas, the structure of a cohort, and slices in an atlas."""
 
 from __future__ import annotations
 
 from .pages.atlas_build import AtlasBuildPage
+from .pages.atlas_identify import AtlasIdentifyPage
 from .pages.atlas_structure import AtlasStructurePage
 from .panel import Panel
 
@@ -11,4 +12,4 @@ class AtlasPanel(Panel):
     """See ``Panel``."""
 
     FORM = "AtlasBuilder.ui"
-    PAGES = {"build": AtlasBuildPage, "structure": AtlasStructurePage}
+    PAGES = {"build": AtlasBuildPage, "structure": AtlasStructurePage, "identify": AtlasIdentifyPage}

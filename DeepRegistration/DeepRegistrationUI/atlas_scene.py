@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import slicer
 
-from . import mrml
+from DeepRegistrationLib.exchange import Matrix
+
+from . import mrml, views
 from .atlas_ages import SEQUENCE, deliver_sequence
 from .delivery import gather
 from .quality_tables import table_from_rows
@@ -77,6 +80,20 @@ def deliver_carried(folder: Path, names: list[str]) -> dict:
             nodes[name].SetAttribute(MARK, "carried")
     if nodes:
         gather(slicer.mrmlScene, f"Subjects on {folder.name}", nodes.values())
+    return nodes
+
+
+def deliver_plane(result: dict, atlas) -> dict:
+    """Put a slice that was found in the volume node ``atlas`` (None where it is gone) into the scene at its place, what the atlas shows there, and the
+    transform that brings the slice as it was there; the views show slice over atlas. Returns role -> node."""
+    scene, name = slicer.mrmlScene, result["slice"].name.partition(" in the atlas")[0]
+    nodes = {role: mrml.volume_node(scene, result[role]) for role in ("slice", "plane")}
+    nodes["transform"] = mrml.transform_node(scene, [Matrix(np.linalg.inv(result["matrix"].matrix))], f"{name} to the atlas")
+    for role, node in nodes.items():
+        node.SetAttribute(MARK, role)
+    gather(scene, f"{name} in the atlas", nodes.values())
+    if views.is_in(atlas, scene):
+        views.show_layers(atlas, nodes["slice"], opacity=0.5, fit=True)
     return nodes
 
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from slicer import vtkMRMLSequenceBrowserNode
+from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSequenceBrowserNode
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
-LISTS = ("AtlasBuilderBuild.ui", "AtlasBuilderStructure.ui")
+LISTS = ("AtlasBuilderBuild.ui", "AtlasBuilderStructure.ui", "AtlasBuilderIdentify.ui")
 METHOD = "icon-atlas"
 
 
@@ -38,6 +38,15 @@ class AtlasBuilderParameterNode:
     structureCovariates: str
     structureFolder: str
     structureValues: str = "{}"  # JSON: parameter name -> value that differs from the usual one
+
+    identifyAtlas: vtkMRMLScalarVolumeNode
+    identifySource: str = "file"
+    identifyFile: str
+    identifySlice: vtkMRMLScalarVolumeNode
+    identifyAxis: str = "coronal"
+    identifyPixel: Annotated[float, WithinRange(0.0, 10.0)] = 0.0
+    identifyInvert: bool = False
+    identifyTop: Annotated[int, WithinRange(1, 20)] = 5
 
     device: str = "auto"
     seed: Annotated[int, WithinRange(0, 2**31 - 1)] = 0

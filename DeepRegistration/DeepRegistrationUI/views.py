@@ -220,6 +220,19 @@ def center_on(scene, point) -> None:
         node.JumpSliceByCentering(right, anterior, float(point[2]))
 
 
+def show_plane(scene, frame, name: str = "Red") -> None:
+    """Bring the slice view ``name`` to a plane: ``frame`` (4, 4) maps (u, v, w) mm to LPS mm, u to the right and v down in the view."""
+    import numpy as np
+
+    from .mrml import vtk_matrix
+
+    placed = np.diag([-1.0, -1, 1, 1]) @ np.asarray(frame, float) @ np.diag([1.0, -1, -1, 1])
+    for node in nodes_of(scene, SLICE):
+        if node.GetLayoutName() == name:
+            node.GetSliceToRAS().DeepCopy(vtk_matrix(placed))
+            node.UpdateMatrices()
+
+
 # ------------------------------------------------------------------------------------------------------------- two rows
 
 

@@ -210,7 +210,7 @@ class Found:
         best = self.poses[0]
         rows = [{"plate": int(k), "position_mm": float(plates.positions[k]), "distance": float(self.distances[k])} for k in self.order[:top]]
         planes = [{"plate": pose.plate, "position_mm": float(plates.positions[pose.plate]), "tilt_degrees": pose.tilt, "scale": list(pose.scale),
-                   "information": pose.score, "started_from": pose.start} for pose in self.poses]
+                   "score": pose.score, "started_from": pose.start} for pose in self.poses]
         return {"top": rows, "plane": planes[0], "other_planes": planes[1:], "distance": float(self.distances[best.plate]),
                 "usual_distance": self.usual, "doubtful": self.doubtful}
 

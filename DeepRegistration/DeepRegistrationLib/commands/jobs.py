@@ -27,6 +27,10 @@ carry: ``atlas`` the folder of a finished one; ``subjects`` [{name, image: a fil
     similarity, folds} or {subject, lost}; its event 'carried' is a row. Files go to carried/NAME in the folder.
 structure: ``kind`` of ``atlas_structure.SOURCES`` with ``data``, or ``label_maps`` [LabelMap]; ``covariates`` a table; ``values``, ``seed``; ``out`` a folder
     (default: the job's). -> ``record`` (result.json), ``subjects`` rows, ``out``.
+identify: ``atlas`` Volume; ``slice`` a file or a Volume of one slice, ``axis`` of its plates, ``top`` how many to list, ``pixel`` mm of a file (0: its own),
+    ``invert``; ``values`` of the training, ``device``, ``seed``, ``threads``. -> ``record`` (result.json), ``by_header`` (None for files), ``pictures``
+    [rows] and ``frames`` [(4, 4)], (u, v, w) mm -> LPS mm: of the slice (pictures alone), the plane, each plate; ``matrix`` Matrix slice -> atlas;
+    ``slice`` and ``plane`` Volumes.
 qmri: ``volume`` Volume; ``slices`` [Volume] of one slice each (NaN marks pixels without a value), or ``dicom`` a folder; ``segments`` [LabelMap] with
     ``volume_segment`` LabelMap, a bone in both; ``thickness`` mm (0: the headers'); ``method`` 'qmri:PRESET' and ``values``; ``placement``
     {plane: [the plane of which slice each one lies on, from 0], flips: [(along u, along v)]}: order and directions as the user has set them; ``map``: also
@@ -53,12 +57,12 @@ OUTPUTS = ("inverse", "warped", "log_jacobian", "folds")
 
 def do(request: dict, monitor, folder: Path) -> dict:
     """The result of a request. Raises InputError for one that is not understood, and what the job raises."""
-    from . import jobs_atlas, jobs_measure, jobs_motion, jobs_qmri, jobs_register, jobs_train, jobs_warp
+    from . import jobs_atlas, jobs_measure, jobs_motion, jobs_plates, jobs_qmri, jobs_register, jobs_train, jobs_warp
 
     known = {"register": jobs_register.register, "warp": jobs_warp.warp, "evaluate": jobs_measure.evaluate, "report": jobs_measure.report,
              "train": jobs_train.train, "cohort": jobs_atlas.cohort, "atlas": jobs_atlas.atlas,
-             "carry": jobs_atlas.carry, "structure": jobs_atlas.structure, "qmri": jobs_qmri.qmri, "bones": jobs_qmri.bones, "motion": jobs_motion.motion,
-             "catalogue": _catalogue}
+             "carry": jobs_atlas.carry, "structure": jobs_atlas.structure, "identify": jobs_plates.identify, "qmri": jobs_qmri.qmri,
+             "bones": jobs_qmri.bones, "motion": jobs_motion.motion, "catalogue": _catalogue}
     name = request.get("command")
     if name not in known:
         raise InputError(f"the command '{name}' was given; expected one of {', '.join(known)}")
