@@ -14,10 +14,10 @@ import torch
 from trainings import OBJECTIVE, CancelAt, blobs, run, small, view
 
 from DeepRegistrationLib.errors import Cancelled, ConvergenceError, InputError
-from DeepRegistrationLib.runtime import Monitor
+from DeepRegistrationLib.runtime import Monitor, Runtime
 from DeepRegistrationLib.terms import Alignment, Term
-from DeepRegistrationLib.train import precision, processes
-from DeepRegistrationLib.train.ahead import drawn
+from DeepRegistrationLib.train import loop, precision, processes
+from DeepRegistrationLib.train.ahead import denormals_flushed, drawn
 from DeepRegistrationLib.train.loop import Watch, pair_seed, rate_at, train
 from DeepRegistrationLib.train.record import Record, rows
 
@@ -174,6 +174,18 @@ def test_pairs_drawn_ahead_are_the_same_in_the_same_order():
 
     with pytest.raises(InputError, match="this image is gone"):
         list(drawn(broken, range(3), 2))
+
+
+def test_a_thread_that_draws_ahead_changes_no_bit(tmp_path, monkeypatch):
+    """Also where the run treats denormal numbers as 0: the thread does, too."""
+    networks = []
+    for threads in (0, 1):
+        monkeypatch.setattr(loop, "drawing_threads", lambda device, threads=threads: threads)
+        with Runtime("cpu", threads=1).active():
+            networks.append(run(tmp_path / str(threads), 8, pairs=2)[0])
+            flags = list(drawn(lambda generator: denormals_flushed(), range(2), threads))
+        assert flags == [True, True] and list(drawn(lambda generator: denormals_flushed(), range(2), threads)) == [False, False]
+    assert equal(*networks)
 
 
 def test_half_precision_stays_inside_the_network(monkeypatch, tmp_path):

@@ -36,6 +36,18 @@ def kernels_for(*tensors: torch.Tensor):
     return module
 
 
+@lru_cache(maxsize=1)
+def concurrent() -> bool:
+    """May the compiled kernels run in several threads at once? numba's own pool ('workqueue'), which it takes where it finds no OpenMP
+    or TBB, may not: it would end the process."""
+    module = kernels_for(torch.empty(0))
+    if module is None:
+        return True
+    one = torch.zeros(1, 1, 1, 1)
+    module.linear(one.numpy(), torch.zeros(1, 3).numpy(), False, torch.zeros(1, 1).numpy())  # the pool is chosen by the first launch
+    return module.numba.threading_layer() != "workqueue"
+
+
 def volumes(x: torch.Tensor):
     """(1, C, *S) tensor -> numpy (C, z, y, x) that shares its memory where it is contiguous; a 2D image gets one slice."""
     array = x.detach().contiguous().numpy()

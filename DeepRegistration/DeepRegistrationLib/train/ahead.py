@@ -1,4 +1,4 @@
-"""The pairs of coming updates, drawn in threads while an accelerator works on the present ones."""
+"""The pairs of coming updates, drawn in threads while the network works on the present ones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ def drawn(draw: Callable, seeds: Iterable[int], threads: int) -> Iterator:
     """The pair of each of ``seeds``, in their order. With 0 threads each is drawn when it is asked for, else up to two a thread are drawn
     before.
 
-    ``draw(generator) -> Pair`` must depend on its generator only. Its errors are raised where their pair is asked for.
+    ``draw(generator) -> Pair`` must depend on its generator only; its threads treat denormal numbers as the calling one does, so that the
+    pairs are the same to the last bit. Its errors are raised where their pair is asked for.
     """
     if not threads:
         yield from (draw(torch.Generator().manual_seed(seed)) for seed in seeds)
         return
     waiting: deque = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="pairs")
+    pool = ThreadPoolExecutor(threads, "pairs", torch.set_flush_denormal, (denormals_flushed(),))
     try:
         for seed in seeds:
             waiting.append(pool.submit(lambda seed=seed: draw(torch.Generator().manual_seed(seed))))
@@ -29,3 +30,8 @@ def drawn(draw: Callable, seeds: Iterable[int], threads: int) -> Iterator:
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def denormals_flushed() -> bool:
+    """Do denormal numbers count as 0 in this thread?"""
+    return float(torch.full((1,), 1e-39) * 1.0) == 0.0

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from ..problem import Pair
 from ..runtime import Runtime
 from ..terms import CONSISTENCIES, LNCC, MINDSSC, MSE, Alignment, GradientInverseConsistency, Term
 from ..transforms.base import require_finite
+from . import processes
 from .loop import TrainingSettings, pair_number, train
 
 OBJECTIVES = ("whole", "similarity")
@@ -183,7 +185,7 @@ class JointView:
 def penalty(mean: torch.Tensor, values: torch.Tensor, before: torch.Tensor, weight: float) -> torch.Tensor:
     """(B,) weight |m|^2 per voxel with its slope in ``values`` (B, C, *S); m = ``mean`` (1, C, *S) of the cohort by the network that gave
     ``before`` for the same subjects, plus the mean change of these."""
-    m = mean + (values.detach() - before).mean(0, keepdim=True)
+    m = mean + processes.mean_of((values.detach() - before).mean(0, keepdim=True))
     slope = 2 * (m * (values - values.detach())).sum(1).flatten(1).mean(1)
     return weight * (m.square().sum(1).mean() + slope)
 
@@ -203,24 +205,27 @@ def tangent_log(determinant: torch.Tensor) -> torch.Tensor:
 
 
 class Images:
-    """The members' images on the atlas lattice, through their linear maps; the latest ones stay in memory as far as ``memory`` MiB reach."""
+    """The members' images on the atlas lattice, through their linear maps; the latest ones stay in memory as far as ``memory`` MiB reach.
+    Pairs are drawn from them in one thread while another one looks at them."""
 
     def __init__(self, members, maps: dict[str, SubjectMap], grid: Grid, memory: float):
         self.members, self.maps, self.grid = members, maps, grid
         self.most = max(1, int(memory * (1 << 20) / (4 * grid.voxels)))
         self.held: OrderedDict[int, torch.Tensor] = OrderedDict()
+        self.lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self.members)
 
     def __getitem__(self, k: int) -> torch.Tensor:
-        if k not in self.held:
-            values, weight = work.on_atlas(work.read(self.members[k]), self.maps[self.members[k].name])
-            self.held[k] = values * weight
-            if len(self.held) > self.most:
-                self.held.popitem(last=False)
-        self.held.move_to_end(k)
-        return self.held[k]
+        with self.lock:
+            if k not in self.held:
+                values, weight = work.on_atlas(work.read(self.members[k]), self.maps[self.members[k].name])
+                self.held[k] = values * weight
+                if len(self.held) > self.most:
+                    self.held.popitem(last=False)
+            self.held.move_to_end(k)
+            return self.held[k]
 
     def draw(self, count: int, seed: int):
         """generator -> Pair whose images are both a batch of ``count`` subjects. Every pass goes through the cohort once, in an order of its own,
@@ -266,6 +271,8 @@ def train_joint(members, maps: dict[str, SubjectMap], template: Image, settings:
     view = JointView(settings, images, max(1, round(BETWEEN * len(members) / count)))
     train(model, view, objective(settings, float(template.data.var())), images.draw(count, runtime.seed), how, folder, runtime)
     model = model.to("cpu").eval()
+    if processes.rank() > 0:
+        return Image(model.atlas.detach().clone(), grid, name="template")
     card = weights.WeightsCard("", f"Atlas network, {grid.dim}D", "", "", 0, "that of the images", f"{len(members)} images of the user", NETWORK,
                                {"dim": grid.dim, "resolutions": settings.resolutions, **network.shape}, scaling="robust",
                                training=f"icon-atlas, {settings.steps} steps of {count} subjects, seed {runtime.seed}")

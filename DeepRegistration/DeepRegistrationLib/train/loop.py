@@ -21,6 +21,7 @@ from typing import Callable
 import torch
 
 from ..errors import Cancelled, ConvergenceError, InputError
+from ..ops.native import concurrent
 from ..runtime import Runtime
 from ..terms import Alignment, Term
 from . import checkpoint, precision, processes
@@ -28,8 +29,7 @@ from .ahead import drawn
 from .checkpoint import BEST, CHECKPOINT, State
 from .record import Record
 
-THREADS = min(8, max(2, (os.cpu_count() or 2) // 2))
-"""Threads that draw pairs ahead while an accelerator works; on the CPU, where they would take its time, none."""
+CORES = os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class _Run:
         first = processes.rank() == 0
         record = Record(self.folder, state.step, self.watch.tensorboard) if first else None
         numbers = range(state.step * settings.pairs, settings.steps * settings.pairs)
-        pairs = drawn(draw, (pair_seed(self.runtime.seed, number) for number in numbers), 0 if self.device.type == "cpu" else THREADS)
+        pairs = drawn(draw, (pair_seed(self.runtime.seed, number) for number in numbers), drawing_threads(self.device))
         rows: list[dict] = []
         try:
             if self.due and state.looked < state.step:
@@ -225,6 +225,14 @@ def make(folder: Path) -> None:
         (folder / ".writable").unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"the folder {folder} cannot be written to ({error.strerror}); choose another one") from None
+
+
+def drawing_threads(device: torch.device) -> int:
+    """How many threads draw pairs ahead: several while an accelerator works, one beside a network on the CPU, none where processes share
+    the cores or the compiled kernels must not run in two threads at once."""
+    if device.type == "cpu":
+        return int(CORES > 1 and processes.world() == 1 and concurrent())
+    return min(8, max(2, CORES // 2)) if concurrent() else 0
 
 
 def rate_at(settings: TrainingSettings, step: int) -> float:
