@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import cohorts
 import numpy as np
 import pytest
 import torch
+from conftest import LIBRARY
 
 from DeepRegistrationLib.commands.atlas_build import rounds
 from DeepRegistrationLib.commands.atlas_cohort import read_group, unique
@@ -113,6 +117,44 @@ def test_a_build_that_was_killed_goes_on(tmp_path, process, cli):
     assert cli(*command[:4], "--out", tmp_path / "whole", *command[6:]).status == 0
     one, other = (read_image(tmp_path / name / "atlas.nii.gz").data for name in ("atlas", "whole"))
     assert torch.equal(one, other)
+
+
+def together(*words) -> subprocess.CompletedProcess:
+    """The command line in two processes that train together."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "DeepRegistrationLib", *map(str, words)]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": str(LIBRARY.parent), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+                          timeout=500)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed engine")
+@pytest.mark.parametrize("values", [("displacement=40",), ("displacement=0", "objective=similarity")], ids=["penalty", "none"])
+def test_two_processes_train_an_atlas_as_one_with_twice_the_subjects_a_step(tmp_path, cli, values):
+    cohorts.write(tmp_path / "images", 6, labels="")
+    common = ("atlas", "build", "--cohort", tmp_path / "images", "--method", "icon-atlas:network", "--quiet", "--device", "cpu", "--threads", 1)
+    options = [part for value in ("width=4", "steps=6", "resolutions=1", "linear=rigid", "linear_iterations=1", *values) for part in ("--set", value)]
+    done = together(*common, *options, "--set", "batch=1", "--out", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert cli(*common, *options, "--set", "batch=2", "--out", tmp_path / "one").status == 0
+    one, two = (read_image(tmp_path / name / "atlas.nii.gz").data for name in ("one", "two"))
+    record = json.loads((tmp_path / "two" / "atlas.json").read_text("utf-8"))
+    assert len(record["subjects"]) == 6 and len(record["history"]) == 2 and not (tmp_path / "two" / "work").exists()
+    assert torch.allclose(one, two, atol=1e-4) and not torch.equal(one, torch.zeros_like(one))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no distributed engine")
+def test_two_processes_make_an_atlas_over_age(tmp_path):
+    cohorts.write(tmp_path / "images", 6, labels="")
+    lines = ["image,age", *(f"images/s{k:02d}.nii.gz,{k % 2}" for k in range(6))]
+    (tmp_path / "list.csv").write_text("\n".join(lines), "utf-8")
+    done = together("atlas", "build", "--cohort", tmp_path / "list.csv", "--covariate", "age", "--method", "spatiotemporal-atlas", "--set", "width=4", "--set",
+                    "steps=4", "--set", "change=0", "--iterations", 2, "--out", tmp_path / "two", "--quiet", "--device", "cpu", "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "two" / "atlas.json").read_text("utf-8"))
+    assert record["ages"] == [0, 1] and len(record["history"]) == 3 and len(record["subjects"]) == 6
+    answer = together("atlas", "build", "--cohort", tmp_path / "images", "--out", tmp_path / "none", "--quiet")
+    assert answer.returncode != 0 and "2 processes were started together and nothing is trained" in answer.stderr
 
 
 @pytest.mark.parametrize("options, words", [

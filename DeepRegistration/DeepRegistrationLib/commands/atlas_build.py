@@ -5,7 +5,8 @@ quality.csv, convergence.csv and, last, atlas.json; where subjects have label ma
 probability_VALUE.nii.gz; network.safetensors where a network was trained. An atlas over age (--method spatiotemporal-atlas --covariate NAME) has
 atlas_age_A.nii.gz for every age, atlas.seq.nrrd (all of them as a sequence for 3D Slicer), growth.csv and growth.png (volume and length over
 age), with label maps labels_age_A.nii.gz; its atlas.nii.gz is that of the middle age. A stopped build goes on with --resume: every subject that was
-finished is kept in DIR/work until all is done. A subject that cannot be used is set aside with a reason and does not stop the rest.
+finished is kept in DIR/work until all is done. Where a network is trained, several processes or machines that share DIR may train it together:
+torchrun --nproc-per-node N -m DeepRegistrationLib atlas build .... A subject that cannot be used is set aside with a reason and does not stop the rest.
 """
 
 from __future__ import annotations
@@ -53,16 +54,22 @@ def add(actions) -> None:
 
 def run(arguments) -> None:
     """Build and write. Raises InputError, ConvergenceError or Cancelled; the state in DIR/work stays, to go on from."""
+    from ..train import processes
     from .atlas_cohort import Covariate, read_group
 
     method = chosen(arguments)
     problem = read_group(arguments.cohort, arguments.labels, Covariate(arguments.covariate, arguments.covariates))
-    if prepare(arguments.out, arguments.resume, method, problem):
-        note(f"{arguments.out} holds this atlas already; nothing is left to do")
+    with processes.joined(arguments.device) as device:
+        first = processes.rank() == 0
+        monitor = Silent() if arguments.quiet or not first else JsonLines(sys.stdout) if arguments.json_progress else Console(sys.stderr)
+        runtime = Runtime(device, arguments.seed, threads(arguments), monitor=monitor, workers=arguments.workers, work=arguments.out / WORK)
+        if processes.shared(first and prepare(arguments.out, arguments.resume, method, problem), runtime.torch_device()):
+            note(f"{arguments.out} holds this atlas already; nothing is left to do")
+            return
+        result = method.run(problem, runtime)
+        processes.meet()
+    if not first:
         return
-    monitor = JsonLines(sys.stdout) if arguments.json_progress else Silent() if arguments.quiet else Console(sys.stderr)
-    runtime = Runtime(arguments.device, arguments.seed, threads(arguments), monitor=monitor, workers=arguments.workers, work=arguments.out / WORK)
-    result = method.run(problem, runtime)
     with runtime.active(), fewer_threads(result.atlas.grid.voxels):
         record = write(result, arguments.out)
     shutil.rmtree(arguments.out / WORK, ignore_errors=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..engines import groupwise
 from ..engines.channels import normalised
-from ..engines.cohort_outcome import conclude
+from ..engines.cohort_outcome import Outcome, conclude
 from ..engines.cohort_store import SubjectMap
 from ..engines.cohort_work import Place
 from ..engines.crew import Crew
@@ -26,6 +26,7 @@ from ..problem import Group, Pair
 from ..result import GroupResult
 from ..runtime import Runtime
 from ..terms import CONSISTENCIES
+from ..train import processes
 from ..train.atlas import FOLDER, OBJECTIVES, JointSettings, Trained, train_joint
 from ..train.members import members_of, order_of
 from ..transforms import Affine, Transform
@@ -105,6 +106,7 @@ class IconAtlas(Method):
     window: float = parameter(4.0, "Window", "Radius of the windows of 'lncc' (network).", unit="mm", minimum=0.1)
 
     def solve(self, problem, runtime):
+        processes.require_shared(runtime.work, self.model == "network")
         keeper = None if runtime.work else tempfile.TemporaryDirectory(prefix="atlas-")
         place = Place(Path(runtime.work or keeper.name), str(runtime.torch_device()), runtime.seed, runtime.threads)
         joint = self._joint() if self.model == "network" else None
@@ -117,7 +119,7 @@ class IconAtlas(Method):
                 return groupwise.build(members, grid, stages, settings, place, crew, runtime.monitor.part(begin, end), order, set_aside)
 
             built = self._by_network(build, joint, place, runtime) if joint else build(self._linear() + self._deformable(), 0.02, 0.92)
-            outcome = conclude(built, place, crew, runtime.monitor.part(0.92, 1.0))
+            outcome = Outcome([], {}, {}) if processes.rank() > 0 else conclude(built, place, crew, runtime.monitor.part(0.92, 1.0))
         store, last = place.store, built.iterations - 1
 
         def transform_of(name, keeper=keeper):
@@ -143,14 +145,17 @@ class IconAtlas(Method):
     def _by_network(self, build, joint, place, runtime):
         """Linear iterations, then the network and the atlas together, then the network's map of every subject, centred."""
         linear, store = self._linear(), place.store
-        built = build(linear, 0.02, 0.2)
+        with processes.one_first():
+            built = build(linear, 0.02, 0.2)
         if built.iterations == len(linear):
             maps = {m.name: store.corrected(len(linear) - 1, m.name) if linear else SubjectMap(m.start, None, built.grid) for m in built.members}
             atlas = train_joint(built.members, maps, store.template(len(linear)), joint, place.folder / FOLDER,
                                 replace(runtime, monitor=runtime.monitor.part(0.2, 0.85, "network and atlas")))
-            store.write_template(len(linear), atlas)
+            if processes.rank() == 0:
+                store.write_template(len(linear), atlas)
         trained = groupwise.Stage(Trained(place.folder / FOLDER / f"{FOLDER}.safetensors"), smoothed=False, keeps=True)
-        return build(linear + (trained,), 0.85, 0.92)
+        with processes.one_first():
+            return build(linear + (trained,), 0.85, 0.92)
 
     def _joint(self) -> JointSettings:
         similarity = "mse" if self.similarity == "auto" else self.similarity

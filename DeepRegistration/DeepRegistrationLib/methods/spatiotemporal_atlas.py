@@ -36,6 +36,7 @@ from ..parameters import parameter
 from ..problem import Group
 from ..result import GrowthResult
 from ..runtime import Runtime
+from ..train import processes
 from ..train.atlas import Trained
 from ..train.members import members_of, order_of
 from ..train.temporal import GENERATOR, NETWORK, Temporal, TemporalSettings
@@ -108,12 +109,13 @@ class SpatiotemporalAtlas(Method):
                                 "the others'; 0 keeps all.", minimum=0.0)
 
     def solve(self, problem, runtime):
+        processes.require_shared(runtime.work, True)
         keeper = None if runtime.work else tempfile.TemporaryDirectory(prefix="atlas-")
         place, monitor = Place(Path(runtime.work or keeper.name), str(runtime.torch_device()), runtime.seed, runtime.threads), runtime.monitor
         members, grid, set_aside = self._members(problem, monitor.part(0.0, 0.02, "headers"))
         stages = (groupwise.Stage(RIGID, COARSE, True),) if self.linear == "rigid" else ()
         order = order_of(self, problem, runtime.seed)
-        with Crew(runtime.workers) as crew:
+        with Crew(runtime.workers) as crew, processes.one_first():
             built = groupwise.build(members, grid, stages, groupwise.GroupwiseSettings(outliers=self.outliers), place, crew,
                                     monitor.part(0.02, 0.2, "rigid"), order, set_aside)
         ages = Ages.of([member.subject.covariate for member in built.members], self.knots)
@@ -121,6 +123,8 @@ class SpatiotemporalAtlas(Method):
         ages.basis(asked)
         flow = Temporal(built, self._linear_maps(built, len(stages), place), len(stages), ages, self._settings(grid), place, runtime, order)
         flow.build(monitor.part(0.2, 0.95))
+        if processes.rank() > 0:
+            return GrowthResult(problem, place.store.template(built.iterations), (), None, built.set_aside)
         return self._result(problem, flow, asked, keeper)
 
     def carry(self, atlas: Image, image: Image, runtime: Runtime, network: Path | None = None) -> Transform:

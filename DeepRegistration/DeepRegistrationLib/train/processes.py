@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch import distributed
@@ -17,6 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import Cancelled, InputError
 from ..runtime import Monitor
+
+PATIENCE = timedelta(days=7)
+"""How long processes wait for one that works alone, for example at the linear maps of a cohort."""
 
 
 def rank() -> int:
@@ -48,7 +52,7 @@ def joined(device: str):
     if several_gpus:
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
         torch.cuda.set_device(torch.device(device))
-    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
     try:
         yield device
     finally:
@@ -73,6 +77,33 @@ def meet() -> None:
     """Every process waits here for all others."""
     if world() > 1:
         distributed.barrier()
+
+
+def require_shared(work, trains: bool) -> None:
+    """InputError where several processes were started for what trains no network, or that share no folder ``work``."""
+    if world() > 1 and not trains:
+        raise InputError(f"{world()} processes were started together and nothing is trained; start one, and take --workers for several subjects at a time")
+    if world() > 1 and work is None:
+        raise InputError(f"{world()} processes were started together without a folder that they share; name one (Runtime.work)")
+
+
+@contextmanager
+def one_first():
+    """The first process does what is inside before the others do, which find its results in files."""
+    if rank() > 0:
+        meet()
+    yield
+    if rank() == 0:
+        meet()
+
+
+def mean_of(values: torch.Tensor) -> torch.Tensor:
+    """The mean of tensors, one a process; without a slope."""
+    if world() == 1:
+        return values
+    total = values.detach().clone()
+    distributed.all_reduce(total)
+    return total / world()
 
 
 def mean(value: float, device: torch.device) -> float:

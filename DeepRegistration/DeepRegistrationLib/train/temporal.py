@@ -42,6 +42,7 @@ from ..ops import fields
 from ..problem import Pair
 from ..runtime import Monitor, Runtime
 from ..terms import LNCC, Alignment, Diffusion, Term
+from . import processes
 from .atlas import Images
 from .checkpoint import initialise, write
 from .loop import TrainingSettings, pair_number, train
@@ -196,8 +197,9 @@ class Temporal:
         built, store, first = self.built, self.place.store, self.first
         most = 1 if self.settings.generator else self.settings.iterations
         with self.place.working(built.grid):
-            if built.iterations == first and not store.has_atlases(first):
-                store.write_atlases(first, medians(self.images, self.basis, monitor.part(0.0, 0.1)))
+            with processes.one_first():
+                if built.iterations == first and not store.has_atlases(first):
+                    store.write_atlases(first, medians(self.images, self.basis, monitor.part(0.0, 0.1)))
             for n in range(built.iterations - first, most):
                 if n and built.rows[-1]["template_change"] < self.settings.change:
                     break
@@ -209,6 +211,9 @@ class Temporal:
         k, store = self.first + n, self.place.store
         old = store.atlases(k)
         model = self._trained(n, old, monitor.part(0.0, 0.8, "network"))
+        if processes.rank() > 0:
+            self._follow()
+            return
         seen = old if model.generator is None else drawn(model.generator, self.ages.share(self.ages.knots))
         passed = _Pass(self, k, model, seen)
         for number in self._in_order(monitor.part(0.8, 0.9, "subject")):
@@ -218,7 +223,14 @@ class Temporal:
             passed.add(number)
         new = seen if self.settings.generator else passed.atlases
         self._note(k, passed.row(old, new), passed, new)
+        processes.meet()
         monitor.log(**{key: float(value) for key, value in self.built.rows[-1].items()})
+
+    def _follow(self) -> None:
+        """Of several processes that train together the first one makes the atlas; the others wait for it and read how it went."""
+        processes.meet()
+        state = self.place.store.state()
+        self.built.rows, self.built.iterations = state["rows"], state["iterations"]
 
     def _in_order(self, monitor: Monitor):
         """The numbers of the members by rising age."""
@@ -255,7 +267,8 @@ class Temporal:
         view = TemporalView(settings, 1 / (len(self.ages.knots) - 1), float(atlases.var()))
         how = TrainingSettings(steps=settings.steps, rate=settings.rate)
         train(model, view, TemporalCost(settings), self._draw(atlases, runtime.seed), how, self.training(n), runtime)
-        write({"network": model.state_dict()}, self.training(n) / "model.pt")
+        if processes.rank() == 0:
+            write({"network": model.state_dict()}, self.training(n) / "model.pt")
         return model.eval()
 
     def _draw(self, atlases: torch.Tensor, seed: int):
