@@ -152,10 +152,11 @@ def random_pose(rng: np.random.Generator, degrees: float, shift: float, centre) 
 
 
 def known_set(seed: int, degrees: float = 25.0, shift: float = 12.0, *, hip: Hip | None = None, volume: Image | None = None, size: int = 64,
-              thickness: float = 3.0, noise: float = 1.5, bias: float = 0.08, segments: bool = False, order=None, flips=None) -> KnownSet:
+              thickness: float = 3.0, noise: float = 1.5, bias: float = 0.08, segments: bool = False, order=None, flips=None, bend: tuple[float, float] = (0.0, 0.0)) -> KnownSet:
     """Six radial slices of a hip, whose headers are wrong by a turn and a shift; ``order`` and ``flips`` [(u, v)] say which picture each header gets.
 
-    Slice k of the request shows plane ``order[k]``, mirrored along u or v where ``flips[k]`` says so.
+    Slice k of the request shows plane ``order[k]``, mirrored along u or v where ``flips[k]`` says so. With ``bend`` (mm in the plane, mm through it at
+    most) its pixel at p shows what is at p + ``bent(shown grid, seed + k, *bend)(p)``.
     """
     rng, hip = np.random.default_rng(seed), hip or Hip(seed)
     volume = volume or hip_volume(hip, volume_grid())
@@ -166,7 +167,8 @@ def known_set(seed: int, degrees: float = 25.0, shift: float = 12.0, *, hip: Hip
     slices, marks, each = [], [], []
     for k, (plane, flip) in enumerate(zip(order, flips)):
         shown = mirrored(grids[plane], *flip)
-        values = cut(lambda p: hip.values(p, "slice"), shown, np.eye(4), thickness) * bias_of(shown.points(), seed + 5, bias)
+        away = bent(shown, seed + k, *bend)
+        values = cut(lambda p: hip.values(p + away(p), "slice"), shown, np.eye(4), thickness) * bias_of(shown.points(), seed + 5, bias)
         values = values + noise * rng.standard_normal(values.shape)
         header = grids[k].moved(wrong)
         slices.append(Image(torch.as_tensor(values, dtype=torch.float32)[None, None], header, name=f"slice {k + 1}"))
@@ -175,6 +177,20 @@ def known_set(seed: int, degrees: float = 25.0, shift: float = 12.0, *, hip: Hip
     bone = Labels(torch.as_tensor((hip.femur(volume.grid.points()) < 0).astype(np.int64))[None, None], volume.grid, name="bone") if segments else None
     problem = Slices(tuple(slices), volume, segments=tuple(marks) if segments else None, volume_segment=bone)
     return KnownSet(problem, truth, np.stack(each))
+
+
+def bent(grid: Grid, seed: int, plane: float, through: float):
+    """points (..., 3) mm -> displacement (..., 3) mm, at most ``plane`` mm in the plane of ``grid`` and ``through`` mm across it: three smooth bumps."""
+    rng, size = np.random.default_rng(seed + 900), float(grid.extent.max())
+    middles = grid.centre + rng.uniform(-0.25, 0.25, (3, 2)) * size @ grid.direction[:, :2].T
+    angles = rng.uniform(0, 2 * np.pi, 3)
+    pushes = np.stack([plane * np.cos(angles), plane * np.sin(angles), through * rng.choice([-1, 1], 3)], 1) @ grid.direction.T
+
+    def away(points):
+        bumps = np.exp(-((points[..., None, :] - middles) ** 2).sum(-1) / (2 * (0.14 * size) ** 2))
+        return (bumps / np.maximum(bumps.sum(-1, keepdims=True), 1)) @ pushes
+
+    return away
 
 
 def strokes_on(segment: Labels) -> Labels:

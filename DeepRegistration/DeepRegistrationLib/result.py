@@ -8,6 +8,7 @@ from typing import Callable
 
 import torch
 
+from .engines.slice_bends import Bend, bent_points
 from .engines.slices import emulate, thickness_of
 from .errors import InputError
 from .image import Image, Labels
@@ -139,7 +140,7 @@ class SlicesResult:
     every picture lies on and ``flips`` (along u, along v) say what was found wrong with order and directions; ``shift_std`` (3,) mm, ``turn_std``
     (3,) degrees and ``distance_std`` mm (root mean square over the pixels) are standard deviations; ``evidence`` name -> figure; ``curve`` the
     similarity of set and slices over the turn about the axis ('degrees', 'set', 'slices'; empty without an axis); ``votes`` the steps of the
-    binary search; ``start`` where the search began.
+    binary search; ``start`` where the search began; ``bends`` the small deformation of every slice before its map, where it was asked for.
     """
 
     problem: object
@@ -157,6 +158,7 @@ class SlicesResult:
     votes: list = field(default_factory=list)
     start: str = "header"
     profile: str = "box"
+    bends: tuple[Bend, ...] = ()
     scalars: dict = field(default_factory=dict)
     history: list = field(default_factory=list)
     provenance: dict = field(default_factory=dict)
@@ -165,7 +167,17 @@ class SlicesResult:
         """Slice ``k`` as the volume shows it, on the slice's grid; NaN outside the volume."""
         grid = self.problem.slices[k].grid
         thickness = self.problem.thickness or thickness_of(grid)
-        return emulate(self.problem.volume, grid, self.transforms[k].numpy(), thickness, self.profile, fill=float("nan"))
+        points = bent_points(self.bend(k), grid.points().reshape(-1, 3))
+        return emulate(self.problem.volume, grid, self.transforms[k].numpy(), thickness, self.profile, float("nan"), points)
+
+    def bend(self, k: int) -> Bend | None:
+        """Of slice ``k``, None where none was asked for."""
+        return self.bends[k] if self.bends else None
+
+    def placed(self, k: int) -> Transform:
+        """Points of slice ``k`` as its header says -> volume mm, with its deformation where one was kept."""
+        bend = self.bend(k)
+        return self.transforms[k] if bend is None or bend.field is None else self.transforms[k] @ bend.field
 
 
 def warp(image: Image, transform, grid, mode: str | None = None, fill: float = 0.0) -> Image:

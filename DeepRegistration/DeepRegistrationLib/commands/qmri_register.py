@@ -1,11 +1,11 @@
 """qmri register: find where a set of 2D slices lies in a volume, in which order and direction, and carry its maps into the volume.
 
-DIR gets set.tfm and set.h5 (slice mm -> volume mm, the whole set), slice01.tfm, ... (each slice, from where its own header has it), slices.png
-(measured and emulated slices), similarity.csv and similarity.png (over the turn about the common axis), map_NAME.nii.gz (the maps on the
-volume's voxels, NaN where there is none), regions.csv (values per label, with --labels) and result.json (status, reasons, standard
-deviations, order and directions found, evidence). Where the evidence is too weak the status is 'not registered', the exit status is 1,
-and DIR gets rejected.tfm in place of the transforms and no maps. With --strokes the bone is learned (see 'qmri bones'), and segment01.nii.gz, ... are
-what was found.
+DIR gets set.tfm and set.h5 (slice mm -> volume mm, the whole set), slice01.tfm, ... (each slice, from where its own header has it), slice01.h5, ...
+(with the deformation of the slice, where one was asked for and kept), slices.png (measured and emulated slices), similarity.csv and
+similarity.png (over the turn about the common axis), map_NAME.nii.gz (the maps on the volume's voxels, NaN where there is none), regions.csv
+(values per label, with --labels) and result.json (status, reasons, standard deviations, order and directions found, evidence). Where the
+evidence is too weak the status is 'not registered', the exit status is 1, and DIR gets rejected.tfm in place of the transforms and no maps.
+With --strokes the bone is learned (see 'qmri bones'), and segment01.nii.gz, ... are what was found.
 
 Slices whose headers say where they are need nothing more. With --radial DEGREES the headers are not used: slice k is placed k * DEGREES about
 --axis X,Y,Z,DX,DY,DZ (the center and the normal of the localizer, LPS mm), its columns of pixels along the axis.
@@ -92,7 +92,7 @@ def run(arguments) -> None:
 
 def _earlier(folder: Path) -> tuple[str, ...]:
     """Names of the files of an earlier run, however many slices and maps it had."""
-    patterns = ("set.*", qmri_bones.FILES, "slice[0-9][0-9].tfm", "rejected.tfm", "slices.png", "similarity.*", "map_*.nii.gz", "regions.csv")
+    patterns = ("set.*", qmri_bones.FILES, "slice[0-9][0-9].*", "rejected.tfm", "slices.png", "similarity.*", "map_*.nii.gz", "regions.csv")
     return tuple(sorted({p.name for pattern in patterns for p in folder.glob(pattern)})) if folder.is_dir() else ()
 
 
@@ -160,6 +160,8 @@ def write(arguments, result, maps, folder: Path) -> None:
     write_transform(result.transform, folder / "set.h5")
     for k, transform in enumerate(result.transforms):
         write_transform(transform, folder / f"slice{k + 1:02d}.tfm")
+        if result.placed(k) is not transform:
+            write_transform(result.placed(k), folder / f"slice{k + 1:02d}.h5")
     write_maps(arguments, result, maps, folder)
 
 
@@ -182,8 +184,9 @@ def write_maps(arguments, result, maps, folder: Path) -> None:
     if labels is not None and labels.dim != 3:
         raise InputError(f"{arguments.labels} is {labels.dim}D; give a label map of the volume")
     for name, unit, images in maps:
-        write_image(into_volume(images, matrices, result.problem.volume.grid, thickness, Silent(), name), folder / f"map_{name}.nii.gz")
-        rows += region_rows(images, matrices, labels, name, unit) if labels is not None else []
+        made = into_volume(images, matrices, result.problem.volume.grid, thickness, Silent(), name, result.bends)
+        write_image(made, folder / f"map_{name}.nii.gz")
+        rows += region_rows(images, matrices, labels, name, unit, result.bends) if labels is not None else []
     if labels is not None:
         with (folder / "regions.csv").open("w", newline="", encoding="utf-8") as stream:
             heads = ("map", "unit", "label", "region", "pixels", "mean", "sd", "median", "p05", "p95", "area_mm2")
@@ -200,6 +203,7 @@ def describe(arguments, files, result) -> dict:
     return {"status": "registered" if result.registered else "not registered", "reasons": result.reasons, **given,
             "slices": [{"file": str(Path(path).resolve()), "plane": plane + 1, "mirrored": dict(zip("uv", flip)), "matrix": t.numpy()}
                        for path, plane, flip, t in zip(files, result.plane, result.flips, result.transforms)],
+            "bends": [{"kept": b.field is not None, "largest_mm": b.largest, "gain": b.gain, "gain_error": b.error} for b in result.bends],
             "matrix": result.transform.numpy(), "std": {"shift_mm": result.shift_std, "turn_degrees": result.turn_std, "distance_mm": result.distance_std},
             "evidence": result.evidence, "start": result.start, "votes": result.votes, "scalars": result.scalars, **stated,
             "wall_seconds": result.provenance.get("wall_seconds"), "history": result.history}

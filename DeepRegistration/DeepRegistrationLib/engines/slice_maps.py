@@ -14,19 +14,20 @@ import torch
 from ..geometry import Grid
 from ..image import Image, Labels
 from ..ops.sample import sample
+from .slice_bends import bent_points, unbent_points
 from .slices import normal_of, thickness_of
 
 SLAB_VOXELS = 1 << 20
 
 
-def into_volume(images, matrices, grid: Grid, thickness: float, monitor, name: str = "map") -> Image:
+def into_volume(images, matrices, grid: Grid, thickness: float, monitor, name: str = "map", bends=()) -> Image:
     """The ``images`` (one-slice, NaN or masked where they have no value) on ``grid`` (volume mm), float32 with NaN where there is none.
 
-    matrices (S, 4, 4) slice mm -> volume mm; thickness mm, 0 for that of the headers.
+    matrices (S, 4, 4) slice mm -> volume mm; thickness mm, 0 for that of the headers; bends: the small deformations of the slices before.
     """
     out = np.full(grid.shape, np.nan, np.float32)
     deep = max(1, SLAB_VOXELS // int(np.prod(grid.shape[1:])))
-    slices = [_Reader(image, np.linalg.inv(m), grid, thickness) for image, m in zip(images, matrices)]
+    slices = [_Reader(image, np.linalg.inv(m), grid, thickness, bend) for image, m, bend in zip(images, matrices, bends or [None] * len(images))]
     for k in monitor.steps(-(-grid.shape[0] // deep), name):
         lower, upper = np.zeros(3, int), np.array(grid.size)
         lower[2], upper[2] = k * deep, min((k + 1) * deep, grid.shape[0])
@@ -42,9 +43,9 @@ def into_volume(images, matrices, grid: Grid, thickness: float, monitor, name: s
 class _Reader:
     """A slice that gives its values to voxels of the volume."""
 
-    def __init__(self, image: Image, matrix, grid: Grid, thickness: float):
+    def __init__(self, image: Image, matrix, grid: Grid, thickness: float, bend):
         """``matrix`` (4, 4) volume mm -> slice mm."""
-        self.grid, self.matrix = image.grid, matrix
+        self.grid, self.matrix, self.bend = image.grid, matrix, bend
         valid = torch.isfinite(image.data) if image.mask is None else torch.isfinite(image.data) & image.mask
         self.data = torch.cat([torch.where(valid, image.data, 0.0).float(), valid.float()], 1)
         self.half = max(thickness or thickness_of(image.grid), float(grid.spacing.max())) / 2
@@ -59,7 +60,7 @@ class _Reader:
         if not len(near):
             return
         world = part.index_to_world(near[:, ::-1]) @ self.matrix[:3, :3].T + self.matrix[:3, 3]
-        index = self.grid.world_to_index(world)
+        index = self.grid.world_to_index(unbent_points(self.bend, world))
         index[:, self.grid.size.index(1)] = 0
         value, weight = sample(self.data, torch.as_tensor(index, dtype=torch.float32)[None], padding="border", fill=0.0)[0].double().numpy()
         good = weight > 0.5
@@ -68,13 +69,13 @@ class _Reader:
         count[where] += 1
 
 
-def region_rows(images, matrices, labels: Labels, name: str, unit: str) -> list[dict]:
+def region_rows(images, matrices, labels: Labels, name: str, unit: str, bends=()) -> list[dict]:
     """One dict a region that the valid pixels of ``images`` meet: map, unit, label, region, pixels, mean, sd, median, p05, p95 and area in mm2."""
     values, marks, areas = [], [], []
-    for image, matrix in zip(images, matrices):
+    for image, matrix, bend in zip(images, matrices, bends or [None] * len(images)):
         valid = torch.isfinite(image.data) if image.mask is None else torch.isfinite(image.data) & image.mask
         keep = valid[0, 0].numpy()
-        points = image.grid.points()[keep] @ matrix[:3, :3].T + matrix[:3, 3]
+        points = bent_points(bend, image.grid.points()[keep]) @ matrix[:3, :3].T + matrix[:3, 3]
         index = torch.as_tensor(labels.grid.world_to_index(points), dtype=torch.float32)[None]
         marks.append(sample(labels.data.float(), index, "nearest", fill=0.0)[0, 0].numpy().astype(int))
         values.append(image.data[0, 0].numpy()[keep].astype(float))

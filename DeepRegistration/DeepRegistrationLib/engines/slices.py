@@ -123,10 +123,11 @@ def placed_about(image, axis, degrees: float, thickness: float = 0.0):
     return replace(image, data=image.data.reshape(*image.data.shape[:2], *grid.shape), grid=grid, mask=mask)
 
 
-def emulate(volume: Image, grid: Grid, matrix, thickness: float, profile: str = "box", fill: float = 0.0) -> Image:
-    """The slice that the volume shows on the one-slice ``grid`` (slice mm) under ``matrix`` (4, 4) slice mm -> volume mm; ``fill`` outside."""
+def emulate(volume: Image, grid: Grid, matrix, thickness: float, profile: str = "box", fill: float = 0.0, points=None) -> Image:
+    """The slice that the volume shows on the one-slice ``grid`` (slice mm) under ``matrix`` (4, 4) slice mm -> volume mm; ``fill`` outside. ``points``
+    (N, 3) mm takes the place of those of the pixels, where these are displaced in the slice first."""
     offsets, weights = profile_nodes(thickness, float(volume.grid.spacing.min()), profile)
-    points, normal = grid.points().reshape(-1, 3), normal_of(grid)
+    points, normal = grid.points().reshape(-1, 3) if points is None else points, normal_of(grid)
     total = torch.zeros((1, volume.data.shape[1], len(points)), dtype=torch.float32, device=volume.device)
     for offset, weight in zip(offsets, weights):
         world = (points + offset * normal) @ np.asarray(matrix)[:3, :3].T + np.asarray(matrix)[:3, 3]

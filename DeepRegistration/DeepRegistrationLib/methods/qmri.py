@@ -6,7 +6,8 @@ headers or of the visual hull of a segmented bone (``engines/slice_starts.py``);
 the report's binary search, in which every slice votes for a turn of +-15, +-7.5, ... degrees about the common axis (``slice_search``).
 Abbas, Lattanzi, Petchprapa and Gerig, 2D/3D quasi-intramodal registration of quantitative MR images, WBIR 2022.
 
-Beyond the report: the order and the directions of the slices are found, which it sets by hand (``slice_order``); a bounded motion of every slice;
+Beyond the report: the order and the directions of the slices are found, which it sets by hand (``slice_order``); a bounded motion of every slice,
+and a bounded deformation (``slice_bends``);
 the uncertainty of the pose and the evidence for it (``slice_evidence``). Where that is weak the result says so and is not registered.
 """
 
@@ -19,9 +20,10 @@ import torch
 
 from ..engines.global_rigid import SearchSettings
 from ..engines.global_rigid import search as search_stack
+from ..engines.slice_bends import BendSettings, bends
 from ..engines.slice_evidence import axis_curve, evidence, uncertainty
 from ..engines.slice_order import TIE, Placement, check_placement, find_placement, moves_of, placed
-from ..engines.slice_search import ONE_THREAD, SEARCHES, SliceSettings, search
+from ..engines.slice_search import ONE_THREAD, SEARCHES, SliceSettings, longest_edge, search
 from ..engines.slice_starts import hull_start, stack_of
 from ..engines.slices import PROFILES, SIMILARITIES
 from ..errors import InputError
@@ -69,6 +71,8 @@ PLACINGS = ("auto", "keep", "flips", "order", "both")
         "published": Preset("as in the report: visual hull of the bone's label maps, then the binary search about the axis; nothing else moves",
                             {"start": "hull", "search": "axis", "placing": "keep", "steps": 0}),
         "motion": Preset("every slice may also move by 3 mm and 3 degrees on its own", {"own_shift": 3.0, "own_turn": 3.0}),
+        "deformed": Preset("every slice may also deform by 5 mm in its plane and by 1.5 mm across it; kept where left-out pixels agree",
+                           {"bend": 5.0, "bend_through": 1.5}),
         "unordered": Preset("order and directions are found whatever the headers say", {"placing": "both"}),
     },
 ))
@@ -89,6 +93,11 @@ class SlicesToVolume(Method):
     steps: int = parameter(40, "Steps", "At most on each level; 0 leaves the pose where the search found it.", minimum=0, maximum=1000)
     own_shift: float = parameter(0.0, "Own shift of a slice", "Largest along each axis; 0 keeps the slices together.", unit="mm", minimum=0.0, maximum=20.0)
     own_turn: float = parameter(0.0, "Own turn of a slice", "Largest about each axis.", unit="degrees", minimum=0.0, maximum=20.0)
+    bend: float = parameter(0.0, "Deformation in the plane", "Largest of a slice along each of its axes; 0 for none.", unit="mm", minimum=0.0, maximum=30.0)
+    bend_through: float = parameter(0.0, "Deformation across the plane", "Largest of a slice along its normal; 0 for none.", unit="mm", minimum=0.0,
+                                    maximum=10.0)
+    bend_knots: float = parameter(0.0, "Fineness of the deformation", "Distance of control points; 0 takes a sixth of the slices' longer edge.", unit="mm",
+                                  minimum=0.0)
 
     def solve(self, problem, runtime):
         settings = SliceSettings(search=self.search, similarity=self.similarity, profile=self.profile, angle=self.angle, shift=self.shift, tried=self.tried,
@@ -105,7 +114,18 @@ class SlicesToVolume(Method):
             if found is None or tried[1].cost < found.cost - TIE:
                 placement, found = tried
                 proof = _proof(placed(problem, placement), found, settings)
-        return self._result(problem, placement, found, proof, name)
+        bent = self._bent(placed(problem, placement), found, monitor.part(1.0, 1.0))
+        return self._result(problem, placement, found, proof, name, bent)
+
+    def _bent(self, problem, found, monitor) -> list:
+        """The deformation of every slice of the placed problem; none where none is asked for."""
+        if not (self.bend or self.bend_through):
+            return []
+        level = found.levels[-1]
+        grids = [image.grid.resample(np.maximum(level.spacing, image.grid.spacing)) for image in problem.slices]
+        own = np.broadcast_to(np.eye(4), (level.count, 4, 4)) if found.own is None else found.own
+        settings = BendSettings(self.bend, self.bend_through, self.bend_knots or longest_edge(problem) / 6)
+        return bends(level, found.matrix @ own, grids, settings, monitor)
 
     def _starts(self, problem, runtime, monitor):
         """([(4, 4) slice mm -> volume mm], name)."""
@@ -136,14 +156,15 @@ class SlicesToVolume(Method):
         near = replace(settings, search="none")
         return placement, search(placed(problem, placement), [placement.matrix], near, runtime, monitor.part(0.7, 1.0))
 
-    def _result(self, problem, placement, found, proof, name):
+    def _result(self, problem, placement, found, proof, name, bent):
         spread, proven, curve = proof
         moves = moves_of(problem, placement)
+        bent = tuple(each.before(move) for each, move in zip(bent, moves))
         own = np.broadcast_to(np.eye(4), moves.shape) if found.own is None else found.own
         scalars = {"similarity": 1 - found.cost, "distance_std_mm": spread.distance, **proven.as_dict()}
         return SlicesResult(problem, _affine(found.matrix), tuple(_affine(found.matrix @ o @ m) for o, m in zip(own, moves)), not proven.reasons,
                             proven.reasons, placement.plane, placement.flips, spread.shift, spread.turn, spread.distance, proven.as_dict(), curve,
-                            found.votes, name, self.profile, scalars, found.history)
+                            found.votes, name, self.profile, bent, scalars, found.history)
 
 
 def _proof(problem, found, settings):
