@@ -152,7 +152,8 @@ def random_pose(rng: np.random.Generator, degrees: float, shift: float, centre) 
 
 
 def known_set(seed: int, degrees: float = 25.0, shift: float = 12.0, *, hip: Hip | None = None, volume: Image | None = None, size: int = 64,
-              thickness: float = 3.0, noise: float = 1.5, bias: float = 0.08, segments: bool = False, order=None, flips=None, bend: tuple[float, float] = (0.0, 0.0)) -> KnownSet:
+              thickness: float = 3.0, noise: float = 1.5, bias: float = 0.08, segments: bool = False, order=None, flips=None,
+              bend: tuple[float, float] = (0.0, 0.0)) -> KnownSet:
     """Six radial slices of a hip, whose headers are wrong by a turn and a shift; ``order`` and ``flips`` [(u, v)] say which picture each header gets.
 
     Slice k of the request shows plane ``order[k]``, mirrored along u or v where ``flips[k]`` says so. With ``bend`` (mm in the plane, mm through it at
