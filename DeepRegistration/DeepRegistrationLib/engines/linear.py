@@ -31,7 +31,7 @@ LADDER = {"none": (), "translation": ("translation",), "rigid": ("rigid",), "sim
           "affine": ("rigid", "similarity", "affine")}
 FREEDOMS = tuple(LADDER)
 FINE_SAMPLES = 60000
-"""Points of a linear map that is the answer; one that a deformation follows needs fewer."""
+"""Points of a linear map that is the answer, or may be; one of many maps of a cohort makes do with fewer."""
 MOST_SAMPLES = 50000
 """Samples that one thread compares as fast as several."""
 

@@ -4,8 +4,7 @@ The network (``networks/pyramid.py``) was trained on synthetic pairs of random c
 organ and no modality. It works in voxels, on a lattice of about 64 voxels an axis over what the images show, after an affine
 start; its map is inverse consistent by construction. Refinement is the greedy model of ``instance-optimisation`` on the finest levels,
 begun at the network's map (``engines/compositive.py``). Both answers are judged by mutual information, which neither has raised
-(``engines/judge.py``): what does not make the images tell more of each other than the start does, in two contrasts clearly more, is dropped, and
-the linear map is then that of the method 'affine'.
+(``engines/judge.py``): what does not make the images tell more of each other than the start does, in two contrasts clearly more, is dropped.
 
 Greer et al., MICCAI 2023 (consistency by construction); Tian et al., GradICON, CVPR 2023 and uniGradICON, MICCAI 2024 (one network for all
 organs, refined per pair); Hoffmann et al., SynthMorph, IEEE TMI 2022 (synthetic training).
@@ -100,13 +99,12 @@ class General(Method):
         transform, history = start @ u if judge.gain(start, start @ u) > 0 else start, []
         how |= {"weights": card.title, "weights_sha256": card.sha256, "network_kept": transform is not start}
         if any(self.iterations):
-            refined, history, how["chosen_similarity"] = self._refined(problem, transform, runtime, monitor.part(0.6, 0.95, "refinement"))
+            refined, history, how["chosen_similarity"] = self._refined(problem, transform, runtime, monitor.part(0.6, 1.0, "refinement"))
             how["refinement_kept"] = guided or judge.gain(transform, refined) > 0
             transform = refined if how["refinement_kept"] else transform
         better = judge.gain(start, transform) > 0 if how.get("chosen_similarity") == "lncc" else judge.clearly_better(start, transform)
         how["deformation_kept"] = guided or bool(better)
-        if not how["deformation_kept"]:
-            transform = self._start(problem, runtime, monitor.part(0.95, 1.0, "linear map alone"), FINE_SAMPLES)
+        transform = transform if how["deformation_kept"] else start
         return Result(problem, transform, history=history, provenance=how)
 
     def _network(self, dim, runtime):
@@ -117,12 +115,12 @@ class General(Method):
             raise InputError(f"the weights '{self.weights}' are those of {what}; weights of a {dim}D network of 'run.py train general' are needed")
         return network, card
 
-    def _start(self, problem, runtime, monitor, samples=LinearSettings.samples):
+    def _start(self, problem, runtime, monitor):
         if problem.initial is not None:
             return problem.initial
         if self.start == "none":
             return Affine.identity(problem.dim)
-        return align_linear(problem, LinearSettings(freedom=self.start, samples=samples), runtime, monitor)
+        return align_linear(problem, LinearSettings(freedom=self.start, samples=FINE_SAMPLES), runtime, monitor)
 
     def _refined(self, problem, transform, runtime, monitor):
         device = runtime.torch_device()

@@ -13,9 +13,9 @@ and its deformation is what the first level begins with. Nothing that is given i
 The similarity 'auto' looks at the pair after the linear start: where the gradients of both images agree in sign, if need be
 after a coarse deformation (``engines/contrast.py``), it is 'lncc', else 'ngf', structure that is seen on the finest lattice and
 averaged on the coarser ones (``engines/structure.py``), with at least ``STIFF`` voxels of smoothing; the result says which. With
-'ngf' and 'mind' a level that lowers the mutual information of the images is undone; where 'auto' has found two contrasts, and without guides, the
-whole deformation is dropped unless it raises it clearly (``engines/judge.py``), so that a start is not made worse, and the linear map is that
-of 'affine'. Images of one contrast err by a tenth of a voxel where nothing is to be found, and a quarter of a voxel may be a finding: nothing is dropped.
+'ngf' and 'mind' a level that lowers the mutual information of the images is undone. Where 'auto' has found two contrasts, and without
+guides, the whole deformation is dropped unless it raises it clearly (``engines/judge.py``), so that a start is not made worse. Images of one
+contrast err by a tenth of a voxel where nothing is to be found, and a quarter of a voxel may be a finding: nothing is dropped.
 """
 
 from __future__ import annotations
@@ -130,14 +130,13 @@ class InstanceOptimisation(Method):
         linear, start = self._linear_start(problem, runtime, monitor.part(0.0, 0.2, "linear start"))
         begin = 0.2 if problem.initial is None and self.start != "none" else 0.0
         chosen, agreement = self._for_contrast(problem, linear, start, runtime, monitor.part(begin, begin + 0.05, "contrast"))
-        part = monitor.part(begin + (0.05 if self.similarity == "auto" else 0.0), 0.98, "deformation")
+        part = monitor.part(begin + (0.05 if self.similarity == "auto" else 0.0), 1.0, "deformation")
         solver = chosen._greedy if self.model == "greedy" else chosen._descent
         deformation, history, inverse = solver(problem, linear, start, runtime, part)
         transform, back = linear @ deformation.to("cpu"), None if inverse is None else inverse.to("cpu") @ linear.inverse()
         doubted = self.similarity == "auto" and chosen.similarity == "ngf" and not steered(problem)
         kept = not doubted or Judge.of(problem.fixed, problem.moving).clearly_better(start or linear, transform)
         if not kept:
-            linear, start = self._linear_start(problem, runtime, monitor.part(0.98, 1.0, "linear map alone"), FINE_SAMPLES)
             transform, back = start or linear, None
         scalars = {"cost": history[-1]["cost"]} | ({} if agreement is None else {"gradient_agreement": agreement})
         return Result(problem, transform, back, scalars, history, {"chosen_similarity": chosen.similarity, "deformation_kept": kept})
@@ -170,7 +169,7 @@ class InstanceOptimisation(Method):
         """Two maps, which the regularizer ties, are optimised together."""
         return self.regulariser in CONSISTENCIES
 
-    def _linear_start(self, problem, runtime, monitor, samples=LinearSettings.samples):
+    def _linear_start(self, problem, runtime, monitor):
         """(linear map, whole starting map or None where it is linear)."""
         if problem.initial is not None:
             linear = linear_part(problem.initial)
@@ -178,7 +177,7 @@ class InstanceOptimisation(Method):
             return linear, None if is_linear else problem.initial
         if self.start == "none":
             return Affine.identity(problem.dim), None
-        return align_linear(problem, LinearSettings(freedom=self.start, samples=samples), runtime, monitor), None
+        return align_linear(problem, LinearSettings(freedom=self.start, samples=FINE_SAMPLES), runtime, monitor), None
 
     def _greedy(self, problem, linear, start, runtime, monitor):
         device = runtime.torch_device()
