@@ -16,6 +16,7 @@ import torch.nn.functional as F
 LONGEST_MATRIX = 512
 
 
+@lru_cache(maxsize=256)
 def gaussian_kernel(sigma: float, smallest: float = 1e-5) -> np.ndarray:
     """Weights of the discrete Gaussian at whole voxels, cut where they fall under ``smallest`` of the peak; their sum is 1.
 

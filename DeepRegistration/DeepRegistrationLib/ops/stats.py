@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from .spline import cubic_weights
@@ -60,5 +61,8 @@ def robust_range(values: torch.Tensor, tail: float = 1e-3) -> tuple[float, float
     picked = values.detach()[:: max(1, math.ceil(values.numel() / RANGE_SAMPLES))]
     if picked.numel() == 0:
         return 0.0, 1.0
+    if not picked.is_cuda and picked.dtype in (torch.float32, torch.float64):  # numpy selects where torch sorts: a fifth of the time
+        low, high = np.quantile(picked.cpu().numpy(), (tail, 1 - tail))
+        return float(low), float(high)
     low, high = torch.quantile(picked, torch.tensor([tail, 1 - tail], dtype=picked.dtype, device=picked.device)).tolist()
     return low, high
