@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import sys
 import time
 
 import numpy as np
@@ -15,6 +16,7 @@ from cohorts import blob
 
 from DeepRegistrationLib.engines import groupwise
 from DeepRegistrationLib.engines.channels import normalised
+from DeepRegistrationLib.engines.cluster import Cluster
 from DeepRegistrationLib.engines.cohort_store import Store, SubjectMap
 from DeepRegistrationLib.engines.cohort_work import Registration, gradient_energy, gradient_square
 from DeepRegistrationLib.engines.consensus import majority, shares, staple
@@ -328,6 +330,42 @@ def test_a_cancelled_crew_ends_its_processes_at_once():
         monitor.cancel()
         list(crew.run(sleepy, [0, 1], monitor, "item"))
     assert time.perf_counter() - began < 20
+
+
+@pytest.fixture
+def scheduler():
+    """The address of a Dask scheduler with two workers of one thread on this machine."""
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.mark.slow
+def test_the_workers_of_a_scheduler_give_the_same_numbers(scheduler, tmp_path):
+    values = {**QUICK, "start": "median"}
+    alone = find("icon-atlas", values).run(shifted(), Runtime("cpu", threads=1))
+    together = find("icon-atlas", values).run(shifted(), Runtime("cpu", threads=1, work=tmp_path, scheduler=scheduler))
+    assert torch.equal(alone.atlas.data, together.atlas.data)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_of_a_scheduler_costs_its_own_item_alone(scheduler, tmp_path):
+    items = [(k, tmp_path / "killed" if k == 2 else None) for k in range(8)]
+    with Cluster(scheduler) as cluster:
+        found = dict(cluster.run(fragile, items, Silent(), "item"))
+        lost = dict(cluster.run(hopeless, [0, 1, 2], Silent(), "item"))
+        monitor = Silent()
+        monitor.cancel()
+        with pytest.raises(Cancelled):
+            list(cluster.run(sleepy, [0, 1], monitor, "item"))
+    assert {k: value for k, (value, _) in found.items()} == {k: k**2 for k in range(8)}
+    assert lost[0] == 0 and lost[2] == 2 and isinstance(lost[1], Lost)
+
+
+def test_a_scheduler_that_is_not_there_is_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(InputError, match="pip install distributed"):
+        Cluster("tcp://127.0.0.1:1")
 
 
 # -------------------------------------------------------------------------------------------------------------- consensus

@@ -139,7 +139,7 @@ class JsonLines(Monitor):
 class Runtime:
     """device 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'; seed of every random choice; cache folder for weights.
 
-    For methods that work on a cohort: ``workers`` processes, and ``work``, the folder in which a stopped run finds its state again (None: a
+    For methods that work on a cohort: ``workers`` processes, or those of the Dask ``scheduler`` at an address, and ``work``, the folder in which a stopped run finds its state again (None: a
     temporary one).
     """
 
@@ -150,6 +150,7 @@ class Runtime:
     monitor: Monitor = field(default_factory=Silent)
     workers: int = 1
     work: Path | None = None
+    scheduler: str = ""
 
     def torch_device(self):
         """The torch device; InputError where it is not there."""

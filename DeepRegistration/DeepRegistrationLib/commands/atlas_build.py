@@ -42,6 +42,8 @@ def add(actions) -> None:
     parser.add_argument("--iterations", type=int, metavar="N", help="deformable iterations, at most (default: the preset's)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method; may be repeated")
     parser.add_argument("--workers", type=options.count, default=1, metavar="N", help="processes; each has one subject at a time (default: %(default)s)")
+    parser.add_argument("--scheduler", default="", metavar="ADDRESS",
+                        help="a Dask scheduler, for example tcp://HOST:8786, whose workers register the subjects instead")
     parser.add_argument("--resume", action="store_true", help="go on with the build in DIR")
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
@@ -62,7 +64,8 @@ def run(arguments) -> None:
     with processes.joined(arguments.device) as device:
         first = processes.rank() == 0
         monitor = Silent() if arguments.quiet or not first else JsonLines(sys.stdout) if arguments.json_progress else Console(sys.stderr)
-        runtime = Runtime(device, arguments.seed, threads(arguments), monitor=monitor, workers=arguments.workers, work=arguments.out / WORK)
+        runtime = Runtime(device, arguments.seed, threads(arguments), monitor=monitor, workers=arguments.workers, work=(arguments.out / WORK).resolve(),
+                          scheduler=arguments.scheduler)
         if processes.shared(first and prepare(arguments.out, arguments.resume, method, problem), runtime.torch_device()):
             note(f"{arguments.out} holds this atlas already; nothing is left to do")
             return

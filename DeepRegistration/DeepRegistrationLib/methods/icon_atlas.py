@@ -14,10 +14,10 @@ from pathlib import Path
 
 from ..engines import groupwise
 from ..engines.channels import normalised
+from ..engines.cluster import crew_of
 from ..engines.cohort_outcome import Outcome, conclude
 from ..engines.cohort_store import SubjectMap
 from ..engines.cohort_work import Place
-from ..engines.crew import Crew
 from ..errors import InputError
 from ..image import Image
 from ..method import Card, Method, Pairwise, Preset, find, method
@@ -114,7 +114,7 @@ class IconAtlas(Method):
         members, grid, set_aside = members_of(problem, self.spacing, multiple, runtime.monitor.part(0.0, 0.02, "headers"))
         settings = groupwise.GroupwiseSettings(self.start, self.reference, self.centering, self.outliers, self.sharpening, self.volume)
         order = order_of(self, problem, runtime.seed)
-        with Crew(runtime.workers) as crew:
+        with crew_of(runtime) as crew:
             def build(stages, begin, end):
                 return groupwise.build(members, grid, stages, settings, place, crew, runtime.monitor.part(begin, end), order, set_aside)
 

@@ -25,10 +25,10 @@ import torch
 from ..engines import groupwise, growth
 from ..engines.ages import Ages, age_name
 from ..engines.channels import normalised
+from ..engines.cluster import crew_of
 from ..engines.cohort_outcome import Kept, keep_labels, mean_dice
 from ..engines.cohort_store import SubjectMap
 from ..engines.cohort_work import UNUSABLE, Place
-from ..engines.crew import Crew
 from ..errors import InputError
 from ..image import Image
 from ..method import Card, Method, Pairwise, Preset, method
@@ -115,7 +115,7 @@ class SpatiotemporalAtlas(Method):
         members, grid, set_aside = self._members(problem, monitor.part(0.0, 0.02, "headers"))
         stages = (groupwise.Stage(RIGID, COARSE, True),) if self.linear == "rigid" else ()
         order = order_of(self, problem, runtime.seed)
-        with Crew(runtime.workers) as crew, processes.one_first():
+        with crew_of(runtime) as crew, processes.one_first():
             built = groupwise.build(members, grid, stages, groupwise.GroupwiseSettings(outliers=self.outliers), place, crew,
                                     monitor.part(0.02, 0.2, "rigid"), order, set_aside)
         ages = Ages.of([member.subject.covariate for member in built.members], self.knots)
