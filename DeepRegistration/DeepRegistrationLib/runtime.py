@@ -139,8 +139,8 @@ class JsonLines(Monitor):
 class Runtime:
     """device 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'; seed of every random choice; cache folder for weights.
 
-    For methods that work on a cohort: ``workers`` processes, or those of the Dask ``scheduler`` at an address, and ``work``, the folder in which a stopped run finds its state again (None: a
-    temporary one).
+    For methods that work on a cohort: ``workers`` processes, or those of the Dask ``scheduler`` at an address, and ``work``, the folder in which
+    a stopped run finds its state again (None: a temporary one).
     """
 
     device: str = "auto"
