@@ -282,6 +282,49 @@ def test_slices_under_transforms_of_the_user_and_of_an_earlier_result(slicer, pa
     assert place.GetParentTransformNode() is None, "the user's own transform stays where it is"
 
 
+def test_a_deformation_comes_between_a_slice_and_its_pose_and_is_left_out_of_the_next_request(slicer, page):
+    truth = known()
+    nodes, volume = chosen(slicer, page, truth)
+    start = corner(nodes[1])
+    page.ui.qmriButton.click()
+    made, plane = result_of(truth), truth.problem.slices[1].grid.pad([0, 0, 1])
+    field = np.tile(np.array([3.0, 0.0, 0.0], np.float32), (*plane.shape, 1))
+    made["slices"][1] |= {"deformation": exchange.Lattice(field, plane), "bend_mm": 3.0, "bend_gain": 0.1, "bend_gain_error": 0.01}
+    page.logic._runner.say("done", result=made)
+    wait_until(slicer, lambda: not page.running, 5)
+    parent = nodes[1].GetParentTransformNode()
+    assert parent.GetName().endswith("slice 2, deformation") and "deformed by up to 3.0 mm" in told(page)[1]
+    import vtk
+
+    middle = truth.problem.slices[1].grid.centre
+    moved = vtk.vtkGeneralTransform()
+    parent.GetTransformToWorld(moved)
+    seen = np.array(moved.TransformPoint(*(middle * [-1, -1, 1]))) * [-1, -1, 1]
+    assert np.allclose(seen, truth.each[1][:3, :3] @ (middle + [3, 0, 0]) + truth.each[1][:3, 3], atol=1e-3), "the slice is where its pixels were read"
+    page.ui.qmriButton.click()
+    assert np.allclose(page.logic._runner.jobs[-1].request["slices"][1].grid.origin, start, atol=1e-6)
+    assert nodes[1].GetParentTransformNode() is parent, "where it was"
+
+
+def test_values_on_the_surface_of_a_segmentation(slicer, page):
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    page.logic._runner = InProcessRunner()
+    truth = known(segments=True)
+    nodes, volume = chosen(slicer, page, truth)
+    page.node.qmriSurface = drawn_on(slicer, volume, truth.problem.volume_segment, ("femur",))
+    page.ui.qmriSurfaceDistanceBox.value = 3.0
+    settle(slicer)
+    page.ui.qmriButton.click()
+    wait_until(slicer, lambda: not page.running, 60)
+    model = slicer.util.getNode(f"Slices in {volume.GetName()}, values on the surface")
+    points = vtk_to_numpy(model.GetPolyData().GetPoints().GetData()) * [-1, -1, 1]
+    away = np.abs(truths_hip.Hip(0).femur(points[np.abs(points).max(1) < 60]))
+    values = vtk_to_numpy(model.GetPolyData().GetPointData().GetArray("value"))
+    assert away.mean() < 1.5 and 0.2 < np.isfinite(values).mean() < 0.9 and 0 < np.nanmedian(values) < 60
+    assert model.GetDisplayNode().GetScalarVisibility() and model.GetDisplayNode().GetActiveScalarName() == "value"
+
+
 # -------------------------------------------------------------------------------------------------- order and directions
 
 

@@ -18,12 +18,14 @@ from DeepRegistrationLib.engines.slice_maps import into_volume, region_rows
 from DeepRegistrationLib.engines.slice_order import find_placement, mirrored, moves_of
 from DeepRegistrationLib.engines.slice_search import SliceSettings, binary_search, search
 from DeepRegistrationLib.engines.slice_starts import hull_start, stack_of
+from DeepRegistrationLib.engines.slice_surface import surface_of, values_on
 from DeepRegistrationLib.engines.slices import about_axis, build_levels, common_axis, emulate, normal_of, placed_about, profile_nodes, rigid
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image, Labels
 from DeepRegistrationLib.io import read_image, read_transform, write_image, write_labels
 from DeepRegistrationLib.io.slices import read_slice, slice_files
+from DeepRegistrationLib.io.surfaces import write_surface
 from DeepRegistrationLib.method import find
 from DeepRegistrationLib.problem import Slices
 from DeepRegistrationLib.runtime import Runtime, Silent
@@ -204,6 +206,31 @@ def test_maps_keep_their_values_and_have_nan_outside():
     assert row["area_mm2"] == pytest.approx(9 * row["pixels"])
 
 
+def test_a_surface_is_closed_smooth_and_has_the_nearest_values(tmp_path):
+    direction = np.array([[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]])
+    grid = Grid.from_parts((30, 32, 34), [2.0, 1.5, 1.8], [-30, -24, -31], direction)
+    ball = Labels((torch.as_tensor(np.linalg.norm(grid.points() - grid.centre, axis=-1)) < 20).long()[None, None], grid)
+    vertices, triangles = surface_of(ball)
+    radius = np.linalg.norm(vertices - grid.centre, axis=1)
+    assert abs(radius.mean() - 20) < 0.2 and radius.std() < 0.3
+    one, two, three = (vertices[triangles[:, k]] - grid.centre for k in range(3))
+    assert np.einsum("ij,ij->i", one, np.cross(two, three)).sum() / 6 == pytest.approx(4 / 3 * np.pi * 20**3, rel=0.03), "closed, seen from outside"
+    plane = Grid.from_parts((1, 60, 60), [1.0, 1.0, 2.0], grid.centre - [29.5, 29.5, 0])
+    picture = Image(torch.as_tensor(plane.points()[..., 0] - grid.centre[0], dtype=torch.float32)[None, None], plane)
+    values, away = values_on(vertices, [picture], [np.eye(4)], (), 2.5)
+    near = np.abs(vertices[:, 2] - grid.centre[2]) < 2
+    assert np.isfinite(values[near]).all() and np.isnan(values[np.abs(vertices[:, 2] - grid.centre[2]) > 2.6]).all() and np.nanmax(away) <= 2.5
+    assert np.abs(values[near] - (vertices - grid.centre)[near, 0]).max() <= 0.51, "of the nearest pixel, as it is"
+    write_surface(tmp_path / "s.vtp", vertices, triangles, {"T2 (ms)": values})
+    vtk = pytest.importorskip("vtk")
+    reader = vtk.vtkXMLPolyDataReader()
+    reader.SetFileName(str(tmp_path / "s.vtp"))
+    reader.Update()
+    read = reader.GetOutput()
+    assert read.GetNumberOfPoints() == len(vertices) and read.GetNumberOfPolys() == len(triangles)
+    assert np.allclose(read.GetPointData().GetScalars().GetTuple1(int(near.argmax())), values[near.argmax()])
+
+
 def test_slices_without_geometry_are_placed_about_the_axis():
     flat = Image(torch.zeros(1, 1, 10, 12), Grid.from_parts((10, 12), 2.0))
     placed = [placed_about(flat, ((1, 2, 3), (0, 0, 5)), 30.0 * k, 3.0) for k in range(6)]
@@ -256,7 +283,7 @@ def test_register_and_emulate_end_to_end(files, capsys):
     out = folder / "out"
     asked = ["qmri", "register", "--slices", *paths(folder, "s"), "--volume", str(folder / "volume.nii.gz"), "--segments", *paths(folder, "bone"),
              "--volume-segment", str(folder / "bone.nii.gz"), "--maps", "T2:ms", *paths(folder, "s"), "--labels", str(folder / "labels.nii.gz"),
-             "--set", "tried=500", "--threads", "1", "--out", str(out)]
+             "--surface", str(folder / "bone.nii.gz"), "--surface-distance", "3", "--set", "tried=500", "--threads", "1", "--out", str(out)]
     assert main(asked) == 0
     assert "registered from the start 'hull'" in capsys.readouterr().out
     record = json.loads((out / "result.json").read_text("utf-8"))
@@ -269,6 +296,9 @@ def test_register_and_emulate_end_to_end(files, capsys):
     assert torch.isnan(values).any() and 5 < float(values[torch.isfinite(values)].median()) < 90
     rows = {int(r["label"]): r for r in csv.DictReader((out / "regions.csv").open(encoding="utf-8"))}
     assert float(rows[hips.CARTILAGE_LABEL]["median"]) == pytest.approx(45, abs=5) and rows[1]["unit"] == "ms"
+    points = list(csv.DictReader((out / "surface.csv").open(encoding="utf-8")))
+    away = np.array([float(p["distance of T2 (mm)"]) for p in points])
+    assert 0.2 < np.isfinite(away).mean() < 0.95 and np.nanmax(away) <= 3 and (out / "surface.vtp").stat().st_size > 10_000
     lines = (out / "similarity.csv").read_text("utf-8").splitlines()
     assert lines[0].startswith("degrees,set,slice01") and len(lines) > 20
     assert (out / "slices.png").read_bytes()[:4] == (out / "similarity.png").read_bytes()[:4] == b"\x89PNG"

@@ -17,6 +17,21 @@ def single_hue(scene, name: str, color):
     return _ramp(scene, name, ((0.0, (0.0, 0.0, 0.0)), (1.0, color)))
 
 
+def color_by_values(display, values: np.ndarray, scalars: str = "value") -> None:
+    """Color a model by its ``scalars`` at points, from dark to bright over the range of ``values`` without the outermost hundredths; gray without a value."""
+    import slicer
+
+    shades = ((0.0, (0.27, 0.0, 0.33)), (0.25, (0.23, 0.32, 0.55)), (0.5, (0.13, 0.57, 0.55)), (0.75, (0.37, 0.79, 0.38)), (1.0, (0.99, 0.91, 0.14)))
+    colors = _ramp(display.GetScene(), "DeepRegistration values", shades)
+    colors.GetColorTransferFunction().SetNanColor(0.75, 0.75, 0.75)
+    display.SetActiveScalarName(scalars)
+    display.SetAndObserveColorNodeID(colors.GetID())
+    display.SetScalarRangeFlag(slicer.vtkMRMLDisplayNode.UseManualScalarRange)
+    low, high = np.percentile(values, (1, 99)) if values.size else (0.0, 1.0)
+    display.SetScalarRange(float(low), float(max(high, low + 1e-6)))
+    display.SetScalarVisibility(True)
+
+
 def _ramp(scene, name: str, points):
     found = scene.GetFirstNodeByName(name)
     if found is not None and found.IsA("vtkMRMLProceduralColorNode"):

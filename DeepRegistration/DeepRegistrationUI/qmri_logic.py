@@ -29,21 +29,23 @@ class QMRIRegisterLogic(DeepRegistrationLogic):
         return QMRIRegisterParameterNode(super(DeepRegistrationLogic, self).getParameterNode())
 
     def register(self, slices, volume, preset: str = "default", values: dict | None = None, *, thickness: float = 0.0, segments: bool = False,
-                 placement: dict | None = None, emulated: bool = True, map: bool = False, device: str = "auto", seed: int = 0, threads: int = 0,
-                 name: str = "") -> dict:
+                 placement: dict | None = None, emulated: bool = True, map: bool = False, surface=None, surface_mm: float = 2.0,
+                 device: str = "auto", seed: int = 0, threads: int = 0, name: str = "") -> dict:
         """Find where ``slices`` (volume nodes of one slice, or the path of a folder of DICOM files) lie in the ``volume`` node.
 
         preset: of the method 'qmri'; values: parameters that differ from it. thickness: mm, 0 for that of the headers. segments: start from the bone
         that segmentations of the slices and of the volume show. placement: {'plane', 'flips'} as the job 'qmri' takes it. emulated, map: what else
-        comes into the scene; name: of the folder. Returns the job's result (see commands/jobs.py) with 'nodes', role -> node: empty, and the scene
+        comes into the scene; surface: a segmentation node of the volume, whose surface gets the values of pixels at most ``surface_mm`` mm away;
+        name: of the folder. Returns the job's result (see commands/jobs.py) with 'nodes', role -> node: empty, and the scene
         unchanged, where 'registered' is False; 'reasons' says why. Raises InputError, RegistrationError or Cancelled with one sentence.
         """
-        from .qmri_scene import deliver_slices, slices_request
+        from .qmri_scene import deliver_slices, slices_request, surface_request
 
         self.methods.split(f"{METHOD}:{preset}")
         nodes = None if isinstance(slices, (str, Path)) else list(slices)
         request = slices_request(slices if nodes is None else nodes, volume, segments)
         request |= {"method": f"{METHOD}:{preset}", "values": dict(values or {}), "thickness": thickness, "map": map, "placement": placement,
+                    **surface_request(surface, volume, surface_mm),
                     "device": device, "seed": seed, "threads": threads}
         result = self._done(request)
         made = deliver_slices(result, nodes, volume, name, emulated) if result["registered"] else {}

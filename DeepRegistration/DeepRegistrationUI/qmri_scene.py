@@ -6,17 +6,19 @@ shows it. A slice that lies under the transforms of an earlier result is read, a
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import slicer
 import vtk
+from vtk.util.numpy_support import vtk_to_numpy
 
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.exchange import Matrix
 
 from . import mrml, views
-from .colors import display_of, look_like
+from .colors import color_by_values, display_of, look_like
 from .delivery import gather
 from .quality_tables import table_from_rows
 
@@ -47,12 +49,19 @@ def slices_request(slices, volume, segments: bool = False) -> dict:
     gone = next((node for node in slices if node.GetScene() is None), None)
     if gone is not None:
         raise InputError(f"'{gone.GetName()}' is not in the scene any more; choose other slices")
-    request["slices"] = [replace(mrml.volume_of(node), grid=header_grid(node)) for node in slices]
+    drawn = [drawn_on(node) for node in slices] if segments else []
+    with taken_out([*slices, *drawn]):
+        request["slices"] = [mrml.volume_of(node) for node in slices]
+        if segments:
+            request["segments"] = [mrml.labelmap_of(mark, node) for mark, node in zip(drawn, slices)]
     if segments:
-        marks = [mrml.labelmap_of(drawn_on(node), node) for node in slices]
-        request["segments"] = [replace(mark, grid=header_grid(node)) for mark, node in zip(marks, slices)]
         request["volume_segment"] = mrml.labelmap_of(drawn_on(volume), volume)
     return request
+
+
+def surface_request(segmentation, volume, distance: float) -> dict:
+    """What a 'qmri' request says of the surface of a ``segmentation`` of the ``volume`` node; nothing where there is none."""
+    return {} if segmentation is None else {"surface": mrml.labelmap_of(segmentation, volume), "surface_mm": distance}
 
 
 def drawn_on(volume):
@@ -88,9 +97,9 @@ def bones_request(slices) -> dict:
     if many is not None:
         raise InputError(f"'{many.GetName()}' has {many.GetSegmentation().GetNumberOfSegments()} segments; strokes have two, first the bone, then "
                          "anything else")
-    places = [header_grid(node) for node in slices]
-    strokes = [None if mark is None else replace(mrml.labelmap_of(mark, node), grid=grid) for mark, node, grid in zip(drawn, slices, places)]
-    return {"command": "bones", "slices": [replace(mrml.volume_of(node), grid=grid) for node, grid in zip(slices, places)], "strokes": strokes}
+    with taken_out([*slices, *(mark for mark in drawn if mark is not None)]):
+        strokes = [None if mark is None else mrml.labelmap_of(mark, node) for mark, node in zip(drawn, slices)]
+        return {"command": "bones", "slices": [mrml.volume_of(node) for node in slices], "strokes": strokes}
 
 
 def deliver_bones(result: dict, slices) -> list:
@@ -111,14 +120,22 @@ def deliver_bones(result: dict, slices) -> list:
     return made
 
 
-def header_grid(node):
-    """The grid of a slice where it was before any result of this module (LPS mm)."""
-    ours, grid = our_transform(node), mrml.grid_of(node)
-    if ours is None:
-        return grid
-    matrix = vtk.vtkMatrix4x4()
-    ours.GetMatrixTransformToWorld(matrix)
-    return grid.moved(mrml.FLIP @ np.linalg.inv(mrml.matrix_values(matrix)) @ mrml.FLIP)
+@contextmanager
+def taken_out(nodes):
+    """Within it the ``nodes`` are where they were before any result of this module, their own transforms aside."""
+    before = []
+    for node in nodes:
+        inner = node
+        while inner.GetParentTransformNode() is not None and not inner.GetParentTransformNode().GetAttribute(MARK):
+            inner = inner.GetParentTransformNode()
+        if inner.GetParentTransformNode() is not None:
+            before.append((inner, inner.GetParentTransformNode()))
+            inner.SetAndObserveTransformNodeID(None)
+    try:
+        yield
+    finally:
+        for inner, ours in before:
+            inner.SetAndObserveTransformNodeID(ours.GetID())
 
 
 def our_transform(node):
@@ -160,11 +177,17 @@ def deliver_slices(result: dict, slices, volume, name: str = "", emulated: bool 
     for k, (row, node) in enumerate(zip(rows, slices), 1):
         own = _marked(mrml.transform_node(scene, [Matrix(np.linalg.inv(back @ row["matrix"].matrix))], f"{name}, {row['name']}", volume, node), "slice")
         own.SetAndObserveTransformNodeID(nodes["set"].GetID())
+        nodes[f"slice {k}"] = own
+        if "deformation" in row:  # the slice shows at p what lies at p + u(p): that is the way to the parent
+            inverse = replace(row["deformation"], inverted=True)
+            nodes[f"deformation {k}"] = _marked(mrml.transform_node(scene, [inverse], f"{name}, {row['name']}, deformation", volume, node), "deformation")
+            nodes[f"deformation {k}"].SetAndObserveTransformNodeID(own.GetID())
+            own = nodes[f"deformation {k}"]
         for each in (node, segmentation_of(node)):
             placement = None if each is None else _put(each, own)
             if placement is not None:
                 nodes[f"placement of {each.GetName()}"] = placement
-        nodes |= {f"slice {k}": own, f"measured {k}": node}
+        nodes[f"measured {k}"] = node
         if emulated:
             nodes[f"emulated {k}"] = _marked(mrml.volume_node(scene, row["emulated"], display=False), "emulated")
             look_like(nodes[f"emulated {k}"], volume)
@@ -172,10 +195,29 @@ def deliver_slices(result: dict, slices, volume, name: str = "", emulated: bool 
     if "map" in result:
         nodes["map"] = _marked(mrml.volume_node(scene, result["map"], f"{name}, values", display=False), "map")
         look_like(nodes["map"], slices[0])
+    if "surface" in result:
+        nodes["surface"] = _marked(model_with_values(scene, result["surface"], f"{name}, values on the surface"), "surface")
     nodes["slices"] = table_from_rows(slice_rows(result), f"{name}, slices", scene)
     nodes["pose"] = table_from_rows(pose_rows(result), f"{name}, pose", scene)
     gather(scene, name, [node for role, node in nodes.items() if not role.startswith("measured")])
     return nodes
+
+
+def model_with_values(scene, path: str, name: str):
+    """A model node of a .vtp file in LPS mm, colored by its scalars; gray where a point has no value."""
+    reader, turn = vtk.vtkXMLPolyDataReader(), vtk.vtkTransformPolyDataFilter()
+    reader.SetFileName(path)
+    flip = vtk.vtkTransform()
+    flip.SetMatrix(mrml.vtk_matrix(mrml.FLIP))
+    turn.SetTransform(flip)
+    turn.SetInputConnection(reader.GetOutputPort())
+    turn.Update()
+    node = scene.AddNewNodeByClass("vtkMRMLModelNode", name)
+    node.SetAndObservePolyData(turn.GetOutput())
+    node.CreateDefaultDisplayNodes()
+    display, values = node.GetDisplayNode(), vtk_to_numpy(turn.GetOutput().GetPointData().GetArray("value"))
+    color_by_values(display, values[np.isfinite(values)])
+    return node
 
 
 def deliver_motion(result: dict, name: str = "Motion", transforms: bool = False) -> dict:
@@ -227,8 +269,8 @@ def _put(node, transform):
 def slice_rows(result: dict) -> list[dict]:
     """A row a slice, units in the heads."""
     return [{"slice": row["name"], "plane": row["plane"] + 1, "mirrored": mirrored(row["flips"]), "similarity": row["similarity"],
-             "inside (%)": 100 * row["inside"], "own shift (mm)": row["own_shift_mm"], "own turn (degrees)": row["own_turn_degrees"]}
-            for row in result["slices"]]
+             "inside (%)": 100 * row["inside"], "own shift (mm)": row["own_shift_mm"], "own turn (degrees)": row["own_turn_degrees"],
+             **({"largest deformation (mm)": row["bend_mm"]} if "bend_mm" in row else {})} for row in result["slices"]]
 
 
 def mirrored(flips) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from slicer import vtkMRMLScalarVolumeNode, vtkMRMLStorableNode
+from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode, vtkMRMLStorableNode
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
 LISTS = ("QMRIRegisterSlices.ui", "QMRIRegisterMotion.ui")
@@ -27,6 +27,8 @@ class QMRIRegisterParameterNode:
     qmriValues: str = "{}"  # JSON: parameter name -> value that differs from the preset
     qmriEmulated: bool = True
     qmriMap: bool = False
+    qmriSurface: vtkMRMLSegmentationNode
+    qmriSurfaceDistance: Annotated[float, WithinRange(0.1, 50.0)] = 2.0  # mm
 
     motionSource: str = "scene"
     motionSeries: vtkMRMLStorableNode

@@ -34,10 +34,12 @@ def qmri(request: dict, monitor, folder: Path) -> dict:
     told = {"registered": result.registered, "reasons": result.reasons, "start": result.start, "evidence": result.evidence,
             "std": {"shift_mm": result.shift_std, "turn_degrees": result.turn_std, "distance_mm": result.distance_std},
             "curve": {name: result.curve[name] for name in ("degrees", "set")} if result.curve else {}, "provenance": result.provenance}
-    rows = _rows(problem, result, matrices, plane, flips)
+    bends = tuple(bend.before(move) for bend, move in zip(result.bends, moves))
+    rows = _rows(problem, result, matrices, plane, flips, bends)
     if request.get("dicom"):
         rows = [{**row, "measured": volume_of(image)} for row, image in zip(rows, problem.slices)]
-    return {**plain(told), **_map(request, problem, matrices, monitor.part(0.95, 1.0)), "matrix": _matrix(result.transform.numpy()), "slices": rows}
+    extra = {**_map(request, problem, matrices, bends, monitor.part(0.95, 1.0)), **_surface(request, problem, matrices, bends, folder)}
+    return {**plain(told), **extra, "matrix": _matrix(result.transform.numpy()), "slices": rows}
 
 
 def bones(request: dict, monitor, folder: Path) -> dict:
@@ -86,7 +88,7 @@ def _wanted(request: dict, count: int):
     return Placement(tuple(plane), tuple((bool(u), bool(v)) for u, v in flips), np.eye(4), float("inf"))
 
 
-def _rows(problem, result, matrices, plane, flips) -> list[dict]:
+def _rows(problem, result, matrices, plane, flips, bends) -> list[dict]:
     """One dict a slice: its map, where it was found to lie, its own motion against the set, and what the volume shows there."""
     import numpy as np
 
@@ -102,8 +104,20 @@ def _rows(problem, result, matrices, plane, flips) -> list[dict]:
         made = result.emulated(k).data.cpu().numpy().reshape(image.grid.shape)
         figures = {"name": image.name, "plane": plane[k], "flips": flips[k], **_likeness(image, made),
                    "own_shift_mm": np.linalg.norm(own[:3, :3] @ middle + own[:3, 3] - middle), "own_turn_degrees": np.rad2deg(turn)}
-        rows.append({**plain(figures), "matrix": _matrix(matrix), "emulated": Volume(made.astype(np.float32), image.grid, f"{image.name} emulated")})
+        if bends:
+            figures |= {"bend_mm": bends[k].largest, "bend_gain": bends[k].gain, "bend_gain_error": bends[k].error}
+        rows.append({**plain(figures), **_deformation(bends[k] if bends else None), "matrix": _matrix(matrix),
+                     "emulated": Volume(made.astype(np.float32), image.grid, f"{image.name} emulated")})
     return rows
+
+
+def _deformation(bend) -> dict:
+    """'deformation': Lattice of the points of a slice, where one was kept."""
+    from ..exchange import Lattice
+
+    if bend is None or bend.field is None:
+        return {}
+    return {"deformation": Lattice(bend.field.displacement[0].movedim(0, -1).contiguous().numpy(), bend.field.grid)}
 
 
 def _likeness(image, made) -> dict:
@@ -119,13 +133,29 @@ def _likeness(image, made) -> dict:
     return {"similarity": float(normalised_information(table)), "inside": float(both.sum() / valid.sum())}
 
 
-def _map(request: dict, problem, matrices, monitor) -> dict:
+def _map(request: dict, problem, matrices, bends, monitor) -> dict:
     """'map': the slices' values on the voxels of the volume, NaN where there is none, where the request asks for it."""
     from ..engines.slice_maps import into_volume
 
     if not request.get("map"):
         return {}
-    return {"map": volume_of(into_volume(problem.slices, matrices, problem.volume.grid, problem.thickness, monitor, "slices"))}
+    return {"map": volume_of(into_volume(problem.slices, matrices, problem.volume.grid, problem.thickness, monitor, "slices", bends))}
+
+
+def _surface(request: dict, problem, matrices, bends, folder: Path) -> dict:
+    """'surface': the path of a .vtp file (LPS mm) with the slices' values on the surface of ``surface``, and the share of it that has one."""
+    import numpy as np
+
+    from ..engines.slice_surface import surface_with_values
+    from ..io.surfaces import write_surface
+    from .jobs_pair import labels_of
+
+    if request.get("surface") is None:
+        return {}
+    maps, distance = [("value", "", problem.slices)], float(request.get("surface_mm", 2.0))
+    vertices, triangles, columns = surface_with_values(labels_of(request["surface"]), maps, matrices, bends, distance)
+    write_surface(folder / "surface.vtp", vertices, triangles, columns)
+    return {"surface": str(folder / "surface.vtp"), "surface_covered": float(np.isfinite(columns["value"]).mean())}
 
 
 def volume_of(image):

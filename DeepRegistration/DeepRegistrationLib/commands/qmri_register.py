@@ -3,9 +3,10 @@
 DIR gets set.tfm and set.h5 (slice mm -> volume mm, the whole set), slice01.tfm, ... (each slice, from where its own header has it), slice01.h5, ...
 (with the deformation of the slice, where one was asked for and kept), slices.png (measured and emulated slices), similarity.csv and
 similarity.png (over the turn about the common axis), map_NAME.nii.gz (the maps on the volume's voxels, NaN where there is none), regions.csv
-(values per label, with --labels) and result.json (status, reasons, standard deviations, order and directions found, evidence). Where the
-evidence is too weak the status is 'not registered', the exit status is 1, and DIR gets rejected.tfm in place of the transforms and no maps.
-With --strokes the bone is learned (see 'qmri bones'), and segment01.nii.gz, ... are what was found.
+(values per label, with --labels), surface.vtp and surface.csv (values on a surface, with --surface; LPS mm, NaN where no pixel is near)
+and result.json (status, reasons, standard deviations, order and directions found, evidence). Where the evidence is too weak the status
+is 'not registered', the exit status is 1, and DIR gets rejected.tfm in place of the transforms and no maps. With --strokes the bone is
+learned (see 'qmri bones'), and segment01.nii.gz, ... are what was found.
 
 Slices whose headers say where they are need nothing more. With --radial DEGREES the headers are not used: slice k is placed k * DEGREES about
 --axis X,Y,Z,DX,DY,DZ (the center and the normal of the localizer, LPS mm), its columns of pixels along the axis.
@@ -37,6 +38,9 @@ def add(actions) -> None:
     bone.add_argument("--volume-between", type=float, nargs=2, metavar=("LOW", "HIGH"), help="values of the bone in the volume, as in CT")
     qmri_bones.add_strokes(bones)
     parser.add_argument("--labels", type=Path, metavar="FILE", help="label map of the volume: values per region")
+    parser.add_argument("--surface", type=Path, metavar="FILE", help="label map of the volume (> 0): values on the surface of that bone or cartilage")
+    parser.add_argument("--surface-distance", type=float, default=2.0, metavar="MM",
+                        help="how far from the surface a pixel may lie whose value it gets (default: %(default)s)")
     parser.add_argument("--axis", type=_six, metavar="X,Y,Z,DX,DY,DZ", help="a point and the direction of the common axis (default: from the planes)")
     parser.add_argument("--radial", type=float, metavar="DEGREES", help="place the slices this far apart about --axis, whatever their headers say")
     parser.add_argument("--thickness", type=float, default=0.0, metavar="MM", help="of the slices (default: that of their headers)")
@@ -92,7 +96,7 @@ def run(arguments) -> None:
 
 def _earlier(folder: Path) -> tuple[str, ...]:
     """Names of the files of an earlier run, however many slices and maps it had."""
-    patterns = ("set.*", qmri_bones.FILES, "slice[0-9][0-9].*", "rejected.tfm", "slices.png", "similarity.*", "map_*.nii.gz", "regions.csv")
+    patterns = ("set.*", qmri_bones.FILES, "slice[0-9][0-9].*", "rejected.tfm", "slices.png", "similarity.*", "map_*.nii.gz", "regions.csv", "surface.*")
     return tuple(sorted({p.name for pattern in patterns for p in folder.glob(pattern)})) if folder.is_dir() else ()
 
 
@@ -163,6 +167,23 @@ def write(arguments, result, maps, folder: Path) -> None:
         if result.placed(k) is not transform:
             write_transform(result.placed(k), folder / f"slice{k + 1:02d}.h5")
     write_maps(arguments, result, maps, folder)
+    if arguments.surface is not None:
+        write_surfaces(arguments, result, maps, folder)
+
+
+def write_surfaces(arguments, result, maps, folder: Path) -> None:
+    """The surface of a structure with the values of the maps, as a mesh and as a table."""
+    from ..engines.slice_surface import surface_with_values
+    from ..io import read_labels
+    from ..io.surfaces import write_surface
+
+    labels, matrices = read_labels(arguments.surface), [t.numpy() for t in result.transforms]
+    vertices, triangles, columns = surface_with_values(labels, maps, matrices, result.bends, arguments.surface_distance)
+    write_surface(folder / "surface.vtp", vertices, triangles, columns)
+    with (folder / "surface.csv").open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        table.writerow(["x (mm)", "y (mm)", "z (mm)", *columns])
+        table.writerows([f"{v:.6g}" for v in row] for row in zip(*vertices.T, *columns.values()))
 
 
 def write_curve(curve: dict, path: Path) -> None:
@@ -197,7 +218,7 @@ def write_maps(arguments, result, maps, folder: Path) -> None:
 
 def describe(arguments, files, result) -> dict:
     """What result.json says."""
-    given = {name: str(value.resolve()) for name in ("volume", "volume_mask", "volume_segment", "labels", "dicom")
+    given = {name: str(value.resolve()) for name in ("volume", "volume_mask", "volume_segment", "labels", "surface", "dicom")
              if (value := getattr(arguments, name)) is not None}
     stated = {k: v for k, v in result.provenance.items() if k != "wall_seconds"}
     return {"status": "registered" if result.registered else "not registered", "reasons": result.reasons, **given,

@@ -9,7 +9,7 @@ from slicer.i18n import tr as _
 from ..curves import drawn
 from ..qmri_check import SliceCheck, spacing_of
 from ..qmri_scene import (bones_request, deliver_bones, deliver_slices, is_slice, mirrored, pose_rows, segmentation_of, show_slice, slices_request,
-                          strokes_on)
+                          strokes_on, surface_request)
 from ..qmri_state import METHOD
 from ..thumbnails import side_by_side
 from .checklist import CheckList
@@ -100,7 +100,7 @@ class SlicesPage(MethodPage):
         self.ui.qmriButton.toolTip = missing or (_("Stop; the scene stays as it is") if self.running else _("Find where the slices lie in the volume"))
         self.ui.qmriMissingLabel.text = missing
         self.ui.qmriMissingLabel.visible = bool(missing) and not self.running
-        for name in ("qmriForm", "qmriSlicesList", "qmriChoiceForm", "qmriSegmentsBox", "qmriAdvancedBox"):
+        for name in ("qmriForm", "qmriSlicesList", "qmriChoiceForm", "qmriSegmentsBox", "qmriAdvancedBox", "qmriSurfaceForm"):
             getattr(self.ui, name).enabled = not self.running
         same = self.check is not None and not self.running and not missing and self.sent == self.selection()
         self.ui.qmriMirrorRowsButton.enabled = self.ui.qmriMirrorColumnsButton.enabled = same and bool(chosen)
@@ -132,6 +132,7 @@ class SlicesPage(MethodPage):
         nodes = None if files else self.list.checked()
         request = slices_request(node.qmriData if files else nodes, node.qmriVolume, node.qmriSegments and not files)
         request |= {**self.request_of_method(), "thickness": node.qmriThickness, "map": node.qmriMap, "placement": placement}
+        request |= surface_request(node.qmriSurface, node.qmriVolume, node.qmriSurfaceDistance)
         known = self.nodes if files and self.sent == self.selection() else None
         self.pending = self.selection(), known if files else nodes, node.qmriVolume
         self.begin(request)
@@ -199,6 +200,8 @@ class SlicesPage(MethodPage):
         if self.check.plane[k] != row["plane"] or self.check.flips[k] != tuple(row["flips"]):
             return "\n".join([*lines, _("changed, not registered yet")])
         lines.append(_("similarity {value:.2f}, {share:.0f} % inside").format(value=row["similarity"], share=100 * row["inside"]))
+        if row.get("bend_mm", 0) > 0:
+            lines.append(_("deformed by up to {value:.1f} mm").format(value=row["bend_mm"]))
         if max(row["own_shift_mm"], row["own_turn_degrees"]) > 1e-3:
             lines.append(_("own motion {shift:.1f} mm, {turn:.1f}°").format(shift=row["own_shift_mm"], turn=row["own_turn_degrees"]))
         return "\n".join(lines)
