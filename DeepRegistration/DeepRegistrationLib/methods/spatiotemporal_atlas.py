@@ -169,7 +169,7 @@ class SpatiotemporalAtlas(Method):
         def transform_of(name, keeper=keeper):
             return store.map(last, name).transform
 
-        atlases = flow.atlases_at(asked)
+        atlases = flow.finished()(asked)
         images = tuple(Image(one[None], grid, name=f"atlas at {age:g}") for one, age in zip(atlases, asked))
         statistics, basis = store.statistics(built.iterations), flow.ages.basis(asked)
         rows = [{"age": float(age), "subjects": float(b @ flow.basis.sum(0)), "mean_displacement": float(b @ statistics["mean_displacement"]), **row}

@@ -192,8 +192,8 @@ class Temporal:
         self.basis = self.ages.basis(self.ages.known)
         self.recent = self.settings.recent or max(2, round(len(self.ages.known) / len(self.ages.knots)))
 
-    def build(self, monitor: Monitor) -> torch.Tensor:
-        """The atlases (K, 1, *S) at the knots; maps, figures and weights are in the store. Goes on where an earlier run has stopped. Cancelled."""
+    def build(self, monitor: Monitor) -> None:
+        """Make atlases, maps and networks, as files; ``built`` says how it went. Goes on where an earlier run has stopped. Cancelled."""
         built, store, first = self.built, self.place.store, self.first
         most = 1 if self.settings.generator else self.settings.iterations
         with self.place.working(built.grid):
@@ -205,7 +205,6 @@ class Temporal:
                     break
                 part = monitor.part(0.1 + 0.9 * n / most, 0.1 + 0.9 * (n + 1) / most, f"iteration {n + 1}/{most}")
                 self._iterate(n, part)
-            return store.atlases(built.iterations)
 
     def _iterate(self, n: int, monitor: Monitor) -> None:
         k, store = self.first + n, self.place.store
@@ -292,19 +291,20 @@ class Temporal:
         order = np.argsort(self.ages.share(self.ages.known) + step * noise, kind="stable")
         return order[::-1] if turn % 2 else order
 
-    def atlases_at(self, ages) -> torch.Tensor:
-        """The atlases (M, 1, *S) at ``ages`` (M,), after ``build``."""
+    def finished(self):
+        """ages (M,) -> the atlases (M, 1, *S), after ``build``."""
         if self.settings.generator:
-            self.ages.basis(ages)  # raises for ages outside
-            return drawn(self._finished().generator, self.ages.share(ages))
-        return blended(self.ages.basis(ages), self.place.store.atlases(self.built.iterations))
+            generator = self._last_model().generator
+            return lambda ages: drawn(generator, self.ages.share(ages))
+        atlases = self.place.store.atlases(self.built.iterations)
+        return lambda ages: blended(self.ages.basis(ages), atlases)
 
     def _model(self) -> AgeNetwork:
         settings, grid = self.settings, self.built.grid
         generator = AtlasGenerator(grid.shape) if settings.generator else None
         return AgeNetwork(settings.network(grid.dim), generator, self.recent, grid)
 
-    def _finished(self) -> AgeNetwork:
+    def _last_model(self) -> AgeNetwork:
         """The networks after the last training."""
         model = self._model()
         initialise(model, self.training(self.built.iterations - self.first - 1) / "model.pt")
@@ -312,15 +312,15 @@ class Temporal:
 
     def judged(self) -> list[dict]:
         """The figures of every subject against the finished atlas of its age, after ``build``."""
-        built, store, rows = self.built, self.place.store, []
+        built, store, at, rows = self.built, self.place.store, self.finished(), []
         for member, age in zip(built.members, self.ages.known):
-            atlas = Image(self.atlases_at([age]), built.grid)
+            atlas = Image(at([age]), built.grid)
             rows.append({"subject": member.name, "age": float(age), **work.judged(atlas, work.read(member), store.map(built.iterations - 1, member.name))})
         return rows
 
     def keep_weights(self, folder: Path) -> dict[str, Path]:
         """Write the trained networks as weights with their cards; name -> file."""
-        settings, grid, model = self.settings, self.built.grid, self._finished()
+        settings, grid, model = self.settings, self.built.grid, self._last_model()
         said = f"spatiotemporal-atlas, {settings.steps} steps of {settings.batch} subjects, seed {self.runtime.seed}"
         w, levels = settings.width, settings.levels
         arguments = {"dim": grid.dim, "encoder": [w] + [2 * w] * (levels - 1), "decoder": [2 * w] * levels, "tail": [w], "output": "velocity", "half": True}
@@ -360,7 +360,7 @@ class _Pass:
         self.flow, self.iteration, self.model, self.seen = flow, iteration, model.to(flow.runtime.torch_device()), atlases
         grid = flow.built.grid
         self.atlases = torch.zeros(len(atlases), 1, *grid.shape, dtype=torch.float64)
-        self.moved = torch.zeros(len(atlases), grid.dim, *grid.shape, dtype=torch.float64)
+        self.moved = torch.zeros(len(atlases), grid.dim, *grid.shape)
         self.log, self.square = (torch.zeros(1, 1, *grid.shape, dtype=torch.float64) for _ in range(2))
         self.figures, self.losses, self.windows, self.recent = [], [], [], deque(maxlen=flow.recent)
 
@@ -375,14 +375,14 @@ class _Pass:
         self.windows.append(float((sum(self.recent) / len(self.recent)).square().mean()))
         self.losses.append(float(LNCC(radius=flow.settings.window, noise=NOISE)(alignment.reverse)))
         u = alignment.field.cpu()
-        add_to(self.moved, flow.weights[:, number], u.double())
+        add_to(self.moved, flow.weights[:, number], u)
         flow.place.store.write_map(self.iteration, name, SubjectMap(flow.linear[name].matrix, u, grid))
 
     def centre(self, share: float) -> None:
         """What all maps are preceded by: the inverse of the mean map at every knot. ConvergenceError where it has none."""
         grid = self.flow.built.grid
         self.before = np.array([length(m[None]) for m in self.moved])
-        self.inverse = torch.cat([inverted(m[None].float(), grid, share)[0].displacement for m in self.moved])
+        self.inverse = torch.cat([inverted(m[None], grid, share)[0].displacement for m in self.moved])
         self.moved.zero_()
 
     def add(self, number: int) -> None:
@@ -396,7 +396,7 @@ class _Pass:
         values, weight = work.on_atlas(image, made)
         log = fields.jacobian_determinant(made.displacement, grid).clamp_min(work.FLOOR).log().double()
         add_to(self.atlases, flow.weights[:, number], (values * weight).double())
-        add_to(self.moved, flow.weights[:, number], made.displacement.double())
+        add_to(self.moved, flow.weights[:, number], made.displacement)
         self.log += log
         self.square += log.square()
         self.figures.append(figures)
