@@ -30,9 +30,9 @@ from DeepRegistrationLib.terms import Alignment
 from DeepRegistrationLib.train import general, loop, record
 from DeepRegistrationLib.train.cohort import read_cohort
 from DeepRegistrationLib.train.data import open_data
+from DeepRegistrationLib.train.from_images import few_labels
 from DeepRegistrationLib.train.recipe import Request, find, registry
 from DeepRegistrationLib.train.recipes import general as general_recipe
-from DeepRegistrationLib.train.recipes.unet import few_labels
 from DeepRegistrationLib.train.running import Order, carry_out
 from DeepRegistrationLib.train.synthesize import random_shapes
 from DeepRegistrationLib.train.validate import Validation
