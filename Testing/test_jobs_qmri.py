@@ -57,6 +57,33 @@ def test_slices_are_placed_and_told_about(tmp_path):
     assert np.nanmin(values) >= float(min(s.data.min() for s in truth.problem.slices)) and measured.max() > 20, "values are not rescaled"
 
 
+class Watching(Silent):
+    """A monitor that keeps the sketches of all previews."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.sketch, self.interval = [], None, 0.0
+
+    def preview(self, transform):
+        self.seen.append(self.sketch(transform)[1])
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["order given", "order found"])
+def test_the_search_is_watched_as_the_slices_were_sent(tmp_path, given):
+    """Whatever order and directions are set or found, the last picture of a slice is the slice as it was sent."""
+    flips = [(False, False)] * 3 + [(True, False)] + [(False, False)] * 2
+    truth, watching = known(order=[1, 0, 2, 3, 4, 5], flips=flips), Watching()
+    how = {"placement": {"plane": [1, 0, 2, 3, 4, 5], "flips": flips}} if given else {"values": {**QUICK, "placing": "both"}}
+    do({**request(truth.problem), **how, "live": {"interval_s": 0.0}}, watching, tmp_path)
+    assert len(watching.seen) > 2 and watching.seen[-1].shape == (6, 64, 64)
+    for seen, image in zip(watching.seen[-1], truth.problem.slices):
+        sent = image.data[0, 0, 0].numpy()
+        index = np.linspace(0, 63, len(sent)).round().astype(int)
+        made = seen[np.ix_(index, index)]
+        valid = np.isfinite(made)
+        assert np.corrcoef(made[valid], sent[valid])[0, 1] > 0.6
+
+
 def test_an_order_that_the_user_has_set_is_kept(tmp_path):
     """Two pictures exchanged and one mirrored: told so, the maps lead from where the slices were sent, pictures stay as they were sent."""
     flips = [(False, False)] * 3 + [(True, False)] + [(False, False)] * 2

@@ -228,6 +228,23 @@ def test_registered_slices_go_into_the_volume(slicer, page):
     assert background == nodes[2].GetID(), "the views show the selected slice"
 
 
+def test_the_search_is_shown_while_it_runs(slicer, page):
+    truth = known()
+    nodes, volume = chosen(slicer, page, truth)
+    page.ui.qmriButton.click()
+    assert page.logic._runner.jobs[-1].request["live"] == {"interval_s": 0.2} and page.ui.qmriCheckTable.isHidden()
+    shades = np.tile(np.linspace(0, 1, 64), (6, 64, 1))
+    page.logic._runner.say("preview", pictures=shades, linear=np.eye(4), grid=None, step=1)
+    wait_until(slicer, lambda: not page.ui.qmriCheckTable.isHidden(), 5)
+    assert page.ui.qmriCheckTable.rowCount == 6 and told(page)[2] == "slice 3\nsearching"
+    first = page.ui.qmriCheckTable.cellWidget(0, 0).pixmap.toImage()
+    page.logic._runner.say("preview", pictures=shades[:, :, ::-1], linear=np.eye(4), grid=None, step=2)
+    wait_until(slicer, lambda: page.ui.qmriCheckTable.cellWidget(0, 0).pixmap.toImage() != first, 5)
+    page.ui.qmriButton.click()
+    wait_until(slicer, lambda: not page.running, 5)
+    assert page.ui.qmriCheckTable.isHidden(), "nothing is left of a search that was stopped"
+
+
 def test_not_registered_says_why_and_leaves_the_scene(slicer, page):
     truth = known()
     nodes, volume = chosen(slicer, page, truth)

@@ -15,6 +15,7 @@ Events are dicts ``{"event": name, ...}`` that reach ``on_event(job, event)`` fr
     progress    share (0 to 1), text, step, steps, seconds_left (None where it is not known yet)
     log         the figures of one step, by name
     preview     vectors (z, y, x, 3) LPS mm, grid (Grid), linear (4, 4) LPS, log_jacobian (z, y, x), all arrays
+                or, of slices in a volume, pictures (S, rows, columns), what the volume shows on each, and linear
     done        result: what the command gives back, arrays as memory maps of files in ``job.folder``
     failed      kind 'input', 'memory', 'disk', 'crash' or 'fault'; message (one sentence); offers: those of 'half_resolution' and 'cpu'
                 that may help, see ``retry``

@@ -316,5 +316,7 @@ def _read_preview(folder: Path, event: dict, wanted: bool) -> dict | None:
     except (OSError, ValueError):
         return None
     path.unlink(missing_ok=True)
+    if event["grid"] is None:
+        return {**event, "linear": np.array(event["linear"]), "pictures": values}
     grid = exchange.read(folder, event["grid"])
     return {**event, "grid": grid, "linear": np.array(event["linear"]), "vectors": values[..., :3], "log_jacobian": values[..., 3]}

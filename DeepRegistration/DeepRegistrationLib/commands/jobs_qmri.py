@@ -10,6 +10,8 @@ from pathlib import Path
 from ..errors import InputError
 
 BINS = 32
+LIVE = 64
+"""Pixels along an edge of the pictures that are shown during the search."""
 
 
 def qmri(request: dict, monitor, folder: Path) -> dict:
@@ -27,8 +29,11 @@ def qmri(request: dict, monitor, folder: Path) -> dict:
     wanted, values = _wanted(request, len(problem.slices)), dict(request.get("values") or {})
     method = find(request.get("method", "qmri"), values if wanted is None else {**values, "placing": "keep"})
     runtime = Runtime(request.get("device", "auto"), int(request.get("seed", 0)), int(request.get("threads", 0)), monitor=monitor.part(0.0, 0.95))
-    result = method.run(problem if wanted is None else placed(problem, wanted), runtime)
     moves = np.tile(np.eye(4), (len(problem.slices), 1, 1)) if wanted is None else moves_of(problem, wanted)
+    if request.get("live"):
+        monitor.interval, monitor.sketch = float(request["live"]["interval_s"]), _sketch(problem, moves)
+    result = method.run(problem if wanted is None else placed(problem, wanted), runtime)
+    monitor.sketch = None
     plane, flips = (result.plane, result.flips) if wanted is None else (wanted.plane, wanted.flips)
     matrices = [t.numpy() @ move for t, move in zip(result.transforms, moves)]
     told = {"registered": result.registered, "reasons": result.reasons, "start": result.start, "evidence": result.evidence,
@@ -72,6 +77,23 @@ def _problem(request: dict):
     segments = None if segments is None else tuple(labels_of(value) for value in segments)
     bone = None if request.get("volume_segment") is None else labels_of(request["volume_segment"])
     return Slices(tuple(compared(image) for image in slices), image_of(request["volume"]), float(request.get("thickness", 0.0)), segments, bone)
+
+
+def _sketch(problem, moves):
+    """A function of a ``PoseOfSet``: (its matrix as a list, (S, LIVE, LIVE) float32 what the volume shows on every slice as it was sent, NaN outside)."""
+    import numpy as np
+
+    from ..engines.slices import emulate, thickness_of
+
+    volume = problem.volume.smoothed_to(np.maximum(problem.volume.grid.spacing, float(problem.volume.grid.extent.max()) / LIVE))
+    grids = [s.grid.resample(np.where(np.array(s.grid.size) == 1, s.grid.spacing, s.grid.extent / LIVE)) for s in problem.slices]
+
+    def pictures(pose):
+        made = [emulate(volume, grid, pose.numpy() @ placed @ move, problem.thickness or thickness_of(grid), fill=float("nan")).data
+                for grid, placed, move in zip(grids, pose.moves, moves)]
+        return pose.numpy().tolist(), np.stack([data.cpu().numpy().reshape(LIVE, LIVE) for data in made])
+
+    return pictures
 
 
 def _wanted(request: dict, count: int):

@@ -56,16 +56,26 @@ class SliceSettings:
                 raise InputError(f"{name} '{getattr(self, name)}' was asked for; expected one of {', '.join(choices)}")
 
 
+class PoseOfSet(Affine):
+    """The pose of a set while it is searched, for previews: slice mm -> volume mm after the ``moves`` (S, 4, 4) of the slices to where they are placed."""
+
+    def __init__(self, matrix, moves):
+        super().__init__(torch.as_tensor(np.array(matrix)))
+        self.moves = moves
+
+
 @dataclass(eq=False)
 class Found:
     """``matrix`` (4, 4) slice mm -> volume mm of the set, its ``cost`` on the finest of ``levels``; ``others`` [(matrix, cost)] that were refined on the
-    last but one level; ``own`` (S, 4, 4) small motions of every slice before ``matrix``; ``votes`` of the binary search about ``axis``; history."""
+    last but one level; ``own`` (S, 4, 4) small motions of every slice before ``matrix``; ``votes`` of the binary search about ``axis``; history;
+    ``moves`` (S, 4, 4) that the slices were placed by before."""
 
     matrix: np.ndarray
     cost: float
     levels: list[SliceLevel]
     others: list = field(default_factory=list)
     own: np.ndarray | None = None
+    moves: np.ndarray | None = None
     votes: list = field(default_factory=list)
     axis: tuple | None = None
     history: list = field(default_factory=list)
@@ -137,8 +147,9 @@ def distance(level: SliceLevel, one, other) -> float:
     return float(np.sqrt((((points @ change[:, :3].T) + offset) ** 2).sum(1).mean()))
 
 
-def search(problem, starts, settings: SliceSettings, runtime, monitor) -> Found:
-    """The pose of the set from ``starts`` (4, 4) slice mm -> volume mm, and the slices' own motions where these are asked for.
+def search(problem, starts, settings: SliceSettings, runtime, monitor, moves=None) -> Found:
+    """The pose of the set from ``starts`` (4, 4) slice mm -> volume mm, and the slices' own motions where these are asked for; ``moves`` (S, 4, 4) that
+    the slices of the problem were placed by, for previews.
 
     Raises InputError where no pose within reach brings the slices into the volume; Cancelled.
     """
@@ -146,7 +157,8 @@ def search(problem, starts, settings: SliceSettings, runtime, monitor) -> Found:
     device = torch.device("cpu") if device.type == "mps" else device
     levels = build_levels(problem, level_spacings(problem, settings), settings.similarity, settings.profile, device)
     axis = problem.axis if problem.axis is not None else common_axis([s.grid for s in problem.slices])
-    found = Found(starts[0], float("inf"), levels, axis=axis)
+    still = np.broadcast_to(np.eye(4), (len(problem.slices), 4, 4))
+    found = Found(starts[0], float("inf"), levels, axis=axis, moves=still if moves is None else moves)
     with fewer_threads(levels[-1].points.shape[1], ONE_THREAD):
         poses = _first(levels[0], problem, starts, settings, found, monitor.part(0.0, 0.4, "search"))
         poses = _finer(levels, poses, settings, found, monitor.part(0.4, 0.85))
@@ -183,6 +195,8 @@ def _first(level, problem, starts, settings, found, monitor) -> list:
         else:
             cost = thin.cost(matrix)
         out.append((matrix, cost, trace))
+        if cost == min(o[1] for o in out):
+            monitor.preview(PoseOfSet(matrix, found.moves))
     best = min(out, key=lambda o: o[1])
     if not np.isfinite(best[1]):
         raise InputError("the slices do not lie in the volume at the start; give an initial transform, or search all poses")
@@ -207,7 +221,7 @@ def _finer(levels, poses, settings, found, monitor) -> list:
                 if first:
                     found.history.append({"stage": f"pose {level.spacing:.3g} mm", "step": len(found.history), "loss": cost})
                     monitor.log(loss=cost)
-                    monitor.preview(Affine(torch.as_tensor(matrix)))
+                    monitor.preview(PoseOfSet(matrix, found.moves))
 
             share = part.part(n / len(poses), (n + 1) / len(poses))
             refined.append(refine(level, matrix, settings.iterations, share, observe, (0.005 if last else 0.02) * level.spacing))

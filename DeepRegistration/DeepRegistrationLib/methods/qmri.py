@@ -154,7 +154,8 @@ class SlicesToVolume(Method):
         half = replace(settings, tried=max(1, self.tried // 2))
         placement = find_placement(problem, all_starts, half, order, flips, runtime, monitor.part(0.0, 0.7))
         near = replace(settings, search="none")
-        return placement, search(placed(problem, placement), [placement.matrix], near, runtime, monitor.part(0.7, 1.0))
+        there, moves = placed(problem, placement), moves_of(problem, placement)
+        return placement, search(there, [placement.matrix], near, runtime, monitor.part(0.7, 1.0), moves)
 
     def _result(self, problem, placement, found, proof, name, bent):
         spread, proven, curve = proof

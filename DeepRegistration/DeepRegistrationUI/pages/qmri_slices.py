@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import qt
 import slicer
 from slicer.i18n import tr as _
 
 from ..curves import drawn
-from ..qmri_check import SliceCheck, spacing_of
+from ..qmri_check import SliceCheck, flat, spacing_of
 from ..qmri_scene import (bones_request, deliver_bones, deliver_slices, is_slice, mirrored, pose_rows, segmentation_of, show_slice, slices_request,
                           strokes_on, surface_request)
 from ..qmri_state import METHOD
@@ -18,6 +19,8 @@ from .tables import fill_table
 from .train import volumes
 
 CURVE_WIDTH, CURVE_HEIGHT, SIDE = 340, 120, 76
+LIVE_INTERVAL, LIVE_PIXELS = 0.2, 96
+"""Seconds between two pictures of a running search, and the most pixels along an edge of a measured slice in them."""
 LEARN = _("Learn the bone from what you have drawn on one slice or, better, two or three: in the Segment Editor a first segment with strokes in the "
           "bone and a second one with strokes anywhere else, or one segment with the whole bone.")
 RESULTS = ("qmriAnswerLabel", "qmriCheckTable", "qmriCorrectRow", "qmriAgainRow", "qmriFiguresTable")
@@ -132,10 +135,38 @@ class SlicesPage(MethodPage):
         nodes = None if files else self.list.checked()
         request = slices_request(node.qmriData if files else nodes, node.qmriVolume, node.qmriSegments and not files)
         request |= {**self.request_of_method(), "thickness": node.qmriThickness, "map": node.qmriMap, "placement": placement}
+        request |= {"live": {"interval_s": LIVE_INTERVAL}}
         request |= surface_request(node.qmriSurface, node.qmriVolume, node.qmriSurfaceDistance)
         known = self.nodes if files and self.sent == self.selection() else None
         self.pending = self.selection(), known if files else nodes, node.qmriVolume
         self.begin(request)
+
+    def on_event(self, work, event: dict) -> None:
+        super().on_event(work, event)
+        if work is self.work and self.node is not None:
+            if event["event"] == "preview":
+                self.show_live(event["pictures"])
+            elif event["event"] in ("failed", "cancelled"):
+                self.show_found()
+
+    def show_live(self, pictures) -> None:
+        """Every measured slice beside what the volume shows there at the pose that is tried now; only the latter of files, which the worker reads."""
+        table, sent = self.ui.qmriCheckTable, self.work.request.get("slices")
+        table.visible = True
+        table.setRowCount(len(pictures))
+        for k, picture in enumerate(pictures):
+            pair, spacings = [picture], [(1.0, 1.0)]
+            if sent is not None:
+                measured, spacing = flat(sent[k].array), spacing_of(sent[k].grid)
+                step, extent = -(-max(measured.shape) // LIVE_PIXELS), np.multiply(measured.shape[::-1], spacing)
+                pair.insert(0, measured[::step, ::step])
+                spacings = [tuple(step * s for s in spacing), tuple(extent / picture.shape[::-1])]
+            label = table.cellWidget(k, 0) or qt.QLabel()
+            label.pixmap = side_by_side(pair, spacings, SIDE)
+            label.alignment = qt.Qt.AlignCenter
+            table.setCellWidget(k, 0, label)
+            table.setItem(k, 1, qt.QTableWidgetItem("\n".join([sent[k].name] * (sent is not None) + [_("searching")])))
+            table.setRowHeight(k, SIDE + 4)
 
     def take_result(self) -> None:
         """Show the result; where the slices are registered, or bones are learned, put it into the scene."""
