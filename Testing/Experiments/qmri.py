@@ -11,7 +11,9 @@ the whole images (``affine``, rigid), so what is measured there is how well six 
 Right is a root mean square distance of the pixels from their true place of at most 2 % of the slices' edge. A wrong pose that counts as
 registered is a silent failure, a pose that does not count as registered a reported one. Further: random orders and directions of the slices (right:
 every single one at its place, which may be reached by a turn of the set and a cyclic shift of the order), requests that cannot succeed
-(starts far out of reach, slices of another body, noise), the calibration of the standard deviation, and one set of 256 x 256 pixels in a
+(starts far out of reach, slices of another body, noise), bones that are learned from strokes on one slice (Dice on the other five, and where the
+visual hull of them starts), slices that are deformed by up to 3 mm in their plane and 1 mm across it, and the same search of a deformation where
+there is none (errors over the tissue), the calibration of the standard deviation, and one set of 256 x 256 pixels in a
 volume of 256^3. ``--full``: 50 starts a case instead of 6. An interrupted call goes on where it stopped (``rows.jsonl``).
 """
 
@@ -31,6 +33,8 @@ import torch
 from common import Experiment
 import truths_hip as hips
 
+from DeepRegistrationLib.engines.bones import learned_bones
+from DeepRegistrationLib.engines.slice_starts import hull_start
 from DeepRegistrationLib.engines.slices import emulate
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.geometry import Grid
@@ -39,7 +43,7 @@ from DeepRegistrationLib.io import read_image
 from DeepRegistrationLib.method import find
 from DeepRegistrationLib.problem import Pair, Slices
 from DeepRegistrationLib.result import SlicesResult, warp
-from DeepRegistrationLib.runtime import Runtime
+from DeepRegistrationLib.runtime import Runtime, Silent
 
 RIGHT, DEGREES, SHIFT, SHARE = 0.02, 40.0, 20.0, 0.15
 HIP = "hip, generated"
@@ -107,10 +111,48 @@ def placed_wrongly(seed: int) -> dict:
     return {"order": [int(k) for k in rng.permutation(6)], "flips": [tuple(bool(b) for b in rng.integers(0, 2, 2)) for _ in range(6)]}
 
 
+def bones_trial(seed: int) -> dict:
+    """Strokes on one slice of a hip: mean and least Dice on the others, mm of the start by the hull of the true and of the learned bone."""
+    hip, rng = hips.Hip(seed % 10), np.random.default_rng(seed + 77)
+    volume = hips.hip_volume(hip, hips.volume_grid())
+    asked = hips.known_set(seed, DEGREES * rng.uniform(), SHIFT * rng.uniform(), hip=hip, volume=volume, thickness=rng.uniform(1, 5),
+                           noise=rng.uniform(0.8, 3.4), bias=rng.uniform(0, 0.15), segments=True)
+    problem = asked.problem
+    found = tuple(learned_bones(problem.slices, {0: hips.strokes_on(problem.segments[0])}, 0, Silent()))
+    pairs = [(a.data > 0, b.data > 0) for a, b in zip(found[1:], problem.segments[1:])]
+    dice = [float(2 * (a & b).sum() / (a.sum() + b.sum())) for a, b in pairs]
+    starts = [hips.errors(hull_start(p, Silent())[0], asked.truth, hips.pixels(problem))[2] for p in (problem, replace(problem, segments=found))]
+    return {"case": HIP, "kind": "bones", "seed": seed, "dice": float(np.mean(dice)), "dice_least": min(dice), "hull_true": starts[0], "hull_learned": starts[1]}
+
+
+def bend_trial(seed: int, plane: float, through: float) -> dict:
+    """Deformed slices: root mean square mm over their tissue with the rigid poses and with the deformations that were kept."""
+    hip, rng = hips.Hip(seed % 10), np.random.default_rng(seed + 77)
+    asked = hips.known_set(seed, 0.5 * DEGREES * rng.uniform(), 0.5 * SHIFT * rng.uniform(), hip=hip, volume=hips.hip_volume(hip, hips.volume_grid()),
+                           noise=rng.uniform(0.8, 3.4), bend=(plane, through))
+    result = find("qmri:deformed").run(asked.problem, Runtime("cpu", threads=1))
+    out = []
+    for stage in (replace(result, bends=()), result):
+        squares = []
+        for k, image in enumerate(asked.problem.slices):
+            points = image.grid.points().reshape(-1, 3)
+            shown = points @ asked.each[k][:3, :3].T + asked.each[k][:3, 3]
+            true = shown + hips.bent(image.grid.moved(asked.each[k]), seed + k, plane, through)(shown)
+            found = stage.placed(k)(torch.as_tensor(points)[None])[0].numpy()
+            squares.append(((found - true) ** 2).sum(1)[hip.fractions(true)[:, hips.AIR] < 0.5])
+        out.append(float(np.sqrt(np.concatenate(squares).mean())))
+    return {"case": HIP, "kind": "bent" if plane else "still", "seed": seed, "rigid": out[0], "deformed": out[1], "registered": result.registered,
+            "kept": sum(b.field is not None for b in result.bends)}
+
+
 def trial(job) -> dict:
     """One run of the method, in a process of its own: errors of the set and of its worst slice, status, seconds of the processor."""
     data, name, kind, seed = job
     torch.set_num_threads(1)
+    if kind == "bones":
+        return bones_trial(seed)
+    if kind in ("bent", "still"):
+        return bend_trial(seed, *((3.0, 1.0) if kind == "bent" else (0.0, 0.0)))
     rng = np.random.default_rng(seed)
     degrees, shift = (DEGREES, SHIFT) if kind == "start" else (0.5 * DEGREES, 0.5 * SHIFT) if kind == "order" else (120.0, 60.0)
     degrees, shift = (degrees * rng.uniform(), shift * rng.uniform()) if kind != "far" else (degrees, shift)
@@ -157,7 +199,8 @@ def summary(rows: list[dict]) -> dict:
 def jobs_of(data: Path, full: bool) -> list[tuple]:
     cases = [HIP] + [name for name, (fixed, _) in REAL.items() if (data / f"{fixed}.nii.gz").exists()]
     counts = {"start": 50, "order": 10, "far": 3, "stranger": 3} if full else {"start": 6, "order": 2, "far": 1, "stranger": 1}
-    return [(str(data), name, kind, s) for s in range(max(counts.values())) for kind, count in counts.items() if s < count for name in cases]
+    parts = [(str(data), HIP, kind, s) for kind in ("bones", "bent", "still") for s in range(10)]
+    return parts + [(str(data), name, kind, s) for s in range(max(counts.values())) for kind, count in counts.items() if s < count for name in cases]
 
 
 def done_before(path: Path) -> dict[tuple, dict]:
@@ -209,6 +252,17 @@ def picture(rows: list[dict]) -> bytes:
     return buffer.getvalue()
 
 
+def claims_of_parts(experiment: Experiment, rows: list[dict]) -> None:
+    """What is stated of bones and deformations."""
+    def mean(kind, key):
+        return float(np.mean([r[key] for r in rows if r["kind"] == kind]))
+
+    experiment.figures["bones and deformations"] = rows
+    experiment.at_least("bones from strokes on one slice: mean Dice on the others", mean("bones", "dice"), 0.85)
+    experiment.at_most("deformed slices: error with the deformation over that of the rigid poses", mean("bent", "deformed") / mean("bent", "rigid"), 0.9)
+    experiment.at_most("slices that do not deform: error added by the search of a deformation, mm", mean("still", "deformed") - mean("still", "rigid"), 0.05)
+
+
 def main() -> int:
     experiment = Experiment("qmri", __doc__, pair=False)
     full, threads = experiment.arguments.full, experiment.arguments.threads
@@ -221,9 +275,11 @@ def main() -> int:
             done[row["case"], row["kind"], row["seed"]] = row
             stream.write(json.dumps(row) + "\n")
             stream.flush()
-            sys.stderr.write(f"{k + 1}/{len(left)} {row['case']}, {row['kind']}: {row['turn']:.2f} degrees, {row['tre']:.2f} mm, "
-                             f"{'registered' if row['registered'] else 'not registered'}\n")
-    rows = [done[job[1:]] for job in jobs]
+            told = f"{row['turn']:.2f} degrees, {row['tre']:.2f} mm, {'' if row['registered'] else 'not '}registered" if "tre" in row else str(row)
+            sys.stderr.write(f"{k + 1}/{len(left)} {row['case']}, {row['kind']}: {told}\n")
+    parts = [done[job[1:]] for job in jobs if job[2] in ("bones", "bent", "still")]
+    rows = [done[job[1:]] for job in jobs if job[2] not in ("bones", "bent", "still")]
+    claims_of_parts(experiment, parts)
     for kind in ("start", "order", "far", "stranger"):
         for name in dict.fromkeys(r["case"] for r in rows):
             experiment.figures[f"{name}; {kind}"] = summary([r for r in rows if r["case"] == name and r["kind"] == kind])
