@@ -122,7 +122,8 @@ def bones_trial(seed: int) -> dict:
     pairs = [(a.data > 0, b.data > 0) for a, b in zip(found[1:], problem.segments[1:])]
     dice = [float(2 * (a & b).sum() / (a.sum() + b.sum())) for a, b in pairs]
     starts = [hips.errors(hull_start(p, Silent())[0], asked.truth, hips.pixels(problem))[2] for p in (problem, replace(problem, segments=found))]
-    return {"case": HIP, "kind": "bones", "seed": seed, "dice": float(np.mean(dice)), "dice_least": min(dice), "hull_true": starts[0], "hull_learned": starts[1]}
+    return {"case": HIP, "kind": "bones", "seed": seed, "dice": float(np.mean(dice)), "dice_least": min(dice), "hull_true": starts[0],
+            "hull_learned": starts[1]}
 
 
 def bend_trial(seed: int, plane: float, through: float) -> dict:
