@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSequenceBrowserNode
+from slicer import vtkMRMLNode, vtkMRMLScalarVolumeNode
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
 LISTS = ("AtlasBuilderBuild.ui", "AtlasBuilderStructure.ui", "AtlasBuilderIdentify.ui")
@@ -27,7 +27,7 @@ class AtlasBuilderParameterNode:
     atlasValues: str = "{}"  # JSON: parameter name -> value that differs from the preset
     atlasCovariate: str  # column with the ages
     atlasCovariates: str  # table that has it
-    atlasBrowser: vtkMRMLSequenceBrowserNode  # of the atlas over age that was delivered last
+    atlasBrowser: vtkMRMLNode  # the browser of the atlas over age that was delivered last
     atlasWorkers: Annotated[int, WithinRange(1, 64)] = 1
     atlasFolder: str
     atlasLive: bool = True
