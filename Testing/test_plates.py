@@ -188,7 +188,7 @@ def test_a_torn_slice_is_laid_over_its_plate(plates):
     query = query_of(Image(torn, lattice), plates)
     away = query.frame[:2, 3]
     assert np.linalg.norm(away) > 4 * plates.pixel
-    fit, numbers = Agreement.of(query, plates, 2).laid_over(plates.frames, (-10.0, 0.0, 10.0))
+    fit, numbers = Agreement.of(query, plates, 2, 2.2).laid_over(plates.frames, (-10.0, 0.0, 10.0))
     angle = np.deg2rad(10)
     there = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ away
     assert abs(int(fit.argmax()) - 16) <= 1 and float(numbers[16, 5]) == 10
@@ -199,7 +199,7 @@ def test_the_slope_of_the_agreement_is_its_own(plates):
     """Central differences over every number, of a plane that is tilted and of a slice that is bent."""
     truth = frames_of(plates.frames[[16]], np.array([[0, 0, 0, 4.0, -3.0, 2.0]]))
     query = query_of(Image(plates.pictures(truth), Grid.from_parts((64, 64), plates.pixel)), plates)
-    agreement = Agreement.of(query, plates, 1)
+    agreement = Agreement.of(query, plates, 1, 2.2)
     numbers = 0.3 * torch.randn(1, 80, generator=torch.Generator().manual_seed(0))
     numbers[:, 6:8] *= 0.1
     direction = torch.randn(1, 80, generator=torch.Generator().manual_seed(1))

@@ -1,6 +1,6 @@
 """How well the atlas agrees with a slice on planes, and planes improved by that.
 
-With G means over Gaussian windows of ``WINDOW`` pixels in which the slice's tissue alone counts, so that what was torn away says nothing,
+With G means over Gaussian windows of a few pixels in which the slice's tissue alone counts, so that what was torn away says nothing,
 
     score(plane) = mean over the tissue of  G(s a) - G(s) G(a) / sqrt((G(s^2) - G(s)^2) (G(a^2) - G(a)^2))  -  unlikely(plane)
 
@@ -23,8 +23,8 @@ from ..ops.sample import sample
 from .plates import SHOWN, Plates, Query
 
 NUMBERS, CONTROLS = 8, 6
-WINDOW, FLOOR = 2.2, 1e-4
-"""Pixels; smallest variance that counts."""
+FLOOR = 1e-4
+"""Smallest variance that counts."""
 USUAL, DOUBT, STIFFNESS = (8.0, 8.0, 15.0, 0.15, 0.15), 0.01, 0.02
 """Tilt about u and v, turn (degrees) and log scales of a slice; what each costs where it is that large; what a bend by one pixel costs."""
 
@@ -46,28 +46,29 @@ def frames_of(frames: np.ndarray, numbers) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Agreement:
-    """Of a slice with planes of ``plates``: its ``picture`` and ``tissue`` (1, 1, size, size) in pixels of theirs."""
+    """Of a slice with planes of ``plates``: its ``picture`` and ``tissue`` (1, 1, size, size) in pixels of theirs; ``window``: sigma of G in pixels."""
 
     plates: Plates
     picture: torch.Tensor
     tissue: torch.Tensor
+    window: float
 
     @classmethod
-    def of(cls, query: Query, plates: Plates, factor: int) -> "Agreement":
+    def of(cls, query: Query, plates: Plates, factor: int, window: float) -> "Agreement":
         """In pixels ``factor`` times as large as those of ``plates``."""
         picture = gaussian(query.picture, 0.7)
         if factor > 1:
             plates = replace(plates, volume=plates.volume.smoothed_to(factor * plates.pixel), size=plates.size // factor, pixel=factor * plates.pixel)
             picture = nd.average_pool(picture, factor)
-        return cls(plates, picture, (picture > SHOWN).float())
+        return cls(plates, picture, (picture > SHOWN).float(), window)
 
     def local(self, values: torch.Tensor) -> torch.Tensor:
         """G of pictures (N, 1, size, size)."""
-        return gaussian(values * self.tissue, WINDOW, "zero") / self._weight
+        return gaussian(values * self.tissue, self.window, "zero") / self._weight
 
     @cached_property
     def _weight(self) -> torch.Tensor:
-        return gaussian(self.tissue, WINDOW, "zero").clamp_min(1e-6)
+        return gaussian(self.tissue, self.window, "zero").clamp_min(1e-6)
 
     @cached_property
     def _own(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,11 +105,11 @@ class Agreement:
         """Of every frame (N, 4, 4) the best agreement (N,) over all shifts and the ``turns`` (degrees), and the numbers (N, ...) of the plane there."""
         pictures = self.plates.pictures(frames)
         size, shape = self.plates.size, (2 * self.plates.size,) * 2
-        theirs = torch.fft.rfft2(_normalized(pictures, torch.ones_like(pictures)), s=shape)[:, 0]
+        theirs = torch.fft.rfft2(_normalized(pictures, torch.ones_like(pictures), self.window), s=shape)[:, 0]
         fit, numbers = torch.full((len(frames),), -np.inf), torch.zeros(len(frames), NUMBERS + 2 * CONTROLS**2)
         for turn in turns:
             picture, tissue = self._turned(turn)
-            own = torch.fft.rfft2(_normalized(picture, tissue), s=shape)[:, 0]
+            own = torch.fft.rfft2(_normalized(picture, tissue, self.window), s=shape)[:, 0]
             value, place = (torch.fft.irfft2(theirs * own.conj(), s=shape).flatten(1) / tissue.sum().clamp_min(1)).max(1)
             row, column = ((part + size) % shape[0] - size for part in (place // shape[1], place % shape[1]))
             better = value > fit
@@ -125,11 +126,11 @@ class Agreement:
         return sample(self.picture, index, fill=0.0), sample(self.tissue, index, "nearest", fill=0.0)
 
 
-def _normalized(pictures: torch.Tensor, tissue: torch.Tensor) -> torch.Tensor:
+def _normalized(pictures: torch.Tensor, tissue: torch.Tensor, window: float) -> torch.Tensor:
     """Pictures with a local mean of 0 and a local variance of at most 1; 0 outside of the ``tissue``."""
-    weight = gaussian(tissue, WINDOW, "zero").clamp_min(1e-6)
-    mean = gaussian(pictures * tissue, WINDOW, "zero") / weight
-    variance = (gaussian(pictures**2 * tissue, WINDOW, "zero") / weight - mean**2).clamp_min(0)
+    weight = gaussian(tissue, window, "zero").clamp_min(1e-6)
+    mean = gaussian(pictures * tissue, window, "zero") / weight
+    variance = (gaussian(pictures**2 * tissue, window, "zero") / weight - mean**2).clamp_min(0)
     return (pictures - mean) / (variance + 10 * FLOOR).sqrt() * tissue
 
 

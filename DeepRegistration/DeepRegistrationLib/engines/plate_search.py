@@ -24,6 +24,8 @@ APART, LEAST, CONSIDERED = 0.01, 3, 40
 """Score that one plate's distance from a plane is worth; plates between starts at least; of those ranked first, how many the slice is laid over."""
 RANKED, FITTING = 5, 5
 """Starts because they rank first, and because the slice fits them."""
+COARSE, FINE = (2.2, 1.5), 1.5
+"""Windows of the local correlation, in pixels of each stage: both coarse ones are followed, since each ends in other wrong planes."""
 HALF = 0.5
 """Share of a plane's tissue that a slice is expected to show at least: what it lacks lowers the score."""
 TURNS = (-10.0, -5.0, 0.0, 5.0, 10.0)
@@ -72,12 +74,17 @@ class _Planes:
 
 def refine(query: Query, plates: Plates, ranked, monitor) -> list[Pose]:
     """Poses of the slice, best first; ``ranked`` (P or fewer,) plates, the most likely first."""
-    coarse, fine = (Agreement.of(query, plates, factor) for factor in (2, 1))
-    planes, poses = _begun(coarse, plates, np.asarray(ranked, int)[:CONSIDERED]), []
-    for k, (agreement, steps, rate, bending, most) in enumerate(((coarse, 30, 0.3, False, 4), (fine, 20, 0.15, False, 3), (fine, 30, 0.1, True, 3))):
-        planes = planes.improved(agreement, steps, rate, bending, monitor.part(k / 3, (k + 1) / 3))
-        planes, poses = planes.poses(agreement, most)
+    coarse, fine = [Agreement.of(query, plates, 2, window) for window in COARSE], Agreement.of(query, plates, 1, FINE)
+    first = np.asarray(ranked, int)[:CONSIDERED]
+    ways = [_begun(each, plates, first).improved(each, 30, 0.3, False, monitor.part(0.2 * k, 0.2 * k + 0.2)).poses(each, 4)[0] for k, each in enumerate(coarse)]
+    planes, _ = _joined(ways).improved(fine, 20, 0.15, False, monitor.part(0.4, 0.7)).poses(fine, 3)
+    _, poses = planes.improved(fine, 30, 0.1, True, monitor.part(0.7, 1)).poses(fine, 3)
     return poses
+
+
+def _joined(several: list[_Planes]) -> _Planes:
+    return _Planes(several[0].plates, np.concatenate([each.starts for each in several]), torch.cat([each.numbers for each in several]),
+                   torch.cat([each.scores for each in several]))
 
 
 def _begun(coarse: Agreement, plates: Plates, ranked: np.ndarray) -> _Planes:
