@@ -1,9 +1,10 @@
 """Pictures of the module AtlasBuilder for the tutorial, of real runs on slices of phantom heads of two types, wide and narrow ventricles, and on heads that
-grow for an atlas over age.
+grow for an atlas over age; and of a torn section of a phantom head.
 
     python Testing/screenshots_atlas.py [--folder DIR]
 
-writes ``panel-atlas*.png``, ``panel-structure.png`` and ``view-atlas*.png`` into DIR (default: Resources/Screenshots); it takes about a minute.
+writes ``panel-atlas*.png``, ``panel-structure.png``, ``panel-identify.png``, ``view-atlas*.png`` and ``view-identify.png`` into DIR (default:
+Resources/Screenshots); it takes about three minutes, most of them for the network that learns the plates of the head.
 """
 
 from __future__ import annotations
@@ -93,6 +94,24 @@ def over_age(slicer, holder, folder: Path, until) -> None:
     view_image("Red", (300, 300), folder / "view-atlas-age.png")
 
 
+def solid():
+    """(Volume of a phantom head at 4 mm, (rows, columns) of a torn coronal section of it tilted by 6 degrees, its pixel in mm)."""
+    from DeepRegistrationLib.exchange import Volume
+    from DeepRegistrationLib.geometry import Grid
+    from DeepRegistrationUI import phantoms
+
+    def seen(points):
+        return phantoms.anatomy(points)[1].astype(np.float32)
+
+    grid = Grid.from_parts((44, 54, 44), 4.0, (-86.0, -106.0, -86.0))
+    pixel, angle = 2.0, np.deg2rad(6)
+    line = (np.arange(100) - 49.5) * pixel
+    u, v = np.meshgrid(line, line)
+    points = np.stack([u, 12 + v * np.sin(angle), -v * np.cos(angle)], -1)
+    section = seen(points[None])[0] + np.random.default_rng(0).normal(0, 3, u.shape)
+    return Volume(seen(grid.points()), grid, "Head atlas"), np.where(u + 0.4 * v < 25, section, 0).clip(0), pixel
+
+
 def bump(points, middle, radius: float) -> np.ndarray:
     """(..., 1): 1 at ``middle``, 0 from ``radius`` mm on."""
     return (np.maximum(1 - ((points - middle) ** 2).sum(-1, keepdims=True) / radius**2, 0)) ** 2
@@ -152,10 +171,33 @@ def main(arguments: list[str]) -> None:
         until(lambda: not page.running)
         until(lambda: not panel.later.active)
         screenshot(holder, folder / "panel-structure.png")
+        identify_slice(slicer, panel, until, Path(place))
+        screenshot(holder, folder / "panel-identify.png")
+        view_image("Red", (300, 300), folder / "view-identify.png")
+        sys.stderr.write(f"{panel.page('identify').ui.identifyAnswerLabel.text}\n")
         sys.stderr.write(f"{build.work.message}\n{page.ui.structureAnswerLabel.text or page.ui.structureStatusLabel.text}\n")
         over_age(slicer, holder, folder, until)
         holder.self().cleanup()
         os.chdir(ROOT)
+
+
+def identify_slice(slicer, panel, until, place: Path) -> None:
+    """Fill in the page of slices and let it run."""
+    from DeepRegistrationUI import mrml
+    from DeepRegistrationUI.thumbnails import png
+
+    volume, section, pixel = solid()
+    (place / "section.png").write_bytes(png(np.repeat(section.clip(0, 255).astype(np.uint8)[..., None], 3, -1)))
+    node = panel.node
+    node.identifyAtlas, node.identifyFile, node.identifyPixel = mrml.volume_node(slicer.mrmlScene, volume), "section.png", pixel
+    panel.open("identify")
+    until(lambda: not panel.later.active)
+    page = panel.page("identify")
+    page.ui.identifyButton.click()
+    until(lambda: not page.running)
+    if page.found is None:
+        raise SystemExit(page.ui.identifyStatusLabel.text)
+    until(lambda: not panel.later.active)
 
 
 if __name__ == "__main__":
