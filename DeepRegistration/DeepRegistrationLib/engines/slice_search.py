@@ -2,7 +2,7 @@
 
 1. Poses that fill the reach evenly (a low-discrepancy sequence of six numbers: shift and turn) are scored on the coarsest level by the
    normalized mutual information of all pixels. The start is one of them.
-2. The best, apart from each other, go through the binary search of Abbas et al. (WBIR 2022): the set is turned about its axis by +-15, +-7.5, ...
+2. The best, apart from each other, go through the binary search of the report (see ``methods/qmri.py``): the set is turned about its axis by +-15, +-7.5, ...
    degrees, every slice votes for the way in which it is most like its emulation, the majority moves the set; then a short quasi-Newton
    search. The best of these go on to the finer levels.
 3. On the finest level every slice may move a little on its own, against a penalty and within a bound.

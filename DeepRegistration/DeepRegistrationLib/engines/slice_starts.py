@@ -1,7 +1,7 @@
 """Where the search for a set of slices begins: at its headers, at the visual hull of a bone, or at a stack made of the slices.
 
 Hull. Every slice's segment is the cross section of a prism along the slice's normal; the bone lies in the intersection of the prisms (shape
-from silhouette with an orthographic camera, as in Abbas et al., WBIR 2022; Laurentini, PAMI 1994). The hull is brought
+from silhouette with an orthographic camera, as in the report of ``methods/qmri.py``; Laurentini, PAMI 1994). The hull is brought
 to the bone of the volume by centroids and principal axes, in all of their four directions and in that of the headers; then its surface, and
 last the contours of the segments themselves, which lie on the bone's surface exactly, slide to the zero of the bone's signed distance D:
 the mean of sqrt(D^2 + s^2) - s is lowered, s the spacing.

@@ -8,8 +8,8 @@ o_k the Gauss-Legendre nodes over the thickness and w_k their weights times the 
 together: the joint histogram of mutual information has the pixels of all of them, since one contrast is common to all. With
 g_i the slope of the cost by the position of a sample and r = p - c, the slope by a small motion (shift t, turn w) of the slices
 before T is sum_i (g_i, r_i x g_i); summed over one slice it is that slice's own, and summed over a part of one it says how far
-the parts agree (``slice_evidence``). Follows the emulation of 2D slices from the volume in Abbas et al., 2D/3D
-quasi-intramodal registration of quantitative MR images, WBIR 2022; mutual information as in ``sampled``.
+the parts agree (``slice_evidence``). Follows the emulation of 2D slices from the volume in
+the report of ``methods/qmri.py``; mutual information as in ``sampled``.
 """
 
 from __future__ import annotations

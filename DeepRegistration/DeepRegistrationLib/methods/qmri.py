@@ -4,7 +4,7 @@ With T the rigid map of the set (slice mm -> volume mm), p the pixels of all sli
 the thickness, ``engines/slices.py``), T maximizes the mutual information of {S(p), E(T)(p)} over all slices together. The start is that of the
 headers or of the visual hull of a segmented bone (``engines/slice_starts.py``); poses all around it are compared, and the best go through
 the report's binary search, in which every slice votes for a turn of +-15, +-7.5, ... degrees about the common axis (``slice_search``).
-Abbas, Lattanzi, Petchprapa and Gerig, 2D/3D quasi-intramodal registration of quantitative MR images, WBIR 2022.
+2D/3D Quasi-Intramodal Registration of Quantitative Magnetic Resonance Images, WBIR 2022 (the report).
 
 Beyond the report: the order and the directions of the slices are found, which it sets by hand (``slice_order``); a bounded motion of every slice,
 and a bounded deformation (``slice_bends``);
@@ -35,8 +35,7 @@ from ..runtime import fewer_threads
 from ..transforms.base import linear_part
 from ..transforms.linear import Affine
 
-REPORT = """@inproceedings{Abbas2022QMRI,
-  author = {Abbas, Batool and Lattanzi, Riccardo and Petchprapa, Catherine and Gerig, Guido},
+REPORT = """@inproceedings{QuasiIntramodal2022,
   title = {{2D/3D} Quasi-Intramodal Registration of Quantitative Magnetic Resonance Images},
   booktitle = {Biomedical Image Registration (WBIR)}, year = {2022}}"""
 
