@@ -2,8 +2,8 @@
 
     python Testing/screenshots_qmri.py [--folder DIR]
 
-writes ``panel-qmri*.png``, ``view-qmri.png`` and ``panel-motion.png`` into DIR (default: Resources/Screenshots); it takes about a minute. The headers of
-the slices are wrong by 15 degrees and 8 mm, two slices are exchanged, and one is mirrored.
+writes ``panel-qmri*.png``, ``view-qmri*.png`` and ``panel-motion.png`` into DIR (default: Resources/Screenshots); it takes about a minute. The headers of
+the slices are wrong by 15 degrees and 8 mm, two slices are exchanged, and one is mirrored. The bone of the hip is learned from strokes on two slices.
 """
 
 from __future__ import annotations
@@ -22,15 +22,21 @@ SCANS, SPACING = 6, 4.0
 
 
 def hip():
-    """(Volumes of the slices, Volume) of a generated hip."""
+    """(Volumes of the slices, Volume, strokes on the slices, femur and cartilage of the volume) of a generated hip."""
     import truths_hip
 
-    from DeepRegistrationLib.exchange import Volume
+    from DeepRegistrationLib.exchange import LabelMap, Volume
 
     flips = [(k == MIRRORED, False) for k in range(6)]
     whole = truths_hip.hip_volume(truths_hip.Hip(3), truths_hip.volume_grid(72))
-    known = truths_hip.known_set(3, 15.0, 8.0, hip=truths_hip.Hip(3), volume=whole, size=72, order=ORDER, flips=flips).problem
-    return [Volume(image.data[0, 0].numpy(), image.grid, f"T2 {image.name}") for image in known.slices], Volume(whole.data[0, 0].numpy(), whole.grid, "Hip")
+    known = truths_hip.known_set(3, 15.0, 8.0, hip=truths_hip.Hip(3), volume=whole, size=72, order=ORDER, flips=flips, segments=True).problem
+    slices = [Volume(image.data[0, 0].numpy(), image.grid, f"T2 {image.name}") for image in known.slices]
+    marks = [truths_hip.strokes_on(segment) for segment in known.segments]
+    strokes = [LabelMap(m.data[0, 0].numpy().astype(np.uint8), m.grid, ((1, "bone"), (2, "other")), "strokes") for m in marks]
+    labels = truths_hip.Hip(3).labels(whole.grid.points())
+    femur, cartilage = (LabelMap((labels == value).astype(np.uint8), whole.grid, ((1, name),), name)
+                        for value, name in ((truths_hip.FEMUR, "Femur"), (truths_hip.CARTILAGE_LABEL, "Cartilage")))
+    return slices, Volume(whole.data[0, 0].numpy(), whole.grid, "Hip"), strokes, femur, cartilage
 
 
 def head(number: int):
@@ -49,6 +55,28 @@ def head(number: int):
     return Volume(np.hypot(values + draw.normal(0, sigma, shape), draw.normal(0, sigma, shape)).astype(np.float32), grid, f"scan {number + 1}")
 
 
+def load_hip(scene, node) -> list:
+    """The nodes of the slices; the volume, strokes on two slices and segmentations of the volume are in the scene and chosen in the parameter ``node``."""
+    from DeepRegistrationUI import mrml
+
+    slices, volume, strokes, femur, cartilage = hip()
+    node.qmriVolume = mrml.volume_node(scene, volume)
+    nodes = [mrml.volume_node(scene, value) for value in slices]
+    for k in (0, 3):
+        mrml.segmentation_node(scene, strokes[k]).SetReferenceImageGeometryParameterFromVolumeNode(nodes[k])
+    mrml.segmentation_node(scene, femur).SetReferenceImageGeometryParameterFromVolumeNode(node.qmriVolume)
+    node.qmriSegments, node.qmriSurface = True, mrml.segmentation_node(scene, cartilage)
+    return nodes
+
+
+def show_only(name: str) -> None:
+    """Show the segmentation of a name and hide all others."""
+    import slicer
+
+    for node in slicer.util.getNodesByClass("vtkMRMLSegmentationNode"):
+        node.GetDisplayNode().SetVisibility(node.GetName() == name)
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "Resources" / "Screenshots", help="where the pictures go")
@@ -58,7 +86,7 @@ def main(arguments: list[str]) -> None:
     from harness.fixtures import MODULES, screenshot, view_image
 
     slicer = install()
-    from DeepRegistrationUI import mrml
+    from DeepRegistrationUI import mrml, views
 
     holder = load(MODULES["QMRIRegister"]).createNewWidgetRepresentation()
     holder.show_module(True)
@@ -73,13 +101,18 @@ def main(arguments: list[str]) -> None:
             slicer.app.processEvents()
             time.sleep(0.005)
 
-    slices, volume = hip()
-    node.qmriVolume = mrml.volume_node(slicer.mrmlScene, volume)
-    for value in slices:
-        mrml.volume_node(slicer.mrmlScene, value)
+    nodes = load_hip(slicer.mrmlScene, node)
     until(lambda: not panel.later.active)
+    page.ui.qmriBonesButton.click()
+    until(lambda: not page.running)
+    until(lambda: not panel.later.active)
+    screenshot(holder, folder / "panel-qmri-bones.png")
+    show_only("Bone on T2 slice 2")
+    views.show_layers(nodes[1], None, rotate=True)
+    view_image("Red", (300, 300), folder / "view-qmri-bone.png")
+    show_only("")
     page.ui.qmriButton.click()
-    until(lambda: not page.running or page.ui.qmriProgressBar.value > 300)
+    until(lambda: not page.running or page.ui.qmriCheckTable.visible)
     screenshot(holder, folder / "panel-qmri.png")
     until(lambda: not page.running)
     until(lambda: not panel.later.active)
