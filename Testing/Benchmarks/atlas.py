@@ -38,7 +38,7 @@ from DeepRegistrationLib.image import Image  # noqa: E402
 from DeepRegistrationLib.io import read_image, read_labels, read_transform, write_image  # noqa: E402
 from DeepRegistrationLib.transforms import Composite, Identity  # noqa: E402
 
-CASES = {"cohort2d-oasis": ("*.png", ("icon-atlas:2d", "linear=none")), "cohort3d-slab-labelled": ("subj??.nii.gz", ("icon-atlas", "linear=none"))}
+CASES = {"cohort2d-oasis": ("*.png", ("icon-atlas:2d", "linear=none")), "cohort3d-slab-labelled": ("subj??.nii.gz", ("icon-atlas:fast", "linear=none"))}
 SIDE = 32
 
 

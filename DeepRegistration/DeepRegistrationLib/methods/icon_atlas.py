@@ -57,8 +57,11 @@ JOSHI = """@article{Joshi2004,
                    "a random start for pairwise registration: nothing corresponds at first"),
     presets={
         "default": Preset("volumes: two affine iterations, then four deformable ones, coarse to fine"),
-        "2d": Preset("slices: few steps a subject in two iterations, sharpened", {
-            "method": "instance-optimisation:2d", "settings": "iterations=20,20,20,15,5", "factors": (2.0, 1.0), "sharpening": 0.4}),
+        "2d": Preset("slices in one contrast: few steps a subject in two iterations, sharpened", {
+            "method": "instance-optimisation:2d", "similarity": "lncc", "settings": "iterations=20,20,20,15,5", "factors": (2.0, 1.0),
+            "sharpening": 0.4}),
+        "fast": Preset("volumes in one contrast: two deformable iterations of fewer steps, sharpened; a third of the time, a little less exact", {
+            "method": "instance-optimisation:fast", "similarity": "lncc", "factors": (2.0, 1.0), "sharpening": 0.4}),
         "mse": Preset("images on one intensity scale: the squared difference", {"similarity": "mse"}),
         "lncc": Preset("one contrast with shading: local correlation", {"similarity": "lncc"}),
         "network": Preset("a network trained with the atlas: hundreds of subjects at one pass each, new ones in a second", {"model": "network"}),
