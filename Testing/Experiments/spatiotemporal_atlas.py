@@ -12,7 +12,7 @@ mean square difference of the atlas from the true mean shape (intensities as the
 these: the same for the generator, overlap of the consensus of the labels with the true body against that of the voxelwise majority, volume and
 length over age against the truth.
 
-``--full``: 40^3 voxels, twice the steps.
+A run that was stopped goes on where it stopped when it is called again with the same ``--out``. ``--full``: 40^3 voxels, twice the steps.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import io
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -53,12 +54,12 @@ def cohort(full: bool):
     return growth, *(growth.cohort(AGES, each, seed, STRENGTH, labels=True, noise=NOISE)[0] for each, seed in ((EACH, 0), (HELD_OUT, 500)))
 
 
-def run(name: str, full: bool) -> dict:
-    """Figures of one run of the method, with 'atlases' (K, *S) and 'growth'."""
+def run(name: str, full: bool, out: Path) -> dict:
+    """Figures of one run of the method, with 'atlases' (K, *S) and 'growth'; it goes on in ``out`` where it stopped."""
     growth, group, held_out = cohort(full)
     values = {**BASE, **RUNS[name]}
     values["steps"] *= 2 if full else 1
-    method, runtime = find("spatiotemporal-atlas", values), Runtime("cpu", 0, 1)
+    method, runtime = find("spatiotemporal-atlas", values), Runtime("cpu", 0, 1, work=out / name.replace(" ", "-"))
     result = method.run(group, runtime)
     last = result.history[-1]
     figures = {"folds percent": 100 * last["folds"], "groupwise loss": last["group_loss"], "similarity loss": last["similarity_loss"],
@@ -175,7 +176,7 @@ def main() -> int:
     experiment = Experiment("spatiotemporal-atlas", __doc__, pair=False)
     full, threads = experiment.arguments.full, max(1, experiment.arguments.threads)
     with ProcessPoolExecutor(threads, get_context("spawn")) as pool:
-        found = {one["name"]: one for one in pool.map(run, RUNS, [full] * len(RUNS))}
+        found = {one["name"]: one for one in pool.map(run, RUNS, [full] * len(RUNS), [experiment.arguments.out / "runs"] * len(RUNS))}
     growth, group, _ = cohort(full)
     claim(experiment, found)
     truth, median = compare(experiment, found, growth, group)
