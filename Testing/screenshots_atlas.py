@@ -112,6 +112,31 @@ def solid():
     return Volume(seen(grid.points()), grid, "Head atlas"), np.where(u + 0.4 * v < 25, section, 0).clip(0), pixel
 
 
+def identify_slice(slicer, holder, folder: Path, until) -> None:
+    """Panel and slice view of a torn section that was found in a head."""
+    from harness.fixtures import screenshot, view_image
+
+    from DeepRegistrationUI import mrml
+    from DeepRegistrationUI.thumbnails import png
+
+    volume, section, pixel = solid()
+    Path("section.png").write_bytes(png(np.repeat(section.clip(0, 255).astype(np.uint8)[..., None], 3, -1)))
+    panel = holder.self().panel
+    node = panel.node
+    node.identifyAtlas, node.identifyFile, node.identifyPixel = mrml.volume_node(slicer.mrmlScene, volume), "section.png", pixel
+    panel.open("identify")
+    until(lambda: not panel.later.active)
+    page = panel.page("identify")
+    page.ui.identifyButton.click()
+    until(lambda: not page.running)
+    if page.found is None:
+        raise SystemExit(page.ui.identifyStatusLabel.text)
+    until(lambda: not panel.later.active)
+    screenshot(holder, folder / "panel-identify.png")
+    view_image("Red", (300, 300), folder / "view-identify.png")
+    sys.stderr.write(f"{page.ui.identifyAnswerLabel.text}\n")
+
+
 def bump(points, middle, radius: float) -> np.ndarray:
     """(..., 1): 1 at ``middle``, 0 from ``radius`` mm on."""
     return (np.maximum(1 - ((points - middle) ** 2).sum(-1, keepdims=True) / radius**2, 0)) ** 2
@@ -171,33 +196,11 @@ def main(arguments: list[str]) -> None:
         until(lambda: not page.running)
         until(lambda: not panel.later.active)
         screenshot(holder, folder / "panel-structure.png")
-        identify_slice(slicer, panel, until, Path(place))
-        screenshot(holder, folder / "panel-identify.png")
-        view_image("Red", (300, 300), folder / "view-identify.png")
-        sys.stderr.write(f"{panel.page('identify').ui.identifyAnswerLabel.text}\n")
+        identify_slice(slicer, holder, folder, until)
         sys.stderr.write(f"{build.work.message}\n{page.ui.structureAnswerLabel.text or page.ui.structureStatusLabel.text}\n")
         over_age(slicer, holder, folder, until)
         holder.self().cleanup()
         os.chdir(ROOT)
-
-
-def identify_slice(slicer, panel, until, place: Path) -> None:
-    """Fill in the page of slices and let it run."""
-    from DeepRegistrationUI import mrml
-    from DeepRegistrationUI.thumbnails import png
-
-    volume, section, pixel = solid()
-    (place / "section.png").write_bytes(png(np.repeat(section.clip(0, 255).astype(np.uint8)[..., None], 3, -1)))
-    node = panel.node
-    node.identifyAtlas, node.identifyFile, node.identifyPixel = mrml.volume_node(slicer.mrmlScene, volume), "section.png", pixel
-    panel.open("identify")
-    until(lambda: not panel.later.active)
-    page = panel.page("identify")
-    page.ui.identifyButton.click()
-    until(lambda: not page.running)
-    if page.found is None:
-        raise SystemExit(page.ui.identifyStatusLabel.text)
-    until(lambda: not panel.later.active)
 
 
 if __name__ == "__main__":
