@@ -127,6 +127,7 @@ def test_the_generator_draws_what_it_is_taught():
     shape, _ = growing()
     true = torch.cat([shape.mean(age).data for age in AGES])
     generator = AtlasGenerator((32, 32))
+    generator.begin_with(true)
     taught(generator, true, [0.0, 0.5, 1.0], Silent())
     found = drawn(generator, [0.0, 0.5, 1.0])
     still = (true - true.mean(0)).square().mean().sqrt()

@@ -95,8 +95,8 @@ class SpatiotemporalAtlas(Method):
     diffusion: float = parameter(0.01, "Diffusion weight", "Of its squared gradient.", minimum=0.0)
     smoothness: float = parameter(0.0, "Smoothness over age", "Weight of the squared second difference of the atlas over age.", minimum=0.0,
                                   advanced=False)
-    centering: float = parameter(1.0, "Centering", "Share of the mean map of every age that is taken out of all maps after an iteration; a generator "
-                                 "is not centered.", minimum=0.0, maximum=1.0)
+    centering: float = parameter(1.0, "Centering", "Share of the mean map of every age that is taken out of all maps after an iteration.",
+                                 minimum=0.0, maximum=1.0)
     window: float = parameter(0.0, "Window", "Radius of the windows of the local correlation; 0 takes four voxels.", unit="mm", minimum=0.0)
     iterations: int = parameter(4, "Iterations", "Of network and atlas in turn, at most.", minimum=1, maximum=50, advanced=False)
     change: float = parameter(0.02, "Stable", "Change of the atlas (share) below which it is taken as stable.", minimum=0.0, maximum=1.0)

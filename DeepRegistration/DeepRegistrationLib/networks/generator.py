@@ -36,6 +36,11 @@ class AtlasGenerator(nn.Module):
         self.last = silent(Convolution(dim, widths[-1], 1))
         self.base = nn.Parameter(torch.zeros(1, 1, *self.shape))
 
+    @torch.no_grad()
+    def begin_with(self, atlases: torch.Tensor) -> None:
+        """Take the mean of ``atlases`` (K, 1, *shape) as what does not change with age."""
+        self.base.copy_(atlases.mean(0, keepdim=True))
+
     def forward(self, ages: torch.Tensor) -> torch.Tensor:
         steps = (len(self.centers) - 1) * (ages.reshape(-1, 1).to(self.base) - self.centers)
         x = self.linear((-steps.square() / 2).exp()).reshape(len(steps), -1, *self.coarse)

@@ -5,7 +5,7 @@ With A(a) the atlas of an age (``engines/ages.py``), v = network(A(a_i), I_i), p
     L_sim(A(a_i) o phi_i^-1, I_i)  +  g |mean of the last c phi|^2  +  m |phi_i^-1|^2  +  d |grad phi_i^-1|^2
 
 over subjects in the order of their ages, forth and back, so that the last c fields (displacements in voxels of the atlas) are of subjects of about
-one age; L_sim is 1 - the squared local correlation. Without a generator then, with m_k the weighted mean displacement at a knot,
+one age; L_sim is 1 - the squared local correlation. Then, with m_k the weighted mean displacement at a knot,
 
     phi_i <- phi_i o (id + share m(a_i))^-1,    A_k <- weighted mean of I_i o phi_i
 
@@ -14,7 +14,7 @@ and all follow in turn until the atlas changes no more: the loss keeps the mean 
 
     |A(a_i) - I_i o phi_i|^2 / 2 var  +  t |A(a - s) - 2 A(a) + A(a + s)|^2 / 2 var,   s the distance of two knots,
 
-for which phi_i is held: its best answer is that mean too. The images are seen through the linear maps of the members.
+for which phi_i is held: its best answer is that mean too, and in the end it learns to draw the means of the centred maps. The images are seen through the linear maps of the members.
 Bastiaansen et al., Towards a 4D spatio-temporal atlas of the embryonic and fetal brain, 2022; Dalca et al., NeurIPS 2019.
 """
 
@@ -45,13 +45,13 @@ from ..terms import LNCC, Alignment, Diffusion, Term
 from . import processes
 from .atlas import Images
 from .checkpoint import initialise, write
-from .loop import TrainingSettings, pair_number, train
+from .loop import TrainingSettings, pair_number, rate_at, train
 
 NETWORK, GENERATOR = "network", "generator"
 NOISE = 0.1
 """Deviation that counts as noise in the local correlation, as a share of that of the image: flat background is a match, not a quarrel."""
-FIRST = 200
-"""Steps in which a generator learns to draw the medians before anything is registered to them."""
+LESSON = 300
+"""Steps in which a generator learns to draw the medians before anything is registered to them, and the means in the end."""
 JITTER = 0.5
 """Deviation of the noise on ages in the order of a pass, in units of the distance of two knots: batches differ from pass to pass."""
 
@@ -188,7 +188,7 @@ class Temporal:
 
     def __post_init__(self):
         self.images = Images(self.built.members, self.linear, self.built.grid, self.settings.memory)
-        self.weights = self.ages.weights(0.0 if self.settings.generator else self.settings.smoothness)
+        self.weights = self.ages.weights(self.settings.smoothness)
         self.basis = self.ages.basis(self.ages.known)
         self.recent = self.settings.recent or max(2, round(len(self.ages.known) / len(self.ages.knots)))
 
@@ -217,10 +217,14 @@ class Temporal:
         passed = _Pass(self, k, model, seen)
         for number in self._in_order(monitor.part(0.8, 0.9, "subject")):
             passed.register(number)
-        passed.centre(0.0 if self.settings.generator else self.settings.centering)
+        passed.centre(self.settings.centering)
         for number in self._in_order(monitor.part(0.9, 1.0, "template")):
             passed.add(number)
-        new = seen if self.settings.generator else passed.atlases
+        new = passed.atlases
+        if model.generator is not None:
+            taught(model.generator.cpu(), new.float(), self.ages.share(self.ages.knots), monitor)
+            write({"network": model.state_dict()}, self.training(n) / "model.pt")
+            new = drawn(model.generator, self.ages.share(self.ages.knots))
         self._note(k, passed.row(old, new), passed, new)
         processes.meet()
         monitor.log(**{key: float(value) for key, value in self.built.rows[-1].items()})
@@ -262,6 +266,7 @@ class Temporal:
         if n:
             initialise(model, self.training(n - 1) / "model.pt")
         elif settings.generator:
+            model.generator.begin_with(atlases)
             taught(model.generator, atlases, self.ages.share(self.ages.knots), monitor)
         view = TemporalView(settings, 1 / (len(self.ages.knots) - 1), float(atlases.var()))
         how = TrainingSettings(steps=settings.steps, rate=settings.rate)
@@ -335,15 +340,17 @@ class Temporal:
 
 
 def taught(generator: AtlasGenerator, atlases: torch.Tensor, shares, monitor: Monitor) -> None:
-    """Let the generator draw ``atlases`` (K, 1, *S) at ``shares`` (K,): its base begins with their mean."""
-    with torch.no_grad():
-        generator.base.copy_(atlases.mean(0, keepdim=True))
-    adam = torch.optim.Adam(generator.parameters(), lr=5e-3)
+    """Let the generator draw ``atlases`` (K, 1, *S) at ``shares`` (K,), one after the other so that memory does not grow with their number."""
+    settings = TrainingSettings(LESSON, 5e-3, warm_up=1)
+    adam = torch.optim.Adam(generator.parameters(), lr=settings.rate)
     shares = torch.as_tensor(np.asarray(shares), dtype=torch.float32)
-    for _ in range(FIRST):
+    for step in range(LESSON):
         monitor.check()
+        for group in adam.param_groups:
+            group["lr"] = rate_at(settings, step)
         adam.zero_grad()
-        (generator(shares) - atlases).square().mean().backward()
+        for share, atlas in zip(shares, atlases):
+            ((generator(share[None]) - atlas).square().mean() / len(atlases)).backward()
         adam.step()
 
 
