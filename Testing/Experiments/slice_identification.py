@@ -8,7 +8,8 @@ baseline is mutual information after an affine search in the plane with every pl
 Claims for the mouse brain (coronal) and the human head (axial): (a) the plate is among the first 5 in at least 0.9 of the sections; (b) the mean rank
 error is below the baseline's; (c) one query (embedding, pose of the oblique plane, ranking) takes less than a second. Recorded without a
 claim: the embedding alone, the search from even starts without a network, position and tilt of the plane, and the raw sections of the
-mouse brain, which are pictures of their own. --full compares the four losses and takes more sections.
+mouse brain, which are pictures of their own. --full compares the losses and takes more sections. Called again with the same --out it
+takes up its trainings.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def measured(experiment: Experiment, name: str, count: int):
     volume = read_image(experiment.arguments.data / name / file)
     plates, settings, runtime = plates_of(volume, axis), PlateTraining(), experiment.runtime
     began = time.process_time()
-    network, _ = train_plates(plates, settings, runtime)
+    network, _ = train_plates(plates, settings, runtime, experiment.arguments.out / name)
     trained = time.process_time() - began
     made, found, seconds = sections(volume, plates, count, 11), [], []
     for _, query, _ in made:
