@@ -14,7 +14,8 @@ and all follow in turn until the atlas changes no more: the loss keeps the mean 
 
     |A(a_i) - I_i o phi_i|^2 / 2 var  +  t |A(a - s) - 2 A(a) + A(a + s)|^2 / 2 var,   s the distance of two knots,
 
-for which phi_i is held: its best answer is that mean too, and in the end it learns to draw the means of the centred maps. The images are seen through the linear maps of the members.
+for which phi_i is held: its best answer is that mean too, and in the end it learns to draw the means of the centred maps. The images are seen
+through the linear maps of the members.
 Bastiaansen et al., Towards a 4D spatio-temporal atlas of the embryonic and fetal brain, 2022; Dalca et al., NeurIPS 2019.
 """
 
