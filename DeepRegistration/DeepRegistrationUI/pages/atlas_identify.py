@@ -184,8 +184,8 @@ class AtlasIdentifyPage(Page):
 def answer(found: dict) -> str:
     """Plane, plate and tilt in one sentence, and what was taken for granted."""
     record, plane = found["record"], found["record"]["plane"]
-    text = _("At plate {plate} of {count} ({position:.1f} mm), tilted by {tilt:.1f}°.").format(
-        plate=plane["plate"] + 1, count=record["plates"], position=plane["position_mm"], tilt=plane["tilt_degrees"])
+    text = _("At plate {plate} (of 0 to {last}, {position:.1f} mm), tilted by {tilt:.1f}°.").format(
+        plate=plane["plate"], last=record["plates"] - 1, position=plane["position_mm"], tilt=plane["tilt_degrees"])
     return text if found["by_header"] is not False else text + " " + _("The slice was taken as a picture: its header says another axis.")
 
 
@@ -195,4 +195,4 @@ def told(record: dict) -> list[str]:
     rows = [_("found plane\nat {position:.1f} mm, tilt {tilt:.1f}°\nscore {score:.2f}").format(
         position=plane["position_mm"], tilt=plane["tilt_degrees"], score=plane["score"])]
     return rows + [_("{rank}. plate {plate}\nat {position:.1f} mm\ndistance {distance:.2f}").format(
-        rank=rank, plate=row["plate"] + 1, position=row["position_mm"], distance=row["distance"]) for rank, row in enumerate(record["top"], 1)]
+        rank=rank, plate=row["plate"], position=row["position_mm"], distance=row["distance"]) for rank, row in enumerate(record["top"], 1)]
