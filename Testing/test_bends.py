@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
+import pytest
 import torch
 import truths_hip as hips
 
@@ -62,12 +63,14 @@ def test_a_known_deformation_is_followed_and_told():
     assert rigid_only.bends == () and rigid_only.placed(0) is rigid_only.transforms[0]
 
 
+@pytest.mark.slow
 def test_slices_that_do_not_deform_stay_as_they_are():
     asked = known(0.0)
     before, after = (distances(asked, registered(0.0, preset), 0.0) for preset in ("default", "deformed"))
     assert after.mean() < before.mean() + 0.1 and sum(b.field is not None for b in registered(0.0, "deformed").bends) <= 1
 
 
+@pytest.mark.slow
 def test_mirrored_slices_deform_where_they_were_found():
     asked = known(4.0, FLIPS)
     bent = registered(4.0, "deformed", FLIPS)
@@ -91,6 +94,7 @@ def test_points_and_maps_follow_the_deformation():
     assert np.allclose(values, volume.points()[1, ..., 0] - 4, atol=1e-3), "a voxel at x shows what the slice has at x - 4"
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path):
     asked = known(4.0)
     files = [str(tmp_path / f"s{k + 1}.nii.gz") for k in range(6)]

@@ -94,6 +94,7 @@ def test_what_cannot_be_learned_is_one_sentence(monkeypatch):
         learned_bones(problem.slices, {0: strokes}, 0, Silent())
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tmp_path, capsys):
     problem = known().problem
     files = [str(tmp_path / f"s{k + 1}.nii.gz") for k in range(6)]
