@@ -109,7 +109,7 @@ def test_refreshes_are_seldom_enough_and_cheap_enough(pair, monkeypatch):
         clock.now += 0.01
         done = live.show(preview(live))
         shown, waiting = shown + done, waiting + (not done)
-    assert 30 < shown < 42 and waiting > 500  # 50 ms of drawing every half second
+    assert 15 < shown < 22 and waiting > 500  # 50 ms of drawing every second
     monkeypatch.setattr(views, "drawings", lambda scene: [])
     live.cost = 0.0
     began, shown = clock.now + 1, 0
@@ -137,7 +137,7 @@ def test_views_are_drawn_one_a_tick_and_all_of_them_count(pair, monkeypatch):
     assert not live.show(preview(live)) and not live.tick() and not live.tick() and len(drawn) == 6
     while not live.tick():
         clock.now += 0.01
-    assert 1.0 < clock.now - began < 1.4 and len(drawn) == 7
+    assert 2.1 < clock.now - began < 2.7 and len(drawn) == 7
 
 
 def test_what_came_too_early_is_shown_by_the_timer(pair):

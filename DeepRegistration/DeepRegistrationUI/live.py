@@ -26,7 +26,7 @@ NODES_PER_EDGE = 48
 """Nodes of the lattice along the longest edge of the fixed volume."""
 GRID_CELLS = 16
 """Cells of the drawn grid along that edge (see ``quality_maps.drawn_edge``)."""
-SHORTEST_INTERVAL, LARGEST_SHARE = 0.1, 0.1
+SHORTEST_INTERVAL, LARGEST_SHARE = 0.1, 0.05
 """Seconds between two refreshes, and the share of the time that refreshes may take."""
 
 
