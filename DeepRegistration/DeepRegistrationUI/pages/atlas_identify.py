@@ -9,29 +9,29 @@ from slicer.i18n import tr as _
 
 from .. import mrml
 from ..atlas_scene import deliver_plane
-from ..jobrun import JobRun
 from ..thumbnails import side_by_side
 from ..views import show_plane
-from .base import Page
+from .running import RunningPage
 
 SIDE = 76
 SOURCES = (("file", "A file"), ("scene", "A slice of the scene"))
 PLATES = (("coronal", "Coronal"), ("axial", "Axial"), ("sagittal", "Sagittal"))
 
 
-class AtlasIdentifyPage(Page):
-    """See the file's first line. ``work`` runs or ran last; ``found`` is the result that is shown."""
+class AtlasIdentifyPage(RunningPage):
+    """See the file's first line. ``found`` is the result that is shown."""
 
     UI = "AtlasBuilderIdentify.ui"
     STATUS = "identify"
+    STOPPED = "The search was stopped; the scene is as it was."
 
     def __init__(self, panel, layout):
         super().__init__(panel, layout)
-        self.work, self.found = None, None
+        self.found = None
         for box, name in ((self.ui.identifySourceBox, "identifySource"), (self.ui.identifyAxisBox, "identifyAxis")):
-            box.connect("currentIndexChanged(int)", lambda index, box=box, name=name: None if self.filling else self.put(name, self.chosen(box)))
+            self.choice(box, lambda box=box, name=name: self.put(name, self.chosen(box)))
         self.ui.identifyFileEdit.connect("currentPathChanged(QString)", lambda path: self.put("identifyFile", path or ""))
-        self.ui.identifyButton.connect("clicked()", lambda: self.guarded(self.identify_or_cancel))
+        self.buttons({"identifyButton": self.identify_or_cancel})
         table = self.ui.identifyTable
         table.setColumnCount(2)
         table.setHorizontalHeaderLabels([_("Slice, atlas"), _("Where")])
@@ -42,15 +42,7 @@ class AtlasIdentifyPage(Page):
         self.show_found()
         self.show_running(False)
 
-    def guarded(self, act) -> None:
-        super().guarded(act)
-        self.refresh()
-
     # -------------------------------------------------------------------------------------------------------- up to date
-
-    @property
-    def running(self) -> bool:
-        return self.work is not None and self.work.running
 
     def refresh(self) -> None:
         if self.node is None:
@@ -86,13 +78,6 @@ class AtlasIdentifyPage(Page):
         for name in ("identifyForm", "identifyInvertBox"):
             getattr(self.ui, name).enabled = not self.running
 
-    def show_running(self, running: bool) -> None:
-        self.ui.identifyProgressBar.visible = self.ui.identifyStageLabel.visible = running
-        self.ui.identifyProgressBar.value = 0
-        if running:
-            self.ui.identifyStageLabel.text = _("Preparing")
-        self.show_readiness()
-
     # -------------------------------------------------------------------------------------------------------------- run
 
     def identify_or_cancel(self) -> None:
@@ -100,10 +85,7 @@ class AtlasIdentifyPage(Page):
             self.work.cancel()
             return
         self.logic.ensure_torch()
-        self.work = JobRun(self.logic.runner, self.request(), self.on_event)
-        self.logic.work.append(self.work)
-        self.show_running(True)
-        self.panel.wake()
+        self.begin(self.request())
 
     def request(self) -> dict:
         """The parameter node as a request. InputError where a node cannot be read."""
@@ -114,22 +96,9 @@ class AtlasIdentifyPage(Page):
                 "pixel": 0.0 if scene else node.identifyPixel, "invert": node.identifyInvert, "device": node.device, "seed": node.seed,
                 "threads": node.threads}
 
-    def on_event(self, work, event: dict) -> None:
-        """Called from the panel's timer, on the main thread."""
-        if work is not self.work or self.node is None:
-            return
-        if event["event"] == "progress":
-            self.show_progress(event)
-        elif event["event"] in ("done", "failed", "cancelled"):
-            self.show_running(False)
-            if event["event"] == "done":
-                self.take(work.result)
-            else:
-                self.say("error" if event["event"] == "failed" else "warning", event.get("message") or _("The search was stopped; the scene is as it was."))
-
-    def take(self, result: dict) -> None:
+    def take_result(self) -> None:
         """Show the answer, put the slice and its transform into the scene and move the red view to the plane."""
-        self.found = result
+        self.found = result = self.work.result
         deliver_plane(result, self.node.identifyAtlas)
         self.show_found()
         self.ui.identifyTable.selectRow(0)
@@ -171,9 +140,6 @@ class AtlasIdentifyPage(Page):
             show_plane(slicer.mrmlScene, np.array(self.found["frames"][chosen[0]]))
 
     # -------------------------------------------------------------------------------------------------------- life cycle
-
-    def tick(self) -> bool:
-        return self.running
 
     def close(self) -> None:
         self.work, self.found = None, None
