@@ -18,7 +18,7 @@ RANKS = [{"errors", "parameters", "runtime"}, {"geometry"}, {"exchange", "planes
 RANK = {name: k for k, names in enumerate(RANKS) for name in names}
 MAY_KNOW_EACH_OTHER = ({"errors", "parameters", "runtime"}, {"problem", "result", "method"}, {"commands", "__main__"})
 AT_THE_POINT_OF_USE = {"safetensors": "networks/weights.py", "h5py": "networks/foreign.py", "unigradicon": "networks/foreign.py",
-                       "sklearn": "engines/packages.py", "distributed": "engines/cluster.py"}
+                       "sklearn": "engines/packages.py", "distributed": "engines/packages.py"}
 SOURCES = sorted(LIBRARY.rglob("*.py"))
 ALL = sorted(p for folder in ("DeepRegistration", "AtlasBuilder", "QMRIRegister", "Testing") for p in (ROOT / folder).rglob("*.py")) + [ROOT / "run.py"]
 LONGEST_FILE, LONGEST_TEST_FILE, LONGEST_FUNCTION, LONGEST_LINE = 450, 700, 60, 160

@@ -16,8 +16,8 @@ from typing import Callable, Iterator
 from ..errors import InputError
 from ..runtime import Monitor, Runtime, Silent
 from .crew import PAUSE, Crew, Lost
+from .packages import distributed
 
-NEEDED = "a Dask scheduler was named and the package distributed is not installed; install it with: pip install distributed"
 PATIENCE = 30
 """Seconds in which the scheduler has to answer."""
 AHEAD = 2
@@ -33,12 +33,9 @@ class Cluster:
     """The workers of the scheduler at ``address``. Use it in a ``with`` block; the scheduler goes on after it."""
 
     def __init__(self, address: str):
+        self.package = distributed()
         try:
-            from distributed import Client
-        except ImportError:
-            raise InputError(NEEDED) from None
-        try:
-            self.client = Client(address, timeout=PATIENCE, set_as_default=False)
+            self.client = self.package.Client(address, timeout=PATIENCE, set_as_default=False)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(f"the Dask scheduler {address} cannot be reached ({reason}); start it with 'dask scheduler', or take --workers") from None
@@ -69,9 +66,7 @@ class Cluster:
             self.client.cancel(list(running))
 
     def _result(self, future):
-        from distributed import KilledWorker
-
         try:
             return future.result()
-        except KilledWorker:
+        except self.package.KilledWorker:
             return Lost("its workers ended before it was done, as happens when the memory runs out")

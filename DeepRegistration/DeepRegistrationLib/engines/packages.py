@@ -15,3 +15,13 @@ def scikit_learn(purpose: str):
         raise InputError(f"{purpose} need the package scikit-learn, which is not installed; install it with 'pip install scikit-learn' and "
                          "try again") from None
     return sklearn
+
+
+def distributed():
+    """Dask's package distributed. InputError where it is not installed."""
+    try:
+        import distributed
+    except ImportError:
+        raise InputError("a Dask scheduler needs the package distributed, which is not installed; install it with 'pip install distributed' and "
+                         "try again") from None
+    return distributed
