@@ -11,8 +11,7 @@ import contract
 import pytest
 import torch
 
-from DeepRegistrationLib.__main__ import sentence
-from DeepRegistrationLib.errors import ConvergenceError, InputError
+from DeepRegistrationLib.errors import ConvergenceError, InputError, sentence
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image, Labels
 from DeepRegistrationLib.io import write_image, write_labels, write_transform

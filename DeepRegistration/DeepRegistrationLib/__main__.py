@@ -17,7 +17,7 @@ BEGAN = time.perf_counter()
 
 from .commands import atlas, batch, catalogue, evaluate, motion, options, qmri, register, serve, train, warp  # noqa: E402
 from .commands.output import note  # noqa: E402
-from .errors import Cancelled, RegistrationError  # noqa: E402
+from .errors import Cancelled, sentence  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,20 +54,6 @@ def build_parser() -> options.Parser:
     for module in (catalogue, register, warp, evaluate, batch, train, atlas, motion, qmri, serve):
         module.add(commands)
     return parser
-
-
-def sentence(error: Exception) -> tuple[str, int]:
-    """What a user reads for an error, and the exit status."""
-    if isinstance(error, RegistrationError):
-        return str(error), 2
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error).lower()):
-        return "the memory ran out; use a preset with a coarser spacing, crop the images, or close other programs", 2
-    if isinstance(error, OSError):
-        where = f" {error.filename}" if error.filename else ""
-        return f"the file system refused{where} ({error.strerror or error}); check the path, the permissions and the free space", 2
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return (f"a fault of the program, {type(error).__name__} in {os.path.basename(frame.filename)} line {frame.lineno} ({error}); "
-            "please report it with the output of the same command under DEEPREGISTRATION_DEBUG=1"), 1
 
 
 class interruptible:

@@ -20,6 +20,8 @@ import numpy as np
 from .errors import InputError
 from .geometry import Grid
 
+EVENTS, REQUEST, RESULT = "events.jsonl", "request.json", "result.json"
+"""Files in the folder of a job."""
 CHUNK = 4 << 20
 """Bytes that one step of ``write_steps`` writes at most."""
 KIND = "exchange"

@@ -36,6 +36,7 @@ import time
 from pathlib import Path
 
 import DeepRegistrationLib
+from DeepRegistrationLib import exchange
 from DeepRegistrationLib.errors import Cancelled, InputError, RegistrationError
 
 from .jobqueue import Job, Runner, Tail, disk_sentence
@@ -68,7 +69,7 @@ class WorkerRunner(Runner):
         """Start the worker where none runs; the call takes some milliseconds and the worker a few seconds. InputError where it cannot."""
         if self._process is not None:
             return
-        events, log = self.folder / "events.jsonl", self.folder / "worker.log"
+        events, log = self.folder / exchange.EVENTS, self.folder / "worker.log"
         events.unlink(missing_ok=True)
         command = [self._python or python_of_worker(), "-X", "faulthandler", "-m", DeepRegistrationLib.__name__, "serve", "--remove", str(self.folder)]
         flags = {"creationflags": subprocess.CREATE_NO_WINDOW} if os.name == "nt" else {"start_new_session": True}

@@ -183,7 +183,7 @@ class Runner:
     def _start_next(self) -> None:
         waiting = next((job for job in self.jobs if not job.ended), None)
         if waiting is not None and waiting.upload is None:
-            waiting.state, self._current, self._tail = "running", waiting, Tail(waiting.folder / "events.jsonl")
+            waiting.state, self._current, self._tail = "running", waiting, Tail(waiting.folder / exchange.EVENTS)
             self._start(waiting)
 
     def _watch(self) -> None:
@@ -273,7 +273,7 @@ def _upload(request: dict, folder: Path):
         except StopIteration as end:
             packed = end.value
         yield min(1.0, sent / total)
-    exchange.write_json(folder / "request.json", packed)
+    exchange.write_json(folder / exchange.REQUEST, packed)
 
 
 def _bytes(value) -> int:

@@ -6,6 +6,7 @@ labels, mask, and a column for the age or another covariate. Paths are relative 
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +26,6 @@ class Covariate:
         if not self.name:
             return [None] * len(names)
         if self.table is not None:
-            from .atlas_structure import covariates_of
-
             columns = covariates_of(self.table)
         if self.name not in columns:
             where = f"the table {self.table}" if self.table is not None else "the cohort"
@@ -55,7 +54,7 @@ def read_scans(path: Path, labels: str | None = None) -> list[tuple]:
 
     cohort = read_cohort(path, labels, further=True)
     if cohort.pairs is not None:
-        raise InputError(f"{path} lists pairs; an atlas needs one image a row (columns image, subject, labels, mask)")
+        raise InputError(f"{path} lists pairs; a cohort needs one image a row (columns image, subject, labels, mask)")
     names = unique([scan.subject for scan in cohort.scans], [scan.image.name.split(".")[0] for scan in cohort.scans])
     return list(zip(names, cohort.scans))
 
@@ -73,3 +72,31 @@ def unique(subjects: list[str], files: list[str]) -> list[str]:
     """Names that can be those of folders: the subject's, with the file's where a subject has several images."""
     names = [subject if subjects.count(subject) == 1 else f"{subject}-{file}" for subject, file in zip(subjects, files)]
     return [name.replace("/", "-").replace("\\", "-") for name in names]
+
+
+def read_table(path: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """(subjects, column -> texts) of a .csv file with a header; subjects are the column 'subject' or 'id', else the first one."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"the table {path} does not exist; give a .csv file with a header line, one subject a row")
+    try:
+        rows = list(csv.DictReader(path.read_text("utf-8-sig").splitlines(), skipinitialspace=True, restval=""))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"the table {path} cannot be read ({error}); give a .csv file with a header line") from None
+    if not rows or None in rows[0]:
+        raise InputError(f"the table {path} has no rows, or rows longer than its header; give one subject a row below a header line")
+    header = list(rows[0])
+    key = next((name for name in header if name.strip().lower() in ("subject", "id")), header[0])
+    subjects = [row[key].strip() for row in rows]
+    twice = next((name for name in subjects if subjects.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"the subject '{twice}' occurs {subjects.count(twice)} times in {path}; give one row a subject")
+    return subjects, {name.strip(): [row[name] for row in rows] for name in header if name != key}
+
+
+def covariates_of(path: Path | None) -> dict[str, dict]:
+    """Name -> {subject: text} of a table."""
+    if path is None:
+        return {}
+    subjects, columns = read_table(path)
+    return {name: dict(zip(subjects, texts)) for name, texts in columns.items()}

@@ -102,6 +102,7 @@ def carry_out(order: Order, folder: Path, runtime: Runtime) -> dict:
     """Analyze, write all files into ``folder`` and return the record."""
     from ..evaluate.cohort import CohortTypes
     from ..parameters import from_values
+    from .atlas_cohort import covariates_of
 
     analysis = from_values(CohortTypes, order.values)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
@@ -141,16 +142,6 @@ def collect(given: dict, scratch: Path, monitor) -> tuple[list, dict, dict]:
             )
         sources.append(made)
     return sources, aside, files
-
-
-def covariates_of(path: Path | None) -> dict[str, dict]:
-    """Name -> {subject: text} of a table."""
-    from .structure_sources import read_table
-
-    if path is None:
-        return {}
-    subjects, columns = read_table(path)
-    return {name: dict(zip(subjects, texts)) for name, texts in columns.items()}
 
 
 # -------------------------------------------------------------------------------------------------------------- writing

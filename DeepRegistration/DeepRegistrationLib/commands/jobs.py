@@ -23,8 +23,9 @@ atlas: ``out`` the atlas's folder; ``data``, or ``images`` [Volume] with ``names
     'icon-atlas:PRESET' and ``values``, for an atlas over age ``covariate`` (a column of the list or of the table ``covariates``); ``workers``,
     ``seed``, ``device``, ``threads``; ``resume``: go on with the build in ``out``. -> ``record`` (atlas.json), ``quality`` rows.
     Its event 'cohort' names the subjects; its log events are the figures of an iteration; work/ holds templates and maps meanwhile.
-carry: ``atlas`` the folder of a finished one; ``subjects`` [{name, image: a file or a Volume}]; ``device``, ``seed``, ``threads``. -> ``rows`` {subject,
-    similarity, folds} or {subject, lost}; its event 'carried' is a row. Files go to carried/NAME in the folder.
+carry: ``atlas`` the folder of a finished one; ``subjects`` [{name, image: a file or a Volume}]; for an atlas over age ``covariate`` with ``data`` or
+    ``covariates`` as in 'atlas' (default: those that it was built with here); ``device``, ``seed``, ``threads``. -> ``rows`` {subject, similarity,
+    folds} or {subject, lost}; its event 'carried' is a row. Files go to carried/NAME in the folder.
 structure: ``kind`` of ``atlas_structure.SOURCES`` with ``data``, or ``label_maps`` [LabelMap]; ``covariates`` a table; ``values``, ``seed``; ``out`` a folder
     (default: the job's). -> ``record`` (result.json), ``subjects`` rows, ``out``.
 identify: ``atlas`` Volume; ``slice`` a file or a Volume of one slice, ``axis`` of its plates, ``top`` how many to list, ``pixel`` mm of a file (0: its own),
@@ -56,8 +57,6 @@ from pathlib import Path
 
 from ..errors import InputError
 
-OUTPUTS = ("inverse", "warped", "log_jacobian", "folds")
-
 
 def do(request: dict, monitor, folder: Path) -> dict:
     """The result of a request. Raises InputError for one that is not understood, and what the job raises."""
@@ -77,19 +76,3 @@ def _catalogue(request: dict, monitor, folder: Path) -> dict:
     from .catalogue import catalogue
 
     return {"catalogue": catalogue()}
-
-
-def finished(folder) -> tuple[dict, dict]:
-    """(request, result) of the finished register job in ``folder``. InputError where it is gone or is another job."""
-    import json
-
-    from .. import exchange
-    from .serve import REQUEST, RESULT
-
-    try:
-        request, result = (exchange.unpack(Path(folder), json.loads((Path(folder) / name).read_text("utf-8"))) for name in (REQUEST, RESULT))
-    except OSError:
-        raise InputError(f"the result in {folder} is not there any more; run the registration again") from None
-    if request.get("command") != "register":
-        raise InputError(f"the job in {folder} is no registration but '{request.get('command')}'; choose the folder of a registration")
-    return request, result

@@ -7,8 +7,7 @@ import math
 from pathlib import Path
 
 from ..errors import InputError
-from .jobs import finished
-from .jobs_pair import pair_of
+from .jobs_pair import finished, pair_of
 from .output import staged
 
 POINTS_PER_EDGE = 64

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..errors import InputError
 
@@ -134,3 +136,17 @@ def matched(fixed, moving):
         return LabelMap(out, labels.grid, names, labels.name)
 
     return keep(fixed, mine), keep(moving, other)
+
+
+def finished(folder) -> tuple[dict, dict]:
+    """(request, result) of the finished register job in ``folder``. InputError where it is gone or is another job."""
+    from .. import exchange
+
+    try:
+        request, result = (exchange.unpack(Path(folder), json.loads((Path(folder) / name).read_text("utf-8")))
+                           for name in (exchange.REQUEST, exchange.RESULT))
+    except OSError:
+        raise InputError(f"the result in {folder} is not there any more; run the registration again") from None
+    if request.get("command") != "register":
+        raise InputError(f"the job in {folder} is no registration but '{request.get('command')}'; choose the folder of a registration")
+    return request, result

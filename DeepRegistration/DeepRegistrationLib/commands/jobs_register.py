@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
-from .jobs import OUTPUTS
 from .jobs_pair import Frames, pair_of
 from .register import plain, require_overlap, with_start
 
+OUTPUTS = ("inverse", "warped", "log_jacobian", "folds")
 EDGE = 48
 """Nodes of the lattice of previews along the longest edge, where no spacing is asked for."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import InputError
-from .jobs import finished
+from .jobs_pair import finished, image_of, labels_of
 
 MODES = ("linear", "cubic", "nearest")
 DIRECTIONS = ("moving_to_fixed", "fixed_to_moving")
@@ -75,7 +75,6 @@ def carried(each: dict, field, grid):
     from ..exchange import LabelMap, Volume
     from ..ops import fields
     from ..ops.sample import index_points, inside, sample
-    from .jobs_pair import image_of, labels_of
     from .jobs_register import of_kind
 
     value, labels = each["value"], isinstance(each["value"], LabelMap)

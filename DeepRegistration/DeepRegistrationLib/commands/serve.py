@@ -23,10 +23,9 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import Cancelled, InputError
+from ..errors import Cancelled, InputError, sentence
 from ..runtime import keep_memory
 
-EVENTS, REQUEST, RESULT = "events.jsonl", "request.json", "result.json"
 
 
 def add(commands) -> None:
@@ -83,6 +82,8 @@ class Events:
     """Appends events to a folder's file; ``listener`` is called after each."""
 
     def __init__(self, folder: Path, listener=None):
+        from ..exchange import EVENTS
+
         self.path, self.listener = folder / EVENTS, listener
         self.stream = open(self.path, "ab", buffering=0)
 
@@ -102,13 +103,13 @@ def perform(ticket: Ticket, listener=None) -> None:
     events = Events(ticket.folder, listener)
     events.write("started", job=ticket.folder.name)
     try:
-        packed = json.loads((ticket.folder / REQUEST).read_text("utf-8"))
+        packed = json.loads((ticket.folder / exchange.REQUEST).read_text("utf-8"))
         request = exchange.unpack(ticket.folder, packed)
         monitor = JobMonitor(events, ticket)
         result = jobs.do(request, monitor, ticket.folder)
         entries = exchange.finish(exchange.pack_steps(ticket.folder, result, "result"))
         monitor.check()
-        exchange.write_json(ticket.folder / RESULT, entries)
+        exchange.write_json(ticket.folder / exchange.RESULT, entries)
     except Cancelled:
         events.write("cancelled")
     except Exception as error:
@@ -121,8 +122,6 @@ def perform(ticket: Ticket, listener=None) -> None:
 
 def failure(error: Exception) -> dict:
     """'kind' ('input', 'memory', 'disk' or 'fault') and 'message', one sentence, of an error."""
-    from ..__main__ import sentence
-
     if is_memory(error):
         kind = "memory"
     elif isinstance(error, OSError):

@@ -7,12 +7,12 @@ onto it by their world coordinates.
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
 from ..errors import InputError
+from .atlas_cohort import read_scans, read_table
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def label_items(path: Path) -> list[Item]:
 
     path = Path(path)
     try:
-        scans = _scans(path)
+        scans = read_scans(path)
     except InputError:
         scans, found = [], sorted(path.rglob("*.seg.nrrd")) if path.is_dir() else []
         if not found:
@@ -50,7 +50,7 @@ def map_items(path: Path) -> list[Item]:
     from ..io import read_image
 
     return [
-        Item(name, lambda file=scan.image: read_image(file), _files(name, scan)) for name, scan in _scans(Path(path))
+        Item(name, lambda file=scan.image: read_image(file), _files(name, scan)) for name, scan in read_scans(Path(path))
     ]
 
 
@@ -71,20 +71,6 @@ def atlas_items(path: Path) -> list[Item]:
         Item(file.parent.name, lambda file=file: log_jacobian(file))
         for file in sorted((path / "subjects").glob("*/transform.h5"))
     ]
-
-
-def _scans(path: Path) -> list:
-    """[(name, Scan), ...]; names as in an atlas of the same cohort."""
-    from ..train.cohort import read_cohort
-    from .atlas_cohort import unique
-
-    cohort = read_cohort(path)
-    if cohort.pairs is not None:
-        raise InputError(
-            f"{path} lists pairs; the structure of a cohort needs one image a row (columns image, labels, subject)"
-        )
-    names = unique([scan.subject for scan in cohort.scans], [scan.image.name.split(".")[0] for scan in cohort.scans])
-    return list(zip(names, cohort.scans))
 
 
 def _files(name: str, scan) -> dict:
@@ -167,31 +153,6 @@ def _stacked(items, values, kind, scratch: Path, monitor):
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
-
-
-def read_table(path: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """(subjects, column -> texts) of a .csv file with a header; subjects are the column 'subject' or 'id', else the
-    first one."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"the table {path} does not exist; give a .csv file with a header line, one subject a row")
-    try:
-        rows = list(csv.DictReader(path.read_text("utf-8-sig").splitlines(), skipinitialspace=True, restval=""))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"the table {path} cannot be read ({error}); give a .csv file with a header line") from None
-    if not rows or None in rows[0]:
-        raise InputError(
-            f"the table {path} has no rows, or rows longer than its header; give one subject a row below a header line"
-        )
-    header = list(rows[0])
-    key = next((name for name in header if name.strip().lower() in ("subject", "id")), header[0])
-    subjects = [row[key].strip() for row in rows]
-    twice = next((name for name in subjects if subjects.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(
-            f"the subject '{twice}' occurs {subjects.count(twice)} times in {path}; give one row a subject"
-        )
-    return subjects, {name.strip(): [row[name] for row in rows] for name in header if name != key}
 
 
 def numbers_of(path: Path) -> tuple[list[str], object, dict[str, str]]:
