@@ -8,13 +8,11 @@ is as long as in German or French, to look at; such pictures go to a folder that
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDER = ROOT / "Resources" / "Screenshots"
+from studio import FOLDER, Studio, options
+
 SECTIONS = ("guidesBox", "advancedBox", "outputsBox")
 PRESET = "instance-optimisation:fast"
 RUNNING = "instance-optimisation:accurate"
@@ -24,48 +22,31 @@ VIEW = 260
 """Pixels of each of the three slice views of a picture."""
 
 
-class Studio:
-    """One panel with the phantom pair, and the folder that its pictures go to."""
+class Pair(Studio):
+    """One panel with the phantom pair."""
 
     def __init__(self, folder: Path, long: bool):
-        from harness.application import install, load
-        from harness.fixtures import MODULES
-
-        self.folder, self.long, self.slicer = folder, long, install()
+        super().__init__("DeepRegistration", folder, "register")
+        self.long = long
         from DeepRegistrationUI import sampledata
 
-        self.holder = load(MODULES["DeepRegistration"]).createNewWidgetRepresentation()
-        self.holder.show_module(True)
-        self.panel = self.holder.self().panel
         made = sampledata.load_head_pair()
         self.fixed, self.moving, self.moving_t2 = made[:3]
         self.structures, self.landmarks = made[3:5], made[5:7]
         for node in (self.structures[0], self.landmarks[0]):
             node.GetDisplayNode().SetVisibility(False)
         self.panel.node.fixedVolume, self.panel.node.movingVolume, self.panel.node.method = self.fixed, self.moving, PRESET
-        self.page = self.panel.page("register")
-
-    def until(self, condition, seconds: float = 300.0) -> None:
-        """Run the event loop until ``condition``."""
-        end = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > end:
-                raise SystemExit(f"waited in vain; the panel says: {self.page.ui.registerStatusLabel.text}")
-            self.slicer.app.processEvents()
-            time.sleep(0.005)
 
     def picture(self, name: str) -> None:
         """The panel as it is."""
-        from harness.fixtures import screenshot
-
-        self.until(lambda: not self.panel.later.active)
+        self.settle()
         if self.long:
             from test_panel_layout import lengthen, texts_of
 
             for widget, text in list(texts_of(self.holder)):
                 if not widget.__dict__.get("lengthened"):
                     widget.text, widget.__dict__["lengthened"] = lengthen(text), True
-        screenshot(self.holder, self.folder / f"panel-{name}.png")
+        super().picture(name)
 
     def views(self, name: str) -> None:
         """The three slice views side by side."""
@@ -78,9 +59,7 @@ class Studio:
 
     def run(self) -> None:
         """Press Apply and wait for the result."""
-        self.until(lambda: not self.panel.later.active)
-        self.page.ui.applyButton.click()
-        self.until(lambda: not self.page.running)
+        self.press(self.page.ui.applyButton, self.page)
         if self.page.run.state != "done":
             raise SystemExit(self.page.run.message)
 
@@ -104,7 +83,7 @@ class Studio:
     def running(self) -> None:
         """During a run of the preset that takes longest, which is stopped then."""
         self.panel.node.method = RUNNING
-        self.until(lambda: not self.panel.later.active)
+        self.settle()
         self.page.ui.applyButton.click()
         self.until(lambda: not self.page.running or ("level 3" in self.page.ui.stageLabel.text.lower() and self.page.run.live.refreshes > 1))
         if not self.page.running:
@@ -120,7 +99,7 @@ class Studio:
 
         self.panel.open("transfer")
         page = self.panel.page("transfer")
-        self.until(lambda: not self.panel.later.active)
+        self.settle()
         wanted = {self.structures[1].GetID(), self.landmarks[1].GetID()}
         for item in [page.ui.nodesList.item(k) for k in range(page.ui.nodesList.count)]:
             if item.data(qt.Qt.UserRole) in wanted:
@@ -137,7 +116,7 @@ class Studio:
         page = self.panel.page("quality")
         node.qualityFixedStructures, node.qualityMovingStructures = self.structures
         node.qualityFixedLandmarks, node.qualityMovingLandmarks = self.landmarks
-        self.until(lambda: not self.panel.later.active)
+        self.settle()
         page.ui.evaluateButton.click()
         self.until(lambda: page.evaluation is None)
         if "figures" not in page.ui.qualityStatusLabel.text:
@@ -172,7 +151,7 @@ class Studio:
         for moving in (self.moving, self.moving_t2):
             page.ui.batchMovingSelector.setCurrentNode(moving)
             page.ui.addPairButton.click()
-        self.until(lambda: not self.panel.later.active)
+        self.settle()
         page.ui.batchButton.click()
         self.until(lambda: not page.work.running)
         self.picture("batch")
@@ -186,7 +165,7 @@ class Studio:
         page = self.panel.page("train")
         with tempfile.TemporaryDirectory() as folder:
             node.trainRecipe, node.trainDim, node.trainSteps, node.trainFolder = "general", "2", TRAINED, str(Path(folder) / "slices")
-            self.until(lambda: not self.panel.later.active)
+            self.settle()
             page.ui.trainButton.click()
             self.until(lambda: not page.running)
             if page.work.state != "done":
@@ -196,14 +175,12 @@ class Studio:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the pictures go")
+    parser = options(__doc__)
     parser.add_argument("--long", action="store_true", help="texts of German or French length")
     chosen = parser.parse_args(arguments)
     if chosen.long and chosen.folder == FOLDER:
         parser.error("pictures with long texts are no pictures of the tutorial; name another --folder")
-    sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "DeepRegistration")]
-    studio = Studio(chosen.folder, chosen.long)
+    studio = Pair(chosen.folder, chosen.long)
     for make in (studio.register, studio.transfer, studio.quality, studio.compare, studio.batch, studio.train):
         make()
     studio.holder.self().cleanup()

@@ -9,16 +9,14 @@ Resources/Screenshots); it takes about three minutes, most of them for the netwo
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+from studio import ROOT, Studio, options
 
-ROOT = Path(__file__).resolve().parents[1]
 SUBJECTS, SPACING, SIDE = 24, 2.0, (104, 84)
 WEEKS, EACH = (20, 24, 28, 32, 36), 6
 """Ages of the growing heads, and how many there are of each."""
@@ -70,28 +68,20 @@ def growing(folder: Path) -> Path:
     return folder / "list.csv"
 
 
-def over_age(slicer, holder, folder: Path, until) -> None:
+def over_age(studio: Studio) -> None:
     """Panel and slice view of an atlas over age, at its last age."""
-    from harness.fixtures import screenshot, view_image
-
-    slicer.mrmlScene.Clear(0)
-    panel = holder.self().panel
-    until(lambda: not panel.later.active)
-    build, node = panel.page("build"), panel.node
-    panel.open("build")
+    studio.slicer.mrmlScene.Clear(0)
+    studio.settle()
+    build, node = studio.page, studio.node
+    studio.panel.open("build")
     node.atlasSource, node.atlasData, node.atlasFolder = "folder", str(growing(Path("growing"))), "growth"
     node.atlasMethod, node.atlasCovariate = "spatiotemporal-atlas", "weeks"
     node.atlasPreset, node.atlasValues = "aligned", '{"steps": 150, "width": 8, "iterations": 2, "rate": 0.005}'
-    until(lambda: not panel.later.active)
-    build.ui.atlasButton.click()
-    until(lambda: not build.running)
-    if build.work.state != "done":
-        raise SystemExit(build.work.message)
-    until(lambda: not panel.later.active)
+    studio.press(build.ui.atlasButton, build)
+    finished(build)
     build.ui.atlasAgeSlider.setValue(len(WEEKS) - 2)
-    until(lambda: not panel.later.active)
-    screenshot(holder, folder / "panel-atlas-age.png")
-    view_image("Red", (300, 300), folder / "view-atlas-age.png")
+    studio.picture("atlas-age")
+    studio.view("atlas-age")
 
 
 def solid():
@@ -112,28 +102,21 @@ def solid():
     return Volume(seen(grid.points()), grid, "Head atlas"), np.where(u + 0.4 * v < 25, section, 0).clip(0), pixel
 
 
-def identify_slice(slicer, holder, folder: Path, until) -> None:
+def identify_slice(studio: Studio) -> None:
     """Panel and slice view of a torn section that was found in a head."""
-    from harness.fixtures import screenshot, view_image
-
     from DeepRegistrationUI import mrml
     from DeepRegistrationUI.thumbnails import png
 
     volume, section, pixel = solid()
     Path("section.png").write_bytes(png(np.repeat(section.clip(0, 255).astype(np.uint8)[..., None], 3, -1)))
-    panel = holder.self().panel
-    node = panel.node
-    node.identifyAtlas, node.identifyFile, node.identifyPixel = mrml.volume_node(slicer.mrmlScene, volume), "section.png", pixel
-    panel.open("identify")
-    until(lambda: not panel.later.active)
-    page = panel.page("identify")
-    page.ui.identifyButton.click()
-    until(lambda: not page.running)
+    node, page = studio.node, studio.panel.page("identify")
+    node.identifyAtlas, node.identifyFile, node.identifyPixel = mrml.volume_node(studio.slicer.mrmlScene, volume), "section.png", pixel
+    studio.panel.open("identify")
+    studio.press(page.ui.identifyButton, page)
     if page.found is None:
         raise SystemExit(page.ui.identifyStatusLabel.text)
-    until(lambda: not panel.later.active)
-    screenshot(holder, folder / "panel-identify.png")
-    view_image("Red", (300, 300), folder / "view-identify.png")
+    studio.picture("identify")
+    studio.view("identify")
     sys.stderr.write(f"{page.ui.identifyAnswerLabel.text}\n")
 
 
@@ -143,64 +126,55 @@ def bump(points, middle, radius: float) -> np.ndarray:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=ROOT / "Resources" / "Screenshots", help="where the pictures go")
-    folder = parser.parse_args(arguments).folder.resolve()
-    sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "DeepRegistration")]
-    from harness.application import install, load
-    from harness.fixtures import MODULES, screenshot, view_image
-
-    slicer = install()
-    from DeepRegistrationUI import mrml
-
-    holder = load(MODULES["AtlasBuilder"]).createNewWidgetRepresentation()
-    holder.show_module(True)
-    panel = holder.self().panel
-    build, node = panel.page("build"), panel.node
-
-    def until(condition, seconds: float = 300.0) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > end:
-                raise SystemExit(f"waited in vain; the panel says: {build.ui.atlasStatusLabel.text}")
-            slicer.app.processEvents()
-            time.sleep(0.005)
-
-    for number in range(SUBJECTS):
-        image, labels = head(number)
-        mrml.volume_node(slicer.mrmlScene, image)
-        mrml.volume_node(slicer.mrmlScene, labels, f"{labels.name} structures")
+    studio = Studio("AtlasBuilder", options(__doc__).parse_args(arguments).folder, "build")
     with tempfile.TemporaryDirectory() as place:
         os.chdir(place)  # so that the panel shows a short folder
-        node.atlasSource, node.atlasPreset, node.atlasFolder = "scene", "2d", "heads"
-        until(lambda: not panel.later.active)
-        build.ui.atlasButton.click()
-        until(lambda: not build.running or len(build.work.curves["similarity"].points) >= 4)
-        until(lambda: not build.running or sum(row["status"] == "running" for row in build.work.rows) >= SUBJECTS // 2)
-        screenshot(holder, folder / "panel-atlas.png")
-        until(lambda: not build.running)
-        if build.work.state != "done":
-            raise SystemExit(build.work.message)
-        until(lambda: not panel.later.active)
-        screenshot(holder, folder / "panel-atlas-done.png")
-        view_image("Red", (300, 300), folder / "view-atlas.png")
-        panel.open("structure")
-        page = panel.page("structure")
-        node.structureSource = "scene"
-        until(lambda: not panel.later.active)
-        for item in [page.ui.structureNodesList.item(k) for k in range(page.ui.structureNodesList.count)]:
-            import qt
-
-            item.setCheckState(qt.Qt.Checked if item.text().endswith("structures") else qt.Qt.Unchecked)
-        page.ui.structureRunButton.click()
-        until(lambda: not page.running)
-        until(lambda: not panel.later.active)
-        screenshot(holder, folder / "panel-structure.png")
-        identify_slice(slicer, holder, folder, until)
-        sys.stderr.write(f"{build.work.message}\n{page.ui.structureAnswerLabel.text or page.ui.structureStatusLabel.text}\n")
-        over_age(slicer, holder, folder, until)
-        holder.self().cleanup()
+        for make in (atlas, structure, identify_slice, over_age):
+            make(studio)
+        studio.holder.self().cleanup()
         os.chdir(ROOT)
+
+
+def atlas(studio: Studio) -> None:
+    """While it is built, and when it is done."""
+    from DeepRegistrationUI import mrml
+
+    build, node = studio.page, studio.node
+    for number in range(SUBJECTS):
+        image, labels = head(number)
+        mrml.volume_node(studio.slicer.mrmlScene, image)
+        mrml.volume_node(studio.slicer.mrmlScene, labels, f"{labels.name} structures")
+    node.atlasSource, node.atlasPreset, node.atlasFolder = "scene", "2d", "heads"
+    studio.settle()
+    build.ui.atlasButton.click()
+    studio.until(lambda: not build.running or len(build.work.curves["similarity"].points) >= 4)
+    studio.until(lambda: not build.running or sum(row["status"] == "running" for row in build.work.rows) >= SUBJECTS // 2)
+    studio.picture("atlas")
+    studio.until(lambda: not build.running)
+    finished(build)
+    studio.picture("atlas-done")
+    studio.view("atlas")
+    sys.stderr.write(f"{build.work.message}\n")
+
+
+def finished(build) -> None:
+    if build.work.state != "done":
+        raise SystemExit(build.work.message)
+
+
+def structure(studio: Studio) -> None:
+    """Is one atlas enough for the heads in the scene?"""
+    import qt
+
+    studio.panel.open("structure")
+    page = studio.panel.page("structure")
+    studio.node.structureSource = "scene"
+    studio.settle()
+    for item in [page.ui.structureNodesList.item(k) for k in range(page.ui.structureNodesList.count)]:
+        item.setCheckState(qt.Qt.Checked if item.text().endswith("structures") else qt.Qt.Unchecked)
+    studio.press(page.ui.structureRunButton, page)
+    studio.picture("structure")
+    sys.stderr.write(f"{page.ui.structureAnswerLabel.text or page.ui.structureStatusLabel.text}\n")
 
 
 if __name__ == "__main__":

@@ -8,15 +8,12 @@ the slices are wrong by 15 degrees and 8 mm, two slices are exchanged, and one i
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-import time
-from pathlib import Path
 
 import numpy as np
+from studio import Studio, options
 
-ROOT = Path(__file__).resolve().parents[1]
 ORDER, MIRRORED = [0, 2, 1, 3, 4, 5], 4
 SCANS, SPACING = 6, 4.0
 
@@ -78,64 +75,50 @@ def show_only(name: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=ROOT / "Resources" / "Screenshots", help="where the pictures go")
-    folder = parser.parse_args(arguments).folder.resolve()
-    sys.path[:0] = [str(ROOT / "Testing"), str(ROOT / "DeepRegistration")]
-    from harness.application import install, load
-    from harness.fixtures import MODULES, screenshot, view_image
+    studio = Studio("QMRIRegister", options(__doc__).parse_args(arguments).folder, "slices")
+    slices(studio)
+    motion(studio)
+    studio.holder.self().cleanup()
 
-    slicer = install()
-    from DeepRegistrationUI import mrml, views
 
-    holder = load(MODULES["QMRIRegister"]).createNewWidgetRepresentation()
-    holder.show_module(True)
-    panel = holder.self().panel
-    page, node = panel.page("slices"), panel.node
+def slices(studio: Studio) -> None:
+    """Bones from strokes, the search, and its result."""
+    from DeepRegistrationUI import views
 
-    def until(condition, seconds: float = 300.0) -> None:
-        end = time.monotonic() + seconds
-        while not condition():
-            if time.monotonic() > end:
-                raise SystemExit("waited in vain")
-            slicer.app.processEvents()
-            time.sleep(0.005)
-
-    nodes = load_hip(slicer.mrmlScene, node)
-    until(lambda: not panel.later.active)
-    page.ui.qmriBonesButton.click()
-    until(lambda: not page.running)
-    until(lambda: not panel.later.active)
-    screenshot(holder, folder / "panel-qmri-bones.png")
+    page = studio.page
+    nodes = load_hip(studio.slicer.mrmlScene, studio.node)
+    studio.press(page.ui.qmriBonesButton, page)
+    studio.picture("qmri-bones")
     show_only("Bone on T2 slice 2")
     views.show_layers(nodes[1], None, rotate=True)
-    view_image("Red", (300, 300), folder / "view-qmri-bone.png")
+    studio.view("qmri-bone")
     show_only("")
     page.ui.qmriButton.click()
-    until(lambda: not page.running or page.ui.qmriCheckTable.visible)
-    screenshot(holder, folder / "panel-qmri.png")
-    until(lambda: not page.running)
-    until(lambda: not panel.later.active)
+    studio.until(lambda: not page.running or page.ui.qmriCheckTable.visible)
+    studio.picture("qmri")
+    studio.until(lambda: not page.running)
+    studio.settle()
     page.ui.qmriCheckTable.selectRow(1)
-    until(lambda: not panel.later.active)
-    screenshot(holder, folder / "panel-qmri-done.png")
-    view_image("Red", (300, 300), folder / "view-qmri.png")
+    studio.picture("qmri-done")
+    studio.view("qmri")
     sys.stderr.write(f"{page.ui.qmriAnswerLabel.text}\n{page.ui.qmriStatusLabel.text}\n")
-    panel.open("motion")
-    motion = panel.page("motion")
-    series = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Repeated scans")
+
+
+def motion(studio: Studio) -> None:
+    """Scans of a sequence and how they moved."""
+    from DeepRegistrationUI import mrml
+
+    studio.panel.open("motion")
+    page, node, scene = studio.panel.page("motion"), studio.node, studio.slicer.mrmlScene
+    series = scene.AddNewNodeByClass("vtkMRMLSequenceNode", "Repeated scans")
     for number in range(SCANS):
-        scan = mrml.volume_node(slicer.mrmlScene, head(number))
+        scan = mrml.volume_node(scene, head(number))
         series.SetDataNodeAtValue(scan, str(number))
-        slicer.mrmlScene.RemoveNode(scan)
+        scene.RemoveNode(scan)
     node.motionSource, node.motionSeries, node.motionValues = "series", series, json.dumps({"translation": 2.0, "rotation": 0.04})
-    until(lambda: not panel.later.active)
-    motion.ui.motionRunButton.click()
-    until(lambda: not motion.running)
-    until(lambda: not panel.later.active)
-    screenshot(holder, folder / "panel-motion.png")
-    sys.stderr.write(f"{motion.ui.motionStatusLabel.text}\n")
-    holder.self().cleanup()
+    studio.press(page.ui.motionRunButton, page)
+    studio.picture("motion")
+    sys.stderr.write(f"{page.ui.motionStatusLabel.text}\n")
 
 
 if __name__ == "__main__":
