@@ -13,7 +13,7 @@ import torch
 import truths_hip as hips
 
 from DeepRegistrationLib.__main__ import main
-from DeepRegistrationLib.engines.slice_evidence import uncertainty
+from DeepRegistrationLib.engines.slice_evidence import doubts_of_sides, mirror_lead, mirrored_poses, uncertainty
 from DeepRegistrationLib.engines.slice_maps import into_volume, region_rows
 from DeepRegistrationLib.engines.slice_order import find_placement, mirrored, moves_of
 from DeepRegistrationLib.engines.slice_search import SliceSettings, binary_search, search
@@ -180,6 +180,35 @@ def test_what_cannot_be_registered_is_reported_with_reasons(kind):
     result = find("qmri", {"tried": 300, "placing": "keep"}).run(problem, RUNTIME)
     assert worst(result, known) > 5 and not result.registered
     assert result.reasons and all(len(reason) > 30 for reason in result.reasons)
+
+
+class Folded(hips.Hip):
+    """A hip whose part at y < 0 is the mirror image of the other."""
+
+    def values(self, p, contrast):
+        return super().values(np.stack([p[..., 0], np.abs(p[..., 1]), p[..., 2]], -1), contrast)
+
+
+def folded_and_plain():
+    return {name: hips.known_set(2, 10.0, 5.0, hip=hip, volume=hips.hip_volume(hip, hips.volume_grid(48), bias=0.0), size=44, bias=0.0)
+            for name, hip in (("folded", Folded(1)), ("plain", hips.Hip(1)))}
+
+
+def test_a_body_that_is_its_own_mirror_image_has_no_lead_over_it():
+    settings, leads = SliceSettings(search="none"), {}
+    for name, known in folded_and_plain().items():
+        leads[name] = mirror_lead(known.problem, search(known.problem, [known.truth], settings, RUNTIME, Silent()), settings)
+    assert leads["folded"] < 0.1 and leads["plain"] > 0.3, leads
+    mirrors = mirrored_poses(known.truth, np.zeros(3), 20.0)
+    assert np.allclose(np.linalg.det(mirrors[:, :3, :3]), -1) and np.linalg.norm((mirrors - known.truth)[:, :3, 3], axis=1).max() <= 20 + 1e-6
+
+
+def test_where_left_and_right_cannot_be_told_the_result_says_so():
+    known = folded_and_plain()["folded"]
+    by_header, by_pictures = (find(f"qmri:{preset}", {"tried": 600, "angle": 20.0}).run(known.problem, RUNTIME) for preset in ("default", "unordered"))
+    assert by_header.registered and "left from right" in by_header.remarks[0] and "headers" in by_header.remarks[0] and worst(by_header, known) < 0.8
+    assert not by_pictures.registered and "left from right" in by_pictures.reasons[-1] and "placing=keep" in by_pictures.reasons[-1]
+    assert doubts_of_sides(0.5, False) == doubts_of_sides(None, False) == ((), ())
 
 
 def test_uncertainty_is_large_where_the_cost_is_flat():

@@ -140,7 +140,8 @@ class SlicesResult:
     every picture lies on and ``flips`` (along u, along v) say what was found wrong with order and directions; ``shift_std`` (3,) mm, ``turn_std``
     (3,) degrees and ``distance_std`` mm (root mean square over the pixels) are standard deviations; ``evidence`` name -> figure; ``curve`` the
     similarity of set and slices over the turn about the axis ('degrees', 'set', 'slices'; empty without an axis); ``votes`` the steps of the
-    binary search; ``start`` where the search began; ``bends`` the small deformation of every slice before its map, where it was asked for.
+    binary search; ``start`` where the search began; ``bends`` the small deformation of every slice before its map, where it was asked for;
+    ``remarks`` sentences that whoever uses the maps has to know.
     """
 
     problem: object
@@ -159,6 +160,7 @@ class SlicesResult:
     start: str = "header"
     profile: str = "box"
     bends: tuple[Bend, ...] = ()
+    remarks: tuple[str, ...] = ()
     scalars: dict = field(default_factory=dict)
     history: list = field(default_factory=list)
     provenance: dict = field(default_factory=dict)

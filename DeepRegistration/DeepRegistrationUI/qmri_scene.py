@@ -289,6 +289,7 @@ def pose_rows(result: dict) -> list[dict]:
              {"figure": "halves of the slices apart", "value": found["halves"], "unit": "mm"},
              {"figure": "slices that agree", "value": _percent(found["agreeing"]), "unit": "%"},
              {"figure": "pixels in the volume", "value": _percent(found["overlap"]), "unit": "%"}]
+    rows += [{"figure": "lead over the mirror image", "value": found["mirror"], "unit": ""}] if "mirror" in found else []
     return rows
 
 

@@ -37,7 +37,7 @@ qmri: ``volume`` Volume; ``slices`` [Volume] of one slice each (NaN marks pixels
     {plane: [the plane of which slice each one lies on, from 0], flips: [(along u, along v)]}: order and directions as the user has set them; ``map``: also
     carry the values into the volume; ``surface`` LabelMap of the volume with ``surface_mm``: values on the surface of what is above 0, from pixels at most
     that far away; ``live`` {interval_s}: preview events with ``pictures`` (S, 64, 64), each slice as the volume shows it now;
-    ``device``, ``seed``, ``threads``. -> ``registered``, ``reasons``, ``matrix`` Matrix of the set and ``slices``
+    ``device``, ``seed``, ``threads``. -> ``registered``, ``reasons``, ``remarks``, ``matrix`` Matrix of the set and ``slices``
     [{name, plane, flips, matrix, similarity, inside, own_shift_mm, own_turn_degrees, emulated Volume; deformation Lattice where one was
     kept, bend_mm, bend_gain and bend_gain_error where one was asked for; measured Volume with ``dicom``}], both slice
     -> volume; ``std`` {shift_mm, turn_degrees, distance_mm}, ``evidence``, ``start``, ``curve`` {degrees, set}, ``map`` Volume (NaN between),

@@ -36,7 +36,7 @@ def qmri(request: dict, monitor, folder: Path) -> dict:
     monitor.sketch = None
     plane, flips = (result.plane, result.flips) if wanted is None else (wanted.plane, wanted.flips)
     matrices = [t.numpy() @ move for t, move in zip(result.transforms, moves)]
-    told = {"registered": result.registered, "reasons": result.reasons, "start": result.start, "evidence": result.evidence,
+    told = {"registered": result.registered, "reasons": result.reasons, "remarks": result.remarks, "start": result.start, "evidence": result.evidence,
             "std": {"shift_mm": result.shift_std, "turn_degrees": result.turn_std, "distance_mm": result.distance_std},
             "curve": {name: result.curve[name] for name in ("degrees", "set")} if result.curve else {}, "provenance": result.provenance}
     bends = tuple(bend.before(move) for bend, move in zip(result.bends, moves))

@@ -221,7 +221,7 @@ def describe(arguments, files, result) -> dict:
     given = {name: str(value.resolve()) for name in ("volume", "volume_mask", "volume_segment", "labels", "surface", "dicom")
              if (value := getattr(arguments, name)) is not None}
     stated = {k: v for k, v in result.provenance.items() if k != "wall_seconds"}
-    return {"status": "registered" if result.registered else "not registered", "reasons": result.reasons, **given,
+    return {"status": "registered" if result.registered else "not registered", "reasons": result.reasons, "remarks": result.remarks, **given,
             "slices": [{"file": str(Path(path).resolve()), "plane": plane + 1, "mirrored": dict(zip("uv", flip)), "matrix": t.numpy()}
                        for path, plane, flip, t in zip(files, result.plane, result.flips, result.transforms)],
             "bends": [{"kept": b.field is not None, "largest_mm": b.largest, "gain": b.gain, "gain_error": b.error} for b in result.bends],
@@ -236,6 +236,8 @@ def tell(result, out: Path, record: dict) -> None:
     order = [p + 1 for p in result.plane]
     if order != sorted(order) or turned:
         note(f"remark: the slices lie on the planes {order}" + (f", mirrored are {turned}" if turned else "") + "; the headers say otherwise")
+    for remark in result.remarks:
+        note(f"remark: {remark}")
     if result.registered:
         say(f"registered from the start '{result.start}', position known to {result.distance_std:.2g} mm (one standard deviation), "
             f"{record['wall_seconds']:.1f} s")

@@ -10,6 +10,9 @@ Evidence, that is about such other optima and about slices that show something e
 * ``halves``: both halves of the slices searched on their own from the pose, distance of their answers in mm;
 * ``agreeing``: share of the slices that, turned about the axis alone, are most like their emulation within ``VOTE_TOLERANCE``;
 * ``overlap``: share of the pixels that lies in the volume.
+
+Left and right. Slices whose directions are found may be placed as in a mirror: slice s at M T(p) in place of T(p), M a reflection of the
+volume. Where the best of these fits as well as the pose (``mirror_lead``), the anatomy is as good as symmetric and the pictures cannot tell.
 """
 
 from __future__ import annotations
@@ -18,14 +21,19 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from .slice_search import THIN, Found, SliceSettings, distance, reach_of, spread_poses
+from ..runtime import Silent
+from .search import spread_points
+from .slice_search import THIN, Found, SliceSettings, apart, distance, longest_edge, reach_of, spread_poses
 from .slices import SliceLevel, about_axis, refine
+from .starts import worth
 
 TILES = 4
 CURVE = np.arange(-30.0, 30.1, 1.5)
 VOTE_TOLERANCE = 4.6
 """Degrees."""
 LEAST_CONTRAST, LEAST_LEAD, LEAST_AGREEING, LEAST_OVERLAP = 7.0, 0.1, 0.6, 0.5
+MIRRORS = 600
+"""Reflections that are compared."""
 MOST_HALVES, MOST_STD = 0.03, 0.015
 """Shares of the longer edge of the slices: 3.9 and 2 mm of a field of view of 130 mm."""
 
@@ -112,8 +120,6 @@ def points_variance(covariance: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 def evidence(problem, found: Found, settings: SliceSettings, spread: float) -> Evidence:
     """Of a found pose; ``spread`` mm is the standard deviation of ``uncertainty``."""
-    from .slice_search import longest_edge
-
     thin = found.levels[0].thinned(THIN)
     at_pose, _, overlap = (v[0] for v in thin.scores([found.matrix]))
     random, _, inside = thin.scores(spread_poses(thin, [found.matrix], 300, *reach_of(problem, settings))[1:])
@@ -129,6 +135,32 @@ def evidence(problem, found: Found, settings: SliceSettings, spread: float) -> E
     return Evidence(*made.as_dict().values(), reasons_against(made, spread, longest_edge(problem)))
 
 
+def mirror_lead(problem, found: Found, settings: SliceSettings) -> float:
+    """How much better a found pose is than the best mirrored placement within reach, as a share of what it is better than random poses; inf where
+    no mirrored one lies in the volume."""
+    coarse, level = found.levels[0], found.levels[max(len(found.levels) - 2, 0)]
+    thin, tried = coarse.thinned(THIN), mirrored_poses(found.matrix, coarse.centre, reach_of(problem, settings)[0])
+    together, _, overlap = thin.scores(tried)
+    poses = [(m, -worth(1 - t, o)) for m, t, o in zip(tried, together, overlap) if o >= LEAST_OVERLAP]
+    poses = [refine(thin, m, 15, Silent(), tolerance=0.05 * coarse.spacing) for m, _ in apart(thin, poses, 6, 2 * coarse.spacing)]
+    costs = [refine(level, m, 20, Silent(), tolerance=0.02 * level.spacing)[1] for m, _ in apart(level, poses, 2, level.spacing)]
+    here = level.cost(found.matrix)
+    return float((min(costs, default=np.inf) - here) / max(_level_of_random(level, problem, found, settings) - here, 1e-12))
+
+
+def mirrored_poses(matrix, centre, reach: float, count: int = MIRRORS) -> np.ndarray:
+    """(count, 4, 4) ``matrix`` and then a reflection in a plane of any direction, up to half of ``reach`` mm from where it takes ``centre``: the image
+    lies up to ``reach`` away."""
+    across, around, away = spread_points(count, 3, np.full(3, 0.5)).T
+    radius = np.sqrt(1 - across**2)
+    normals = np.stack([radius * np.cos(2 * np.pi * around), radius * np.sin(2 * np.pi * around), across], 1)
+    middle = np.asarray(matrix)[:3] @ np.r_[centre, 1.0]
+    mirrors = np.tile(np.eye(4), (count, 1, 1))
+    mirrors[:, :3, :3] -= 2 * normals[:, :, None] * normals[:, None]
+    mirrors[:, :3, 3] = 2 * normals * (normals @ middle + reach * (away - 0.5))[:, None]
+    return mirrors @ matrix
+
+
 def _level_of_random(level, problem, found, settings):
     costs = [level.cost(m) for m in spread_poses(level, [found.matrix], 12, *reach_of(problem, settings))[1:]]
     costs = [c for c in costs if np.isfinite(c)]
@@ -137,8 +169,6 @@ def _level_of_random(level, problem, found, settings):
 
 def halves_apart(level: SliceLevel, matrix: np.ndarray) -> float:
     """mm between where the slices 1, 3, 5, ... and the slices 2, 4, 6, ... on their own go from ``matrix``; inf where a half leaves the volume."""
-    from ..runtime import Silent
-
     ends = []
     for first in (0, 1):
         chosen = list(range(first, level.count, 2))
@@ -185,3 +215,13 @@ def reasons_against(found: Evidence, spread: float, edge: float) -> tuple[str, .
     if not spread <= MOST_STD * edge:
         out.append(f"the pose is known to {spread:.1f} mm only (one standard deviation), at most {MOST_STD * edge:.1f} mm is accepted")
     return tuple(out)
+
+
+def doubts_of_sides(mirror: float | None, believed: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(reasons against the pose, remarks) of a ``mirror_lead``, None where directions were kept; ``believed``: most directions are those of the headers."""
+    if mirror is None or mirror >= LEAST_LEAD:
+        return (), ()
+    text = f"the mirror image of the anatomy fits as well (lead {mirror:.2f}, at least {LEAST_LEAD:g} is needed), so the pictures cannot tell left from right"
+    if believed:
+        return (), (f"{text}; the sides are those of the headers, check that these can be believed",)
+    return (f"{text}; set order and directions by hand, or correct the headers, and let them be kept (placing=keep)",), ()

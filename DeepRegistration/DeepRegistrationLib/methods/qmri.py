@@ -8,7 +8,9 @@ the report's binary search, in which every slice votes for a turn of +-15, +-7.5
 
 Beyond the report: the order and the directions of the slices are found, which it sets by hand (``slice_order``); a bounded motion of every slice,
 and a bounded deformation (``slice_bends``);
-the uncertainty of the pose and the evidence for it (``slice_evidence``). Where that is weak the result says so and is not registered.
+the uncertainty of the pose and the evidence for it (``slice_evidence``). Where that is weak the result says so and is not registered. Where the
+mirror image of the anatomy fits as well, left and right are those of the headers and the result says so, or, where the headers are not to be
+believed or half of the slices were turned against them, the slices are not registered.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import torch
 from ..engines.global_rigid import SearchSettings
 from ..engines.global_rigid import search as search_stack
 from ..engines.slice_bends import BendSettings, bends
-from ..engines.slice_evidence import axis_curve, evidence, uncertainty
+from ..engines.slice_evidence import axis_curve, doubts_of_sides, evidence, mirror_lead, uncertainty
 from ..engines.slice_order import TIE, Placement, check_placement, find_placement, moves_of, placed
 from ..engines.slice_search import ONE_THREAD, SEARCHES, SliceSettings, longest_edge, search
 from ..engines.slice_starts import hull_start, stack_of
@@ -64,6 +66,7 @@ PLACINGS = ("auto", "keep", "flips", "order", "both")
                  "the start is within 45 degrees and about 0.15 of the field of view, unless the reach is made larger"),
     failure_modes=("slices of another subject or of another part, which the evidence tells apart only where they differ clearly",
                    "round anatomy about the axis, which looks alike after a turn",
+                   "symmetric anatomy with slices of unknown directions: left and right cannot be told, which is reported",
                    "slices that deform or move a lot against each other"),
     presets={
         "default": Preset("headers as the start, poses all around it, order and directions checked; 5 to 15 s of one core"),
@@ -113,8 +116,9 @@ class SlicesToVolume(Method):
             if found is None or tried[1].cost < found.cost - TIE:
                 placement, found = tried
                 proof = _proof(placed(problem, placement), found, settings)
-        bent = self._bent(placed(problem, placement), found, monitor.part(1.0, 1.0))
-        return self._result(problem, placement, found, proof, name, bent)
+        there = placed(problem, placement)
+        mirror = None if self.placing in ("keep", "order") else _mirror(there, found, settings)
+        return self._result(problem, placement, found, proof, mirror, name, self._bent(there, found, monitor.part(1.0, 1.0)))
 
     def _bent(self, problem, found, monitor) -> list:
         """The deformation of every slice of the placed problem; none where none is asked for."""
@@ -156,21 +160,29 @@ class SlicesToVolume(Method):
         there, moves = placed(problem, placement), moves_of(problem, placement)
         return placement, search(there, [placement.matrix], near, runtime, monitor.part(0.7, 1.0), moves)
 
-    def _result(self, problem, placement, found, proof, name, bent):
+    def _result(self, problem, placement, found, proof, mirror, name, bent):
         spread, proven, curve = proof
+        believed = self.placing == "auto" and 2 * sum(any(flip) for flip in placement.flips) < len(placement.flips)
+        unsure, remarks = doubts_of_sides(mirror, believed)
+        reasons, shown = (*proven.reasons, *unsure), {**proven.as_dict(), **({} if mirror is None else {"mirror": mirror})}
         moves = moves_of(problem, placement)
         bent = tuple(each.before(move) for each, move in zip(bent, moves))
         own = np.broadcast_to(np.eye(4), moves.shape) if found.own is None else found.own
-        scalars = {"similarity": 1 - found.cost, "distance_std_mm": spread.distance, **proven.as_dict()}
-        return SlicesResult(problem, _affine(found.matrix), tuple(_affine(found.matrix @ o @ m) for o, m in zip(own, moves)), not proven.reasons,
-                            proven.reasons, placement.plane, placement.flips, spread.shift, spread.turn, spread.distance, proven.as_dict(), curve,
-                            found.votes, name, self.profile, bent, scalars, found.history)
+        scalars = {"similarity": 1 - found.cost, "distance_std_mm": spread.distance, **shown}
+        return SlicesResult(problem, _affine(found.matrix), tuple(_affine(found.matrix @ o @ m) for o, m in zip(own, moves)), not reasons,
+                            reasons, placement.plane, placement.flips, spread.shift, spread.turn, spread.distance, shown, curve,
+                            found.votes, name, self.profile, bent, remarks, scalars, found.history)
 
 
 def _proof(problem, found, settings):
     with fewer_threads(found.levels[-1].points.shape[1], ONE_THREAD):
         spread = uncertainty(found.levels[-1], found.matrix)
         return spread, evidence(problem, found, settings, spread.distance), axis_curve(found)
+
+
+def _mirror(problem, found, settings):
+    with fewer_threads(found.levels[-1].points.shape[1], ONE_THREAD):
+        return mirror_lead(problem, found, settings)
 
 
 def _affine(matrix) -> Affine:

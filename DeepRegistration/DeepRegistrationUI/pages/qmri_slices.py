@@ -103,7 +103,7 @@ class SlicesPage(MethodPage):
         self.ui.qmriButton.toolTip = missing or (_("Stop; the scene stays as it is") if self.running else _("Find where the slices lie in the volume"))
         self.ui.qmriMissingLabel.text = missing
         self.ui.qmriMissingLabel.visible = bool(missing) and not self.running
-        for name in ("qmriForm", "qmriSlicesList", "qmriChoiceForm", "qmriSegmentsBox", "qmriAdvancedBox", "qmriSurfaceForm"):
+        for name in ("qmriForm", "qmriSlicesList", "qmriChoiceForm", "qmriSegmentsBox", "qmriAdvancedBox", "qmriEmulatedBox", "qmriMapBox", "qmriSurfaceForm"):
             getattr(self.ui, name).enabled = not self.running
         same = self.check is not None and not self.running and not missing and self.sent == self.selection()
         self.ui.qmriMirrorRowsButton.enabled = self.ui.qmriMirrorColumnsButton.enabled = same and bool(chosen)
@@ -273,4 +273,5 @@ def answer(found: dict) -> str:
         return " ".join([_("NOT REGISTERED."), *reasons])
     moved = [row["name"] for k, row in enumerate(found["slices"]) if row["plane"] != k or any(row["flips"])]
     text = _("Registered; the position is known to {value:.2g} mm (one standard deviation).").format(value=found["std"]["distance_mm"])
-    return text + (_(" Order or direction differ from the headers: {names}.").format(names=", ".join(moved)) if moved else "")
+    text += _(" Order or direction differ from the headers: {names}.").format(names=", ".join(moved)) if moved else ""
+    return " ".join([text, *(remark[:1].upper() + remark[1:] + "." for remark in found["remarks"])])
