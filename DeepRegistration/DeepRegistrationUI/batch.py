@@ -1,8 +1,8 @@
-"""Many pairs, one after the other: nodes of the scene or files of a manifest; resumable, and one failed pair does not stop the rest.
+"""Many pairs, one after the other: nodes of the scene, frames of a sequence or files of a manifest; resumable, and one failed pair does not stop the rest.
 
-A row is a dict: ``id``, ``kind`` ('nodes' or 'files'), ``fixed`` and ``moving`` (node IDs or file names), ``status`` ('waiting', 'running',
-'done', 'failed', 'cancelled'), ``seconds``, ``quality``, ``message``; rows of files hold the manifest's row in ``row`` and its path in
-``manifest``. Pairs of files are registered by the command line in a process of their own, so that reading them blocks nothing;
+A row is a dict: ``id``, ``kind`` ('nodes', 'files', or 'frame', see ``frames``), ``fixed`` and ``moving`` (node IDs or file names), ``status``
+('waiting', 'running', 'done', 'failed', 'cancelled'), ``seconds``, ``quality``, ``message``; rows of files hold the manifest's row in ``row`` and
+its path in ``manifest``. Pairs of files are registered by the command line in a process of their own, so that reading them blocks nothing;
 pairs of nodes go the way of the panel.
 """
 
@@ -21,6 +21,8 @@ import DeepRegistrationLib
 from DeepRegistrationLib.commands import batch as command
 from DeepRegistrationLib.errors import InputError
 
+from . import frames, records
+
 PACKAGE = DeepRegistrationLib.__name__
 UNFINISHED = ("waiting", "cancelled", "running")
 
@@ -37,12 +39,24 @@ def row_of_nodes(fixed, moving, others: list[dict]) -> dict:
     """A row for two volume nodes, with an id that none of the ``others`` has. InputError for the same node twice."""
     if fixed is moving:
         raise InputError(f"'{fixed.GetName()}' is both the fixed and the moving volume; choose two different volumes")
-    base = "".join(c if c.isalnum() or c in "-_." else "_" for c in f"{moving.GetName()}-to-{fixed.GetName()}")
-    taken, name, number = {row["id"] for row in others}, base, 1
+    name = _free(f"{moving.GetName()}-to-{fixed.GetName()}", {row["id"] for row in others})
+    return _row(name, "nodes", fixed.GetID(), moving.GetID())
+
+
+def rows_of_sequence(sequence, reference, others: list[dict]) -> list[dict]:
+    """Rows for the frames of a sequence node; ``reference`` is a volume node, or the number of a frame from 0. InputError where that cannot be."""
+    plans, taken = frames.plans_of(sequence, reference, {row.get("group") for row in others}), {row["id"] for row in others}
+    return [_row(_free(f"{plan['group']}-{plan['frame'] + 1}", taken), "frame", **plan) for plan in plans]
+
+
+def _free(text: str, taken: set) -> str:
+    """A name for a folder that is not in ``taken``."""
+    base = "".join(c if c.isalnum() or c in "-_." else "_" for c in text)
+    name, number = base, 1
     while name in taken:
         number += 1
         name = f"{base}-{number}"
-    return _row(name, "nodes", fixed.GetID(), moving.GetID())
+    return name
 
 
 def _row(name: str, kind: str, fixed: str, moving: str, **more) -> dict:
@@ -57,7 +71,7 @@ class Batch:
         self.logic, self.rows, self.template, self.listener = logic, rows, template, listener
         self.folder, self.to_scene = (Path(folder) if folder else None), to_scene
         self.state, self.message, self.kind = "new", "", ""
-        self.row, self.current = None, None
+        self.row, self.current, self.frame = None, None, None
 
     @property
     def running(self) -> bool:
@@ -100,11 +114,14 @@ class Batch:
         self.row["status"], self.row["began"] = "running", time.monotonic()
         self._tell()
         try:
-            self.current = self._files() if self.row["kind"] == "files" else self._nodes()
+            self.current = {"files": self._files, "nodes": self._nodes, "frame": self._frame}[self.row["kind"]]()
         except InputError as error:
             self._ended("failed", str(error))
             return
-        if self.current is None:
+        if self.current is None and self.frame is not None:
+            self.frame.deliver({})
+            self._ended("done", "the reference")
+        elif self.current is None:
             self._ended("done", "done before", self._figures(self.folder / self.row["id"]))
 
     def _files(self):
@@ -126,6 +143,14 @@ class Batch:
                 raise InputError(f"the {side} volume is not in the scene any more; remove this pair or load the volume again")
         return self.logic.start(self.template.with_(**pair, prefix=self.row["id"]), self._event)
 
+    def _frame(self):
+        """The registration of a frame; None where it is the reference itself."""
+        self.frame = frames.Frame(self.row)
+        if self.frame.is_reference:
+            return None
+        wanted = frames.OUTPUTS | (self.template.outputs if self.folder is not None else set())
+        return self.logic.start(self.template.with_(fixed=self.frame.fixed, moving=self.frame.moving, outputs=wanted, prefix=self.row["id"]), self._event)
+
     def _event(self, run, event: dict) -> None:
         if event["event"] not in ("done", "failed", "cancelled") or run is not self.current:
             return
@@ -143,9 +168,15 @@ class Batch:
         """Write the nodes of a pair into its folder, and take them out of the scene where they are not wanted there."""
         if self.folder is not None:
             save(run, self.folder / self.row["id"])
-        if not self.to_scene and self.folder is not None:
-            for node in run.nodes.values():
-                slicer.mrmlScene.RemoveNode(node)
+        if self.frame is not None:
+            self.frame.deliver(run.nodes)
+        if self.frame is not None or not self.to_scene and self.folder is not None:
+            records.remove(run.nodes)
+
+    def _close_frame(self) -> None:
+        if self.frame is not None:
+            self.frame.close()
+            self.frame = None
 
     def _figures(self, folder: Path) -> dict:
         try:
@@ -155,6 +186,7 @@ class Batch:
 
     def _ended(self, status: str, message: str, figures: dict | None = None) -> None:
         row, self.current, self.row = self.row, None, None
+        self._close_frame()
         if row["kind"] == "files" and status == "done":
             figures = figures or self._figures(self.folder / row["id"])
             if self.to_scene:
@@ -176,6 +208,7 @@ class Batch:
         current, row, self.current, self.row = self.current, self.row, None, None
         if current is not None:
             current.cancel()
+        self._close_frame()
         if row is not None:
             row.pop("began", None)
             row.update(status="cancelled", message="")
@@ -260,11 +293,12 @@ def save(run, folder: Path) -> None:
 
 
 def whole_transform(nodes: dict):
-    """A new transform node that holds the whole map of a registration, linear part and deformation, in one."""
+    """A new transform node that holds the whole map of a registration, linear part and deformation, in one; the identity of no nodes."""
     import vtk
 
     whole = vtk.vtkGeneralTransform()
-    nodes["linear"].GetTransformFromWorld(whole)
+    if nodes:
+        nodes["linear"].GetTransformFromWorld(whole)
     node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode", "transform")
     node.SetAndObserveTransformFromParent(whole)
     return node

@@ -200,15 +200,33 @@ class DeepRegistrationLogic(ScriptedLoadableModuleLogic):
         pairs: (fixedNode, movingNode) tuples, or the path of a manifest (see the command 'batch'). settings: as for ``register``.
         folder: one folder a pair; pairs that are done there are not done again. Returns one dict a pair: status, seconds, message.
         """
-        from .batch import Batch, rows_of
+        from .batch import rows_of
+
+        return self._batch(rows_of(pairs), folder, toScene, listener, settings)
+
+    def _batch(self, rows: list[dict], folder, to_scene: bool, listener, settings: dict) -> list[dict]:
+        from .batch import Batch
 
         template = Choices(method=settings.pop("preset", DEFAULT_METHOD), values=dict(settings.pop("values", None) or {}),
                            outputs=frozenset(settings.pop("outputs", ALL_OUTPUTS)), **settings)
-        work = Batch(self, rows_of(pairs), template, folder, toScene, listener)
+        work = Batch(self, rows, template, folder, to_scene, listener)
         work.start()
         self.work.append(work)
         self._wait(work, raise_failures=False)
         return work.rows
+
+    def registerSequence(self, sequenceNode, reference=0, folder=None, listener=None, **settings) -> dict:
+        """Register every frame of a sequence of volumes to one ``reference``: a volume node, or the number of a frame from 0.
+
+        settings: as for ``register``; folder: also write the results of each frame there. Returns 'registered' and 'transforms', sequence nodes
+        with the index of ``sequenceNode``, 'browser', and 'rows', one dict a frame: status, seconds, message. A frame that fails is left out.
+        """
+        from . import frames
+        from .batch import rows_of_sequence
+
+        rows = self._batch(rows_of_sequence(sequenceNode, reference, []), folder, False, listener, settings)
+        made = frames.sequences_of(rows[0]["group"])
+        return {**made, "browser": frames.browse(rows[0]["group"], made) if made else None, "rows": rows}
 
     def main(self, registration):
         """The main transform node of what ``register`` returned, or of a main node itself. InputError for anything else."""

@@ -70,6 +70,20 @@ def all_records(scene) -> list:
     return [node for node in nodes if is_record(node)]
 
 
+def remove(nodes: dict) -> None:
+    """Take the nodes of a registration out of the scene, with their folder where nothing else lies in it."""
+    import slicer
+
+    scene = nodes["linear"].GetScene()
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    folder = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(nodes["linear"]))
+    for node in nodes.values():
+        hierarchy.RemoveItem(hierarchy.GetItemByDataNode(node), False, False)
+        scene.RemoveNode(node)
+    if folder != hierarchy.GetSceneItemID() and hierarchy.GetNumberOfItemChildren(folder) == 0:
+        hierarchy.RemoveItem(folder)
+
+
 def put_beside(node, others) -> None:
     """Put ``others`` into the subject-hierarchy folder of ``node``."""
     import slicer

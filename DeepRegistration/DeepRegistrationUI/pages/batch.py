@@ -10,12 +10,12 @@ from slicer.i18n import tr as _
 
 from DeepRegistrationLib.errors import InputError
 
-from ..batch import Batch, row_of_nodes, rows_of
+from ..batch import Batch, row_of_nodes, rows_of, rows_of_sequence
 from ..registration import LANDMARKS
 from ..sentences import duration
 from .base import Page
 
-KEPT = ("id", "kind", "fixed", "moving", "status", "seconds", "quality", "message", "row", "manifest")
+KEPT = ("id", "kind", "fixed", "moving", "status", "seconds", "quality", "message", "row", "manifest", "frame", "reference", "group")
 HEADINGS = ("Pair", "Status", "Time", "Quality")
 STATUS = {"waiting": "waiting", "running": "running", "done": "done", "failed": "failed", "cancelled": "stopped"}
 
@@ -36,11 +36,12 @@ class BatchPage(Page):
         table.horizontalHeader().stretchLastSection = True
         for column, width in enumerate((130, 70, 50)):
             table.setColumnWidth(column, width)
-        for name, pressed in (("addPairButton", self.add_pair), ("addManifestButton", self.add_manifest), ("removePairsButton", self.remove),
-                              ("retryPairsButton", self.retry), ("batchButton", self.run_or_stop)):
+        for name, pressed in (("addPairButton", self.add_pair), ("addManifestButton", self.add_manifest), ("addFramesButton", self.add_frames),
+                              ("removePairsButton", self.remove), ("retryPairsButton", self.retry), ("batchButton", self.run_or_stop)):
             getattr(self.ui, name).connect("clicked()", lambda pressed=pressed: self.guarded(pressed))
-        for selector in (self.ui.batchFixedSelector, self.ui.batchMovingSelector):
+        for selector in (self.ui.batchFixedSelector, self.ui.batchMovingSelector, self.ui.batchSequenceSelector):
             selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: self.show_readiness())
+        self.ui.batchReferenceSpin.connect("valueChanged(int)", lambda value: self.show_readiness())
         self.ui.batchFolderEdit.connect("currentPathChanged(QString)", self.folder_chosen)
         table.connect("itemSelectionChanged()", self.show_readiness)
         self.ui.batchProgressBar.visible = False
@@ -80,14 +81,15 @@ class BatchPage(Page):
         """One line of the table; the tooltip of the status says why a pair failed."""
         table = self.ui.pairsTable
         seconds = "" if row["seconds"] is None else duration(row["seconds"])
-        for c, text in enumerate((row["id"], _(STATUS[row["status"]]), seconds, row["message"] if row["status"] == "failed" else row["quality"])):
+        name = _("Frame {number} of {group}").format(number=row["frame"] + 1, group=row["group"]) if row["kind"] == "frame" else row["id"]
+        for c, text in enumerate((name, _(STATUS[row["status"]]), seconds, row["message"] if row["status"] == "failed" else row["quality"])):
             item = table.item(r, c)
             if item is None:
                 item = qt.QTableWidgetItem()
                 table.setItem(r, c, item)
             if item.text() != text:
                 item.setText(text)
-            item.setToolTip(row["message"] or f"{row['moving']} -> {row['fixed']}")
+            item.setToolTip(row["message"] or (f"{row['moving']} -> {row['fixed']}" if row["kind"] == "files" else row["id"]))
 
     def show_readiness(self) -> None:
         if self.node is None:
@@ -102,7 +104,7 @@ class BatchPage(Page):
             missing = _("All pairs are done; select rows and press Retry to do them again.")
         elif not self.node.batchFolder and any(row["kind"] == "files" for row in rows):
             missing = _("Choose a folder for the results.")
-        elif not self.node.batchFolder and not self.node.batchToScene:
+        elif not self.node.batchFolder and not self.node.batchToScene and any(row["kind"] == "nodes" for row in rows):
             missing = _("Choose a folder for the results, or add them to the scene.")
         self.ui.batchButton.text = _("Stop") if running else _("Run")
         self.ui.batchButton.enabled = running or not missing
@@ -112,10 +114,20 @@ class BatchPage(Page):
         fixed, moving = self.ui.batchFixedSelector.currentNode(), self.ui.batchMovingSelector.currentNode()
         self.ui.addPairButton.enabled = not running and fixed is not None and moving is not None
         self.ui.addManifestButton.enabled = not running
+        self.show_frames(running)
         for button in (self.ui.removePairsButton, self.ui.retryPairsButton):
             button.enabled = not running and bool(self.selected())
         self.ui.batchProgressBar.visible = running
         self.ui.batchProgressBar.value = round(1000 * self.work.share) if running else 0
+
+    def show_frames(self, running: bool) -> None:
+        """The frames that can be the reference: those of the chosen sequence, or the fixed volume."""
+        sequence, fixed = self.ui.batchSequenceSelector.currentNode(), self.ui.batchFixedSelector.currentNode()
+        self.ui.batchReferenceSpin.maximum = max(1, 0 if sequence is None else sequence.GetNumberOfDataNodes())
+        by_volume = self.ui.batchReferenceSpin.value == 0
+        self.ui.addFramesButton.enabled = not running and sequence is not None and (fixed is not None or not by_volume)
+        self.ui.addFramesButton.toolTip = _("Choose the fixed volume above, or a frame as the reference.") if by_volume and fixed is None else \
+            _("Add every frame of the sequence as a pair with the reference.")
 
     def selected(self) -> list[int]:
         return sorted({index.row() for index in self.ui.pairsTable.selectionModel().selectedRows()})
@@ -125,6 +137,12 @@ class BatchPage(Page):
     def add_pair(self) -> None:
         rows = self.rows
         self.keep([*rows, row_of_nodes(self.ui.batchFixedSelector.currentNode(), self.ui.batchMovingSelector.currentNode(), rows)])
+
+    def add_frames(self) -> None:
+        """Add the frames of the chosen sequence. InputError where it holds no volumes."""
+        rows, number = self.rows, self.ui.batchReferenceSpin.value
+        reference = number - 1 if number else self.ui.batchFixedSelector.currentNode()
+        self.keep([*rows, *rows_of_sequence(self.ui.batchSequenceSelector.currentNode(), reference, rows)])
 
     def add_manifest(self) -> None:
         path = qt.QFileDialog.getOpenFileName(self.widget, _("Open a list of pairs"), "", "Lists (*.csv *.json)")
