@@ -14,8 +14,8 @@ and all follow in turn until the atlas changes no more: the loss keeps the mean 
 
     |A(a_i) - I_i o phi_i|^2 / 2 var  +  t |A(a - s) - 2 A(a) + A(a + s)|^2 / 2 var,   s the distance of two knots,
 
-for which phi_i is held: its best answer is that mean too, and in the end it learns to draw the means of the centred maps. The images are seen
-through the linear maps of the members.
+for which phi_i is held: its best answer is that mean too, and in the end its images are set so that it draws the means of the centred maps. The images
+are seen through the linear maps of the members.
 Bastiaansen et al., Towards a 4D spatio-temporal atlas of the embryonic and fetal brain, 2022; Dalca et al., NeurIPS 2019.
 """
 
@@ -46,13 +46,13 @@ from ..terms import LNCC, Alignment, Diffusion, Term
 from . import processes
 from .atlas import Images
 from .checkpoint import initialise, write
-from .loop import TrainingSettings, pair_number, rate_at, train
+from .loop import TrainingSettings, pair_number, train
 
 NETWORK, GENERATOR = "network", "generator"
 NOISE = 0.1
 """Deviation that counts as noise in the local correlation, as a share of that of the image: flat background is a match, not a quarrel."""
-LESSON = 300
-"""Steps in which a generator learns to draw the medians before anything is registered to them, and the means in the end."""
+FEATURES = 6
+"""Gaussians of age of a generator at least."""
 JITTER = 0.5
 """Deviation of the noise on ages in the order of a pass, in units of the distance of two knots: batches differ from pass to pass."""
 
@@ -191,6 +191,7 @@ class Temporal:
         self.images = Images(self.built.members, self.linear, self.built.grid, self.settings.memory)
         self.weights = self.ages.weights(self.settings.smoothness)
         self.basis = self.ages.basis(self.ages.known)
+        self._shares = torch.as_tensor(self.ages.share(self.ages.knots), dtype=torch.float32)
         self.recent = self.settings.recent or max(2, round(len(self.ages.known) / len(self.ages.knots)))
 
     def build(self, monitor: Monitor) -> None:
@@ -214,7 +215,7 @@ class Temporal:
         if processes.rank() > 0:
             self._follow()
             return
-        seen = old if model.generator is None else drawn(model.generator, self.ages.share(self.ages.knots))
+        seen = old if model.generator is None else drawn(model.generator, self._shares)
         passed = _Pass(self, k, model, seen)
         for number in self._in_order(monitor.part(0.8, 0.9, "subject")):
             passed.register(number)
@@ -223,9 +224,9 @@ class Temporal:
             passed.add(number)
         new = passed.atlases
         if model.generator is not None:
-            taught(model.generator.cpu(), new.float(), self.ages.share(self.ages.knots), monitor)
+            model.generator.cpu().settle(self._shares, new)
             write({"network": model.state_dict()}, self.training(n) / "model.pt")
-            new = drawn(model.generator, self.ages.share(self.ages.knots))
+            new = drawn(model.generator, self._shares)
         self._note(k, passed.row(old, new), passed, new)
         processes.meet()
         monitor.log(**{key: float(value) for key, value in self.built.rows[-1].items()})
@@ -267,8 +268,7 @@ class Temporal:
         if n:
             initialise(model, self.training(n - 1) / "model.pt")
         elif settings.generator:
-            model.generator.begin_with(atlases)
-            taught(model.generator, atlases, self.ages.share(self.ages.knots), monitor)
+            model.generator.begin_with(self._shares, atlases)
         view = TemporalView(settings, 1 / (len(self.ages.knots) - 1), float(atlases.var()))
         how = TrainingSettings(steps=settings.steps, rate=settings.rate)
         train(model, view, TemporalCost(settings), self._draw(atlases, runtime.seed), how, self.training(n), runtime)
@@ -307,7 +307,7 @@ class Temporal:
 
     def _model(self) -> AgeNetwork:
         settings, grid = self.settings, self.built.grid
-        generator = AtlasGenerator(grid.shape) if settings.generator else None
+        generator = AtlasGenerator(grid.shape, max(FEATURES, len(self.ages.knots))) if settings.generator else None
         return AgeNetwork(settings.network(grid.dim), generator, self.recent, grid)
 
     def _last_model(self) -> AgeNetwork:
@@ -335,30 +335,15 @@ class Temporal:
         weights.write(folder / f"{NETWORK}.safetensors", model.network, card)
         if model.generator is not None:
             title = f"Generator of an atlas over age, {grid.dim}D"
-            card = replace(card, title=title, network="AtlasGenerator", arguments={"shape": list(grid.shape)})
+            card = replace(card, title=title, network="AtlasGenerator", arguments={"shape": list(grid.shape), "features": len(model.generator.centers)})
             weights.write(folder / f"{GENERATOR}.safetensors", model.generator, card)
         return {path.name: path for path in folder.iterdir()}
-
-
-def taught(generator: AtlasGenerator, atlases: torch.Tensor, shares, monitor: Monitor) -> None:
-    """Let the generator draw ``atlases`` (K, 1, *S) at ``shares`` (K,), one after the other so that memory does not grow with their number."""
-    settings = TrainingSettings(LESSON, 5e-3, warm_up=1)
-    adam = torch.optim.Adam(generator.parameters(), lr=settings.rate)
-    shares = torch.as_tensor(np.asarray(shares), dtype=torch.float32)
-    for step in range(LESSON):
-        monitor.check()
-        for group in adam.param_groups:
-            group["lr"] = rate_at(settings, step)
-        adam.zero_grad()
-        for share, atlas in zip(shares, atlases):
-            ((generator(share[None]) - atlas).square().mean() / len(atlases)).backward()
-        adam.step()
 
 
 @torch.no_grad()
 def drawn(generator: AtlasGenerator, shares) -> torch.Tensor:
     """(K, 1, *S) on the CPU: the atlases at ``shares`` (K,), one at a time."""
-    return torch.cat([generator(torch.tensor([share], dtype=torch.float32)).cpu() for share in np.asarray(shares, float)])
+    return torch.cat([generator(share[None]).cpu() for share in torch.as_tensor(shares, dtype=torch.float32)])
 
 
 class _Pass:
