@@ -27,6 +27,8 @@ from DeepRegistrationLib.problem import Series
 from DeepRegistrationLib.runtime import Runtime, Silent
 from DeepRegistrationLib.transforms import Affine
 
+RUNTIME = Runtime("cpu", threads=1)
+
 
 def draws(count=20000, seed=0):
     rng = np.random.default_rng(seed)
@@ -130,13 +132,13 @@ def shift_errors(result, poses) -> float:
     return float(np.mean([np.linalg.norm((t.numpy() - np.linalg.inv(p.numpy())) @ np.r_[centre, 1]) for t, p in zip(result.transforms, poses)]))
 
 
-VALUES = {"means": (40.0, 80.0), "spreads": (4.0, 10.0), "translation": 3.0, "rotation": 0.1, "rounds": 80}
+VALUES = {"means": (40.0, 80.0), "spreads": (4.0, 10.0), "translation": 3.0, "rotation": 0.1, "rounds": 30}
 
 
 @pytest.mark.parametrize("dim", (2, 3))
 def test_poses_come_back_from_noisy_scans(dim):
     series, poses = tissue_series(15.0, dim, scans=6 if dim == 2 else 3)
-    result = find("rician-motion", {**VALUES, "rounds": 80 if dim == 2 else 60}).run(series, Runtime("cpu"))
+    result = find("rician-motion", VALUES).run(series, RUNTIME)
     assert shift_errors(result, poses) < 0.35 * (1 if dim == 2 else 3)
     assert result.scalars["sigma"] == pytest.approx(15.0, rel=0.1)
     assert [row["loss"] for row in result.history][-1] < result.history[0]["loss"]
@@ -144,7 +146,7 @@ def test_poses_come_back_from_noisy_scans(dim):
 
 def test_the_right_noise_matters_where_there_is_much_of_it():
     series, poses = tissue_series(70.0)
-    errors = {noise: shift_errors(find("rician-motion", {**VALUES, "noise": noise}).run(series, Runtime("cpu")), poses) for noise in ("rician", "gaussian")}
+    errors = {noise: shift_errors(find("rician-motion", {**VALUES, "noise": noise}).run(series, RUNTIME), poses) for noise in ("rician", "gaussian")}
     assert errors["rician"] < 0.75 * errors["gaussian"], errors
 
 
@@ -164,7 +166,7 @@ def test_turns_between_volumes_come_back_without_tissue_maps():
     signals = [phantom(pose(world_points(grid, torch.float64).reshape(1, -1, 3))).clamp_min(0).float().reshape(1, 1, *grid.shape) for pose in poses]
     sigma = 0.06 * float(signals[0].max())
     frames = tuple(Image(add_rice_noise(signal, sigma, generator), grid, name=f"scan {k}") for k, signal in enumerate(signals))
-    result = find("rician-motion", {"translation": 3.0, "rotation": 0.06}).run(Series(frames), Runtime("cpu"))
+    result = find("rician-motion", {"translation": 3.0, "rotation": 0.06}).run(Series(frames), RUNTIME)
     found, true = ([m @ np.linalg.inv(each[0]) for m in each[1:]] for each in ([t.numpy() for t in result.transforms],
                                                                               [np.linalg.inv(p.numpy()) for p in poses]))
     off = [np.linalg.inv(b) @ a for a, b in zip(found, true)]
@@ -178,7 +180,7 @@ def test_a_series_at_rest_stays_where_it_is():
     grid, generator = Grid.from_parts((6, 30, 30), (2.0, 2.0, 12.0)), torch.Generator().manual_seed(1)
     signal = truths.Phantom(4, Grid.from_parts((36, 30, 30), 2.0, [0.0, 0.0, -5.0]))(world_points(grid, torch.float64)).clamp_min(0).float()
     frames = tuple(Image(add_rice_noise(signal.reshape(1, 1, *grid.shape), 0.03, generator), grid, name=f"scan {k}") for k in range(4))
-    result = find("rician-motion").run(Series(frames), Runtime("cpu"))
+    result = find("rician-motion").run(Series(frames), RUNTIME)
     assert max(row["displacement_mm"] for row in result.motion) < 0.4, result.motion
 
 
@@ -220,10 +222,10 @@ def test_the_table_of_motion_is_in_mm_and_degrees(dim):
 def test_sentences():
     series, _ = tissue_series(5.0)
     with pytest.raises(InputError, match="2 tissue maps were given with 5 means"):
-        find("rician-motion").run(series, Runtime("cpu"))
+        find("rician-motion").run(series, RUNTIME)
     negative = Series(tuple(replace(f, data=f.data - 500) for f in series.frames))
     with pytest.raises(InputError, match="hold negative values"):
-        find("rician-motion").run(negative, Runtime("cpu"))
+        find("rician-motion").run(negative, RUNTIME)
     with pytest.raises(InputError, match="series of 1 scans"):
         Series(series.frames[:1])
     with pytest.raises(InputError, match="lies on another lattice"):

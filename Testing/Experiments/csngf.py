@@ -1,15 +1,19 @@
 """csngf: rigid alignment of unlike contrasts from any rotation and any shift up to 30 voxels, next to four other ways.
 
-As in the publication, the first image of a pair of one subject is turned (any rotation, drawn uniformly) and shifted (up to 30 voxels
-along each axis) and a cube is cut out around its center: 128 voxels along its longest edge (``EDGE``), on a lattice that has nothing in common with the
-second image, which stays as it is. A shift that leaves less than 60 % of the image in the cube is drawn again: the methods state that they
-need half. The mask of the cube says where the turned image has values; every method gets it. Success: the corners of the cube
-are less than 5 voxels (mean) from where the true map takes them.
+As in the publication, the first image of a pair of one subject is turned (any rotation, drawn uniformly) and shifted (up to 30 voxels along each
+axis) and a cube is cut out around its center: 128 voxels along its longest edge (``EDGE``), on a lattice that has nothing in common with the second
+image, which stays as it is. A shift that leaves less than 60 % of the image in the cube, or less than 53 % of the smaller image in the other one,
+is drawn again: the methods state that they need half (T2 and T2* of the neck share 55 % before any displacement). The mask of the cube says where
+the turned image has values; every method gets it. Success: the corners of the cube are less than 5 voxels (mean) from where the true map takes
+them.
 
-The true map is that of the headers, but for the head, whose scans have different origins: there it is our own rigid alignment by
-mutual information from the headers (``affine``), which moves the head by 12.8 mm as SimpleITK's does (case.json). The headers of the two
-necks agree to about a voxel only (Dice of the cord 0.85), and both maps of the prostate come from the same raw images, so that even the
-edges of their noise agree.
+The pairs are all of unlike contrast of one subject in the data, of any two of: T1, PD and angiography of a head; T1, T2, T2* and magnetization
+transfer (``mt1``; ``mt0`` and ``mt_t1w`` are the same sequence) of a neck; two maps of a prostate; a template and a map of its tissue. The true map
+is that of the headers, but for the T1 of the head, which has another origin than the PD and the angiogram: there it is our own rigid alignment of
+T1 and PD by mutual information from the headers (``affine``), which moves the head by 12.8 mm as SimpleITK's does (case.json). The headers of the
+necks agree to about a voxel only (Dice of the cord in T1 and T2 0.85), and both maps of the prostate come from the same raw images, so that even
+the edges of their noise agree. The angiogram shows vessels alone, which the card of the method lists among its failures: its pairs are stated and
+counted with all others, and the claim is stated once more without them.
 
 Compared in the same run, with the same number of threads: SimpleITK's local mutual information from the image centers; the same from the
 best 3 of 100 rotations that cover all; greedy's random search (1000 rotations, 20 mm) with mutual information; our
@@ -51,15 +55,24 @@ from DeepRegistrationLib.result import warp
 from DeepRegistrationLib.runtime import fewer_threads
 from DeepRegistrationLib.transforms import Affine
 
-EDGE, REACH, SUCCESS, KEPT_INSIDE = 128, 30.0, 5.0, 0.6
+EDGE, REACH, SUCCESS, KEPT_INSIDE, COMMON = 128, 30.0, 5.0, 0.6, 0.53
 PAIRS = {
     "head T1, PD": ("multimodal-same-subject/t1", "multimodal-same-subject/pd"),
     "head PD, T1": ("multimodal-same-subject/pd", "multimodal-same-subject/t1"),
+    "head T1, vessels": ("multimodal-same-subject/t1", "multimodal-same-subject/mra"),
+    "head PD, vessels": ("multimodal-same-subject/pd", "multimodal-same-subject/mra"),
     "prostate ADC, b-value": ("prostate-adc-hbv/adc", "prostate-adc-hbv/hbv"),
     "brain T1, white matter": ("brain3d-mni-tissues/t1", "brain3d-mni-tissues/wm"),
     "neck T1, T2": ("spinal-cord-multicontrast/t1", "spinal-cord-multicontrast/t2"),
+    "neck T1, T2*": ("spinal-cord-multicontrast/t1", "spinal-cord-multicontrast/t2s"),
+    "neck T1, MT": ("spinal-cord-multicontrast/t1", "spinal-cord-multicontrast/mt1"),
+    "neck T2, T2*": ("spinal-cord-multicontrast/t2", "spinal-cord-multicontrast/t2s"),
+    "neck T2, MT": ("spinal-cord-multicontrast/t2", "spinal-cord-multicontrast/mt1"),
+    "neck T2*, MT": ("spinal-cord-multicontrast/t2s", "spinal-cord-multicontrast/mt1"),
 }
-HEAD = ("head T1, PD", "head PD, T1")
+VESSELS = ("head T1, vessels", "head PD, vessels")
+REGISTERED = {"head T1, PD": PAIRS["head T1, PD"], "head PD, T1": PAIRS["head PD, T1"], "head T1, vessels": PAIRS["head T1, PD"]}
+"""The two images whose rigid alignment is the true map of a pair; of all others the headers are."""
 OURS, BARE, LOCAL, MULTI, GREEDY, AFFINE = ("csngf", "csngf, search only", "SimpleITK, local", "SimpleITK, 100 rotations", "greedy, random search",
                                             "affine, global")
 GREEDY_SCRIPT = """
@@ -101,29 +114,48 @@ def cube_of(image: Image) -> Grid:
     return Grid.from_parts(cube.shape, spacing, -cube.centre)
 
 
-def placement(image: Image, cube: Grid, seed: int) -> np.ndarray:
-    """(4, 4) cube mm -> image mm: any rotation, and a shift that keeps enough of the image in the cube."""
-    rng = np.random.default_rng(seed)
-    whole = image.grid.points().reshape(-1, 3)[::97]
+def placement(one: Grid, other: Grid, between: np.ndarray, cube: Grid, seed: int) -> np.ndarray:
+    """(4, 4) cube mm -> mm of ``one``: any rotation, and a shift that keeps enough of it in the cube and of the smaller image in the other."""
+    rng, back = np.random.default_rng(seed), np.linalg.inv(between)
+    whole, rest = (grid.resample(np.maximum(grid.spacing, grid.extent / 24)).points().reshape(-1, 3) for grid in (one, other))
+    if np.prod(other.extent) < np.prod(one.extent):
+        common = moved(back, rest)
+        shared = one.contains(common)
+    else:
+        common, shared = whole, other.contains(moved(between, whole))
     while True:
         placed = np.eye(4)
         placed[:3, :3] = truths.rotation(rng, 3)
-        placed[:3, 3] = image.grid.centre + placed[:3, :3] @ rng.uniform(-REACH, REACH, 3) * cube.spacing[0]
-        inverse = np.linalg.inv(placed)
-        if cube.contains(whole @ inverse[:3, :3].T + inverse[:3, 3]).mean() >= KEPT_INSIDE:
+        placed[:3, 3] = one.centre + placed[:3, :3] @ rng.uniform(-REACH, REACH, 3) * cube.spacing[0]
+        to_cube = np.linalg.inv(placed)
+        kept, met = cube.contains(moved(to_cube, whole)).mean(), (shared & cube.contains(moved(to_cube, common))).mean()
+        if kept >= KEPT_INSIDE and met >= COMMON:
             return placed
+
+
+def moved(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points (N, 3) under an affine map (4, 4)."""
+    return points @ matrix[:3, :3].T + matrix[:3, 3]
 
 
 def make(one: Image, other: Image, between: np.ndarray, seed: int, folder: Path) -> None:
     """Leave ``one``, turned and shifted in its cube, its mask, ``other`` and the truth in ``folder``; ``between`` (4, 4) is one mm -> other mm."""
     cube = cube_of(one)
-    placed = placement(one, cube, seed)
+    placed = placement(one.grid, other.grid, between, cube, seed)
     reduced, there = one.smoothed_to(cube.spacing[0]), Affine(torch.as_tensor(placed))
     inside = warp(Image(torch.ones_like(reduced.data), reduced.grid), there, cube).data > 0.99
     write_image(warp(reduced, there, cube), folder / "fixed.nii")
     write_image(other.smoothed_to(cube.spacing[0]), folder / "moving.nii")
     write_labels(Labels(inside.to(torch.int32), cube), folder / "mask.nii")
     (folder / "truth.json").write_text(json.dumps((between @ placed).tolist()), "utf-8")
+
+
+def true_relation(experiment: Experiment, name: str) -> np.ndarray:
+    """(4, 4) mm of the first image of a pair -> mm of the second."""
+    if name not in REGISTERED:
+        return np.eye(4)
+    images = (read_image(experiment.arguments.data / f"{f}.nii.gz") for f in REGISTERED[name])
+    return find("affine:rigid").run(Pair(*images), experiment.runtime).transform.numpy()
 
 
 def cases(experiment: Experiment, each: int) -> list[Displaced]:
@@ -133,7 +165,7 @@ def cases(experiment: Experiment, each: int) -> list[Displaced]:
         folders = [experiment.arguments.out / "cases" / f"{k}-{j}" for j in range(each)]
         if not all((folder / "truth.json").exists() for folder in folders):
             one, other = (read_image(experiment.arguments.data / f"{f}.nii.gz") for f in files)
-            between = find("affine:rigid").run(Pair(one, other), experiment.runtime).transform.numpy() if name in HEAD else np.eye(4)
+            between = true_relation(experiment, name)
             for j, folder in enumerate(folders):
                 folder.mkdir(parents=True, exist_ok=True)
                 make(one, other, between, 1000 * k + j, folder)
@@ -340,7 +372,7 @@ def picture(every, rows, names) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 8))
+    figure = Figure(figsize=(13, 1.45 * len(PAIRS)))
     FigureCanvasAgg(figure)
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.1))
     axis = left.subplots()
@@ -376,7 +408,7 @@ def main() -> int:
     experiment = Experiment("csngf", __doc__, pair=False)
     if not experiment.arguments.data.is_dir():
         raise SystemExit(f"this experiment needs the real data; {experiment.arguments.data} is not there")
-    every = cases(experiment, 10 if experiment.arguments.full else 5)
+    every = cases(experiment, 10 if experiment.arguments.full else 2)
     rows = compared(experiment, every)
     with experiment.runtime.active():
         experiment.at_most("largest difference of FFT and definition", agreement(experiment), 1e-4)
@@ -388,10 +420,14 @@ def main() -> int:
     experiment.figures["success"] = {n: {"all": success(rows, n), **{p: success(rows, n, p) for p in PAIRS}} for n in names}
     experiment.figures["median seconds"] = {n: float(np.median([r["seconds"][n] for r in rows])) for n in names if n != BARE}
     experiment.figures["median processor seconds"] = {n: float(np.median([r["processor_seconds"][n] for r in rows])) for n in WAYS}
+    experiment.figures["median processor seconds by pair"] = {
+        p: {n: float(np.median([r["processor_seconds"][n] for r in rows if r["pair"] == p])) for n in WAYS} for p in PAIRS}
     experiment.figures["median error in voxels of successes"] = {
         n: float(np.median([r["error"][n] for r in rows if r["error"][n] < SUCCESS] or [np.nan])) for n in names}
     experiment.figures["cases"] = [{k: v for k, v in row.items() if k != "matrix"} for row in rows]
-    experiment.at_least(f"success of csngf over {len(rows)} displacements", success(rows, OURS), 0.9)
+    whole = [row for row in rows if row["pair"] not in VESSELS]
+    experiment.at_least(f"success of csngf over {len(rows)} displacements of all pairs", success(rows, OURS), 0.9)
+    experiment.at_least(f"success of csngf over the {len(whole)} displacements without those of vessels alone", success(whole, OURS), 0.9)
     experiment.at_most("success of SimpleITK's local mutual information", success(rows, LOCAL), 0.3)
     if GREEDY in names:
         experiment.at_least("success of csngf less that of greedy's random search", success(rows, OURS) - success(rows, GREEDY), 1e-6)

@@ -6,13 +6,15 @@ G the maps (voxels x K), x their intensities, P a Gaussian point-spread function
     sum_i [ log p(observed_i | y_i, sigma) + log N(t_i; 0, s_t^2) + log N(theta_i; 0, s_r^2) ] + log N(x; mean, spread^2)
 
 by Adam (beta 0 and 0.9) in turn: two steps of what all scans share (x, sigma, and the scale from units of x to those of the scans), on
-batches of scans, then one step of each scan's own pose. Butler et al., Motion Correction in Low SNR MRI Using an Approximate Rician
-Log-Likelihood, WBIR 2022. There the scale comes from phantoms beside the head; here it is fitted where it is not given. One scan is in the
+batches of scans, then one step of each scan's own pose. Motion Correction in Low SNR MRI Using an Approximate Rician Log-Likelihood, WBIR 2022
+(doi 10.1007/978-3-031-11203-4_16). There the scale comes from phantoms beside the head; here it is fitted where it is not given. One scan is in the
 graph at a time, so the memory does not grow with the number of scans in a batch.
 
-P begins wider, by a blur that goes to 0 over the first ``BLURRED`` of the rounds, since at a high noise the likelihood has many small peaks. Every
-voxel of every scan counts, whatever the pose: outside of the maps the signal is that of their border. To count only the voxels that
-the maps cover rewards poses that move bright voxels, whose noise has the larger entropy, out of the field of view.
+P begins wider, by a blur that goes to 0 over the first ``BLURRED`` of the rounds, since at a high noise the likelihood has many small peaks. Where
+there are tissue maps, ``settle`` then takes each pose to a peak by a quasi-Newton search (``search.py``), from where Adam left it and from rest
+through a narrowing blur, keeps the higher peak, and fits what is shared once more. Every voxel of every scan counts, whatever the pose: outside of
+the maps the signal is that of their border. To count only the voxels that the maps cover rewards poses that move bright voxels, whose
+noise has the larger entropy, out of the field of view.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from ..ops.sample import apply_matrix, inside, resample, sample, world_points
 from ..ops.spline import tensor_product
 from ..runtime import Monitor
 from ..transforms.linear import Affine
+from .search import minimise
 
 NOISES = {"rician": rice_log_likelihood, "gaussian": gauss_log_likelihood}
 INTERPOLATIONS = ("nearest", "linear")
@@ -41,18 +44,17 @@ COARSE = 0.6
 blurs most half way, which draws every pose to where voxels lie on voxels."""
 SLAB_VALUES = 4_000_000
 """Values of all scans that are put together at a time."""
-BLURRED = 0.6
+BLURRED, SHARED_STEPS = 0.6, 20
 
 
 @dataclass(frozen=True)
 class MotionSettings:
-    """``noise`` of ``NOISES``; ``rounds`` of updates; rates of Adam: ``shared_rate`` in spreads of x and in logarithms of sigma and scale,
+    """``noise`` of ``NOISES``; rates of Adam: ``shared_rate`` in spreads of x and in logarithms of sigma and scale,
     ``motion_rate`` in rad and in halves of the longest edge, both falling to the share ``final_rate`` of themselves; ``batch`` scans a
     shared step; priors ``translation`` mm and ``rotation`` rad; ``psf`` mm, full width at half maximum; ``scale``: units of the scans in one
     of x, 0 where it is fitted; ``first_blur`` mm, standard deviation."""
 
     noise: str = "rician"
-    rounds: int = 100
     shared_rate: float = 0.05
     motion_rate: float = 3e-3
     final_rate: float = 0.05
@@ -108,27 +110,37 @@ class MotionModel:
         to_index = torch.as_tensor(self.lattice.inverse_affine.copy()) @ self.matrix(pose)
         index = apply_matrix(to_index.to(self.points), self.points).reshape(1, *self.grid.shape, self.grid.dim)
         signal = gaussian(sample(volume, index), np.hypot(self.settings.psf / FWHM, self.blur) / self.grid.spacing)
-        return NOISES[self.settings.noise](self.frames[k:k + 1], signal.clamp_min(0), self.log_sigma.exp()).mean()
+        return NOISES[self.settings.noise](self.frames[k:k + 1], signal.clamp_min(0), self.log_sigma.exp()).mean(dtype=torch.float64)
 
     def fit(self, monitor: Monitor, generator: torch.Generator, rounds: int) -> list[float]:
         """Update everything ``rounds`` times; returns the mean negative log-likelihood per voxel of every round."""
-        settings, voxels, count = self.settings, self.grid.voxels, len(self.frames)
-        fitted = [self.offset, self.log_sigma] + ([] if settings.scale else [self.log_scale])
-        shared = torch.optim.Adam(fitted, settings.shared_rate, betas=(0.0, 0.9))
-        motion = torch.optim.Adam([self.poses], settings.motion_rate, betas=(0.0, 0.9))
+        shared = torch.optim.Adam(self._shared(), betas=(0.0, 0.9))
+        motion = torch.optim.Adam([self.poses], betas=(0.0, 0.9))
         history = []
         for k in monitor.steps(rounds, "rounds"):
-            share = settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + np.cos(np.pi * k / rounds))
-            for optimizer, rate in ((shared, settings.shared_rate), (motion, settings.motion_rate)):
-                optimizer.param_groups[0]["lr"] = rate * share
-            self.blur = settings.first_blur * max(0.0, 1 - k / (BLURRED * rounds))
+            motion.param_groups[0]["lr"] = self.settings.motion_rate * self._share_of_rate(k, rounds)
+            self.blur = self.settings.first_blur * max(0.0, 1 - k / (BLURRED * rounds))
             for _ in range(2):
-                self._shared_step(shared, torch.randperm(count, generator=generator)[:settings.batch].tolist(), voxels)
-            history.append(self._motion_step(motion, voxels))
+                self._shared_step(shared, generator, self._share_of_rate(k, rounds))
+            history.append(self._motion_step(motion, self.grid.voxels))
             monitor.log(loss=history[-1])
         return history
 
-    def _shared_step(self, optimizer, batch, voxels):
+    def fit_shared(self, monitor: Monitor, generator: torch.Generator, steps: int) -> None:
+        """Update what all scans share, the poses as they are and the prediction as sharp as it is."""
+        shared, self.blur = torch.optim.Adam(self._shared(), betas=(0.0, 0.9)), 0.0
+        for k in monitor.steps(steps, "intensities and noise"):
+            self._shared_step(shared, generator, self._share_of_rate(k, steps))
+
+    def _shared(self) -> list:
+        return [self.offset, self.log_sigma] + ([] if self.settings.scale else [self.log_scale])
+
+    def _share_of_rate(self, k, rounds):
+        return self.settings.final_rate + (1 - self.settings.final_rate) * 0.5 * (1 + np.cos(np.pi * k / rounds))
+
+    def _shared_step(self, optimizer, generator, share):
+        optimizer.param_groups[0]["lr"], voxels = self.settings.shared_rate * share, self.grid.voxels
+        batch = torch.randperm(len(self.frames), generator=generator)[:self.settings.batch].tolist()
         optimizer.zero_grad()
         prior = 0.5 * self.offset.square().sum() / (voxels * len(self.frames))
         prior.backward()
@@ -149,6 +161,39 @@ class MotionModel:
             parameter.grad = None
         optimizer.step()
         return total / len(self.frames)
+
+    def settle(self, monitor: Monitor, generator: torch.Generator) -> None:
+        """Take every pose to the higher of the peaks of its posterior that are found from where it is and from rest; then update what all scans share,
+        which knew poses short of their peaks, and take the poses to the peaks of that."""
+        count, first, last = len(self.frames), monitor.part(0.0, 0.7), monitor.part(0.8, 1.0)
+        for k in first.steps(count, "poses"):
+            inner = first.part(k / count, k / count)
+            here, other = self._peak(k, self._pose(k), 0.0, inner), (np.zeros_like(self._pose(k)), np.inf)
+            for blur in (self.settings.first_blur, self.settings.first_blur / 2, 0.0):
+                other = self._peak(k, other[0], blur, inner)
+            self.poses.data[k] = torch.as_tensor(min(here, other, key=lambda peak: peak[1])[0]).to(self.poses)
+        self.fit_shared(monitor.part(0.7, 0.8), generator, SHARED_STEPS)
+        for k in last.steps(count, "poses"):
+            self.poses.data[k] = torch.as_tensor(self._peak(k, self._pose(k), 0.0, last.part(k / count, k / count))[0]).to(self.poses)
+
+    def _pose(self, k: int) -> np.ndarray:
+        return self.poses.detach()[k].double().cpu().numpy()
+
+    def _peak(self, k: int, pose: np.ndarray, blur: float, monitor) -> tuple[np.ndarray, float]:
+        """(pose, cost) of the peak near ``pose`` (P,), the prediction blurred by ``blur`` mm; cost is minus the log-posterior of scan ``k``."""
+        volume, dim, step = self.volume(k).detach(), self.grid.dim, _edge(self.grid)
+        units = np.r_[np.full(dim, 1 / self.unit), np.full(len(pose) - dim, 2 / self.unit)]  # a step of 1 moves about 1 mm
+        precision = np.r_[np.full(dim, (self.unit / self.settings.translation) ** 2), np.full(len(pose) - dim, self.settings.rotation**-2)]
+        self.blur = blur
+
+        def evaluate(values):
+            there = torch.as_tensor(values, dtype=torch.float32, device=self.poses.device).requires_grad_(True)
+            cost = -self.grid.voxels * self.log_likelihood(k, there, volume)
+            (slope,) = torch.autograd.grad(cost, there)
+            return float(cost.detach()) + 0.5 * float(precision @ values**2), units * (slope.double().cpu().numpy() + precision * values)
+
+        return minimise(evaluate, pose, lambda values, move: values + units * move, np.eye(len(pose)), longest=step, tolerance=0.005 * step,
+                        iterations=25, monitor=monitor, text="poses")
 
     def centre_poses(self) -> None:
         """Take the mean of all poses out of each; for the small rotations of a series that is the mean motion."""

@@ -7,7 +7,7 @@ With the exponentially scaled Bessel function i0e(z) = exp(-z) I_0(z) no term ov
     log p = log y - 2 log sigma - (y - a)^2 / (2 sigma^2) + log i0e(y a / sigma^2),
 
 which needs one value per voxel at any noise (a sum of the first 50 terms of I_0 needs 50, and is wrong for z above about 70).
-Gudbjartsson and Patz, Magnetic Resonance in Medicine 1995; Butler et al., WBIR 2022.
+Gudbjartsson and Patz, Magnetic Resonance in Medicine 1995; the publication of ``methods/rician_motion.py``.
 """
 
 from __future__ import annotations
