@@ -112,7 +112,8 @@ def levels(experiment: Experiment, sigmas=LEVELS, variant: str = "known scale") 
                         "wall_seconds": result.provenance["wall_seconds"]}), "utf-8")
                 rows.append(json.loads(path.read_text("utf-8")))
                 row = rows[-1]
-                sys.stdout.write(f"sigma {sigma:g}, {noise}, {variant}: {row['shift_mm']:.2f} mm, {row['rotation_deg']:.2f} degrees, fitted {row['fitted_sigma']:.1f}\n")
+                found = f"{row['shift_mm']:.2f} mm, {row['rotation_deg']:.2f} degrees, fitted {row['fitted_sigma']:.1f}"
+                sys.stdout.write(f"sigma {sigma:g}, {noise}, {variant}: {found}\n")
                 sys.stdout.flush()
     return rows
 
