@@ -63,7 +63,7 @@ def measured(experiment: Experiment, name: str, count: int):
     made, found, seconds, work = sections(volume, plates, count, 11), [], [], []
     for _, query, _ in made:
         began, busy = time.perf_counter(), time.process_time()
-        found.append(identify(network, plates, query, settings, runtime))
+        found.append(identify(network, plates, query, runtime))
         seconds.append(time.perf_counter() - began)
         work.append(time.process_time() - busy)
     ranks, alone = ([rank_of(getattr(f, kind), truth) for f, (_, _, truth) in zip(found, made)] for kind in ("costs", "distances"))
@@ -103,7 +103,7 @@ def raw(experiment: Experiment, network, plates, volume) -> None:
     back = (volume.grid.corners() @ AXES["coronal"][:, 2]).max()
     for path in sorted(folder.glob("coronal_*.png")):
         position = back - int(path.stem.split("_")[1]) * RAW_DISTANCE
-        found = identify(network, plates, query_of(read_slice(path), plates, RAW_PIXEL), PlateTraining(), experiment.runtime)
+        found = identify(network, plates, query_of(read_slice(path), plates, RAW_PIXEL), experiment.runtime)
         truth = (position - plates.positions[0]) / plates.spacing
         rows[path.stem] = {"truth": round(truth, 1), "first": int(found.order[0]), "pose": found.poses[0].plate,
                            "tilt": round(found.poses[0].tilt, 1), "doubtful": found.doubtful}
@@ -118,9 +118,8 @@ def losses(experiment: Experiment, plates, made) -> None:
     table = {}
     for loss in LOSSES:
         network, _ = train_plates(plates, replace(PlateTraining(), loss=loss), experiment.runtime)
-        own = embedded(network, centered(plates.pictures(plates.frames)))
         seen = embedded(network, centered(torch.cat([query.picture for _, query, _ in made])))
-        table[loss] = scores([rank_of(row, truth) for row, (_, _, truth) in zip(distances(seen, own).numpy(), made)])
+        table[loss] = scores([rank_of(row, truth) for row, (_, _, truth) in zip(distances(seen, network.places).numpy(), made)])
     experiment.figures["losses"] = table
 
 

@@ -104,7 +104,7 @@ def answered(order: Order, path: Path | None, atlas, image, runtime: Runtime) ->
     monitor = runtime.monitor
     network, kept, trained = network_of(order, path, atlas, plates, settings, replace(runtime, monitor=monitor.part(0, 0.8)))
     began = time.perf_counter()
-    found = identify(network, plates, query, settings, replace(runtime, monitor=monitor.part(0.8, 0.95)))
+    found = identify(network, plates, query, replace(runtime, monitor=monitor.part(0.8, 0.95)))
     seconds = time.perf_counter() - began
     monitor.progress(0.95, "files")
     record = {"atlas": str(order.atlas), "slice": str(order.slice), "axis": order.axis, "plates": plates.count, "plate_spacing_mm": plates.spacing,
@@ -146,13 +146,18 @@ def network_of(order: Order, path: Path | None, atlas, plates, settings, runtime
     candidates = places(path, order.axis, mark, runtime)
     given = order.weights if order.weights not in ("", "train") else ""
     for file in [Path(given)] if given else [] if order.weights == "train" else [p for p in candidates if p.is_file()]:
-        network, card = weights.load(str(file), runtime)
-        if belongs in card.trained_on and card.network == "PlateEmbedding" and network.size == plates.size:
-            return network.to(runtime.torch_device()), file, False
+        _, card = weights.locate(str(file), runtime)
+        if card is not None and belongs in card.trained_on and (card.network, card.arguments) == ("PlateEmbedding", shape_of(plates)):
+            return weights.load(str(file), runtime)[0].to(runtime.torch_device()), file, False
         if given:
-            raise InputError(f"the weights {file} were trained on {card.trained_on or 'something else'}, not on the {belongs}; "
+            raise InputError(f"the weights {file} were trained on {card.trained_on if card else 'something else'}, not on the {belongs}; "
                              "leave --weights away, or give --weights train")
     return train(plates, belongs, settings, candidates, runtime)
+
+
+def shape_of(plates) -> dict:
+    """The arguments of the network of ``plates``."""
+    return {"size": plates.size, "plates": plates.count}
 
 
 def train(plates, belongs: str, settings, candidates: list[Path], runtime: Runtime):
@@ -171,7 +176,7 @@ def train(plates, belongs: str, settings, candidates: list[Path], runtime: Runti
         raise InputError(f"the network can be kept nowhere: {' and '.join(str(p.parent) for p in candidates)} cannot be written; make one of them writable")
     card = weights.WeightsCard(name=file.stem, title=f"Plates of {plates.volume.name}", file=file.name, sha256="", size=0,
                                licence="that of the atlas", trained_on=f"{plates.count} {belongs} ({plates.volume.name})",
-                               network="PlateEmbedding", arguments={"size": plates.size}, spacing=(plates.pixel, plates.pixel),
+                               network="PlateEmbedding", arguments=shape_of(plates), spacing=(plates.pixel, plates.pixel),
                                shape=(plates.size, plates.size), scaling="robust", training=f"{text}; {seconds:.0f} s",
                                limits=LIMITS, reference="Lukoyanov et al., WBIR 2022")
     weights.write(file, network, card)
@@ -215,19 +220,16 @@ class Found:
                 "usual_distance": self.usual, "doubtful": self.doubtful}
 
 
-def identify(network, plates, query, settings, runtime: Runtime) -> Found:
+def identify(network, plates, query, runtime: Runtime) -> Found:
     """Place the slice from the plates that the network ranks first, and rank them anew."""
     from ..engines.plate_search import costs_of, refine
     from ..engines.plates import centered, embedded, order
     from ..networks.embedding import distances
-    from ..train.plates import judged
 
-    own = embedded(network, centered(plates.pictures(plates.frames)))
-    apart = distances(embedded(network, centered(query.picture)), own)[0].numpy()
+    apart = distances(embedded(network, centered(query.picture)), network.places.cpu())[0].numpy()
     poses = refine(query, plates, order(apart), runtime.monitor)
-    usual = judged(network, plates, settings, runtime.seed + 1, 32)["usual_distance"]
     costs = costs_of(poses, plates.count)
-    return Found(apart, costs, order(costs), poses, usual)
+    return Found(apart, costs, order(costs), poses, float(network.usual))
 
 
 def matrix_of(found: Found, query):

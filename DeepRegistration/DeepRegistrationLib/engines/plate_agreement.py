@@ -5,13 +5,17 @@ With G means over Gaussian windows of a few pixels in which the slice's tissue a
     score(plane) = mean over the tissue of  G(s a) - G(s) G(a) / sqrt((G(s^2) - G(s)^2) (G(a^2) - G(a)^2))  -  unlikely(plane)
 
 for the slice s and the atlas a on the plane: local correlation (Cachier et al., CVIU 2003), which shading and another curve of brightness leave
-alone. ``unlikely`` grows with the squares of tilt, turn and scales (``USUAL``) and of the bend. The NUMBERS of a plane: shift along u, v, w mm; turn
-about u, v, w degrees; logarithms of two scales; then where the CONTROLS x CONTROLS knots of a cubic spline over the picture are moved to, pixels.
+alone. ``unlikely`` grows with the squares of tilt, turn and scales (``USUAL``). The NUMBERS of a plane: shift along u, v, w mm; turn about u, v, w
+degrees; logarithms of two scales. Its slope in a, h, is exact; with J the slope of a in the numbers, steps are those of Levenberg and Marquardt,
+
+    (sum_x G(c / (n V(a))) J'^T J' + damping) step = sum_x h J,    c the local correlation, n pixels of tissue, J' = J - G J
+
+since close to its best the score falls like a sum of squares of what a lacks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -22,11 +26,19 @@ from ..ops.filters import gaussian
 from ..ops.sample import sample
 from .plates import SHOWN, Plates, Query
 
-NUMBERS, CONTROLS = 8, 6
+NUMBERS = 8
 FLOOR = 1e-4
 """Smallest variance that counts."""
-USUAL, DOUBT, STIFFNESS = (8.0, 8.0, 15.0, 0.15, 0.15), 0.01, 0.02
-"""Tilt about u and v, turn (degrees) and log scales of a slice; what each costs where it is that large; what a bend by one pixel costs."""
+DENOISED = 0.7
+"""Pixels by which the slice is smoothed."""
+USUAL, DOUBT = (8.0, 8.0, 15.0, 0.15, 0.15), 0.01
+"""Tilt about u and v, turn (degrees) and log scales of a slice; what each costs where it is that large."""
+REACH = (1.5, 1.5, 2.0, 5.0, 5.0, 6.0, 0.06, 0.06)
+"""The longest step: pixels, pixels, plates, degrees, log scales."""
+DAMPING, EASED, RAISED = 0.02, 0.3, 5.0
+"""Damping at first, for numbers in units of their reach; its factors after a step that raises the score, and after one that does not."""
+LEAST = 0.2
+"""Local correlation that counts at least in the curvature."""
 
 
 def motions(numbers: torch.Tensor) -> torch.Tensor:
@@ -54,17 +66,25 @@ class Agreement:
     window: float
 
     @classmethod
-    def of(cls, query: Query, plates: Plates, factor: int, window: float) -> "Agreement":
-        """In pixels ``factor`` times as large as those of ``plates``."""
-        picture = gaussian(query.picture, 0.7)
-        if factor > 1:
-            plates = replace(plates, volume=plates.volume.smoothed_to(factor * plates.pixel), size=plates.size // factor, pixel=factor * plates.pixel)
-            picture = nd.average_pool(picture, factor)
+    def of(cls, query: Query, plates: Plates, window: float) -> "Agreement":
+        """In the pixels of ``plates``."""
+        factor = query.picture.shape[-1] // plates.size
+        picture = nd.average_pool(gaussian(query.picture, DENOISED), factor) if factor > 1 else gaussian(query.at(plates), DENOISED)
         return cls(plates, picture, (picture > SHOWN).float(), window)
 
     def local(self, values: torch.Tensor) -> torch.Tensor:
         """G of pictures (N, 1, size, size)."""
         return gaussian(values * self.tissue, self.window, "zero") / self._weight
+
+    @cached_property
+    def _shown(self) -> torch.Tensor:
+        """(M,) the numbers of the pixels of tissue."""
+        return self.tissue.flatten().nonzero()[:, 0]
+
+    def _image(self, values: torch.Tensor) -> torch.Tensor:
+        """Pictures (N, 1, size, size) of values (N, M) at the tissue, 0 elsewhere."""
+        out = torch.zeros(len(values), self.tissue.numel())
+        return out.index_copy_(1, self._shown, values).reshape(-1, *self.tissue.shape[1:])
 
     @cached_property
     def _weight(self) -> torch.Tensor:
@@ -76,25 +96,45 @@ class Agreement:
         mean = self.local(self.picture)
         return mean, (self.local(self.picture**2) - mean**2).clamp_min(FLOOR)
 
-    @cached_property
-    def bends(self) -> torch.Tensor:
-        """(size^2, CONTROLS^2) of the cubic spline."""
-        line = torch.linspace(-1, 1, self.plates.size)[:, None] - torch.linspace(-0.85, 0.85, CONTROLS)
-        distance = (line * (CONTROLS - 1) / 1.7).abs()
-        one = torch.where(distance < 1, 2 / 3 - distance**2 + distance**3 / 2, (2 - distance).clamp_min(0) ** 3 / 6)
-        return torch.einsum("vi,uj->vuij", one, one).reshape(len(line) ** 2, -1)
-
-    def correlation(self, frames, numbers: torch.Tensor, bending: bool) -> torch.Tensor:
-        """(N,) mean over the tissue, at most 1, of planes moved by ``numbers`` from ``frames`` (N, 4, 4)."""
-        points = self.plates.lattice() * numbers[:, None, 6:NUMBERS].exp()
-        if bending:
-            moved = numbers[:, NUMBERS:].reshape(len(numbers), 2, -1)
-            points = points + self.plates.pixel * (self.bends @ moved.transpose(1, 2))
-        seen = self.plates.values(torch.as_tensor(frames) @ motions(numbers), points).reshape(-1, 1, *self.picture.shape[2:])
-        mean, (own, spread) = self.local(seen), self._own
+    def correlation(self, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of what planes show at the tissue (N, M): the mean over it (N,), its slope (N, M) in ``seen``, and the weight (N, M) of squares of what
+        ``seen`` lacks."""
+        seen = self._image(seen)
+        mean, (own, spread), count = self.local(seen), self._own, self.tissue.sum().clamp_min(1)
         variance = (self.local(seen**2) - mean**2).clamp_min(0) + FLOOR
-        together = (self.local(seen * self.picture) - mean * own) / (variance * spread).sqrt()
-        return (together * self.tissue).sum((1, 2, 3)) / self.tissue.sum().clamp_min(1)
+        both = (variance * spread).sqrt()
+        agreement = (self.local(seen * self.picture) - mean * own) / both
+        share = self.tissue / (count * self._weight)
+        together, alone = share / both, share * agreement / variance
+        slope = self.picture * self._spread(together) - self._spread(together * own) - seen * self._spread(alone) + self._spread(alone * mean)
+        weight = self._spread(share * agreement.clamp_min(LEAST) / variance)
+        return (agreement * self.tissue).sum((1, 2, 3)) / count, *(x.flatten(1)[:, self._shown] for x in (slope, weight))
+
+    def _spread(self, values: torch.Tensor) -> torch.Tensor:
+        """To every pixel of tissue the ``values`` of the windows that hold it."""
+        return gaussian(values, self.window, "zero") * self.tissue
+
+    def seen(self, frames: np.ndarray, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What planes moved by ``numbers`` (N, NUMBERS) from ``frames`` (N, 4, 4) show at the tissue, (N, M), and its slope (N, M, NUMBERS); that in the
+        turns is one of small turns."""
+        moved = motions(numbers).float()
+        flat = self.plates.lattice()[self._shown] * numbers[:, None, 6:].exp()
+        turned = flat @ moved[:, :3, :2].transpose(1, 2)
+        values, slope = self.plates.slopes(frames, turned + moved[:, None, :3, 3])
+        along, degree = slope @ moved[:, :3, :2], np.pi / 180
+        by_turn = torch.linalg.cross(turned, slope) * degree
+        return values, torch.cat([slope, by_turn, along * flat], -1)
+
+    def rise(self, frames: np.ndarray, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Scores (N,) of planes, their slope (N, NUMBERS) and curvature (N, NUMBERS, NUMBERS)."""
+        values, slope = self.seen(frames, numbers)
+        score, by_value, weight = self.correlation(values)
+        hard = torch.zeros(NUMBERS)
+        hard[3:] = 2 * DOUBT / torch.tensor(USUAL) ** 2
+        images = self._image(slope.transpose(1, 2).flatten(0, 1))
+        centered = (images - self.local(images)).flatten(1)[:, self._shown].reshape(len(values), NUMBERS, -1)
+        curvature = (centered * weight[:, None]) @ centered.transpose(1, 2) + torch.diag(hard)
+        return score - (hard * numbers**2).sum(1) / 2, (by_value[:, None] @ slope)[:, 0] - hard * numbers, curvature
 
     def share(self, frames: np.ndarray, scales: np.ndarray) -> torch.Tensor:
         """(N,) the tissue of the slice over what the atlas shows on planes."""
@@ -106,7 +146,7 @@ class Agreement:
         pictures = self.plates.pictures(frames)
         size, shape = self.plates.size, (2 * self.plates.size,) * 2
         theirs = torch.fft.rfft2(_normalized(pictures, torch.ones_like(pictures), self.window), s=shape)[:, 0]
-        fit, numbers = torch.full((len(frames),), -np.inf), torch.zeros(len(frames), NUMBERS + 2 * CONTROLS**2)
+        fit, numbers = torch.full((len(frames),), -np.inf), torch.zeros(len(frames), NUMBERS)
         for turn in turns:
             picture, tissue = self._turned(turn)
             own = torch.fft.rfft2(_normalized(picture, tissue, self.window), s=shape)[:, 0]
@@ -134,23 +174,19 @@ def _normalized(pictures: torch.Tensor, tissue: torch.Tensor, window: float) -> 
     return (pictures - mean) / (variance + 10 * FLOOR).sqrt() * tissue
 
 
-def improved(agreement: Agreement, frames: np.ndarray, numbers: torch.Tensor, steps: int, rate: float, bending: bool,
-             monitor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(numbers (N, ...), scores (N,)) of the best planes on the way of Adam from ``numbers``, ``rate`` its first step in units of the reach of each."""
-    pixel, spacing = agreement.plates.pixel, agreement.plates.spacing
-    reach = torch.tensor([1.5 * pixel, 1.5 * pixel, 2 * spacing, 5.0, 5.0, 6.0, 0.06, 0.06] + [1.0] * (2 * CONTROLS**2))
-    at = (numbers / reach).requires_grad_()
-    adam = torch.optim.Adam([at], lr=rate, betas=(0.8, 0.95))
-    best, scores = at.detach().clone(), torch.full((len(at),), -np.inf)
-    usual = torch.tensor(USUAL)
-    for k in monitor.steps(steps, "pose"):
-        adam.param_groups[0]["lr"] = rate * max(1 - k / steps, 0.02) ** 0.7
-        now = at * reach
-        unlikely = DOUBT * (now[:, 3:NUMBERS] / usual).square().sum(1) + STIFFNESS * now[:, NUMBERS:].square().sum(1) / CONTROLS**2
-        score = agreement.correlation(frames, now, bending) - unlikely
-        better = score.detach() > scores
-        scores, best = torch.where(better, score.detach(), scores), torch.where(better[:, None], at.detach(), best)
-        adam.zero_grad()
-        (-score.sum()).backward()
-        adam.step()
-    return best * reach, scores
+def improved(agreement: Agreement, frames: np.ndarray, numbers: torch.Tensor, steps: int, monitor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(numbers (N, NUMBERS), scores (N,)) after ``steps`` from ``numbers``; none is worse than before."""
+    plates = agreement.plates
+    reach = torch.tensor(REACH) * torch.tensor([plates.pixel, plates.pixel, plates.spacing] + [1.0] * (NUMBERS - 3))
+    score, slope, curvature = agreement.rise(frames, numbers)
+    damping = torch.full((len(numbers),), DAMPING)
+    for _ in monitor.steps(steps, "pose"):
+        step = torch.linalg.solve(curvature + torch.diag_embed(damping[:, None] / reach**2), slope)
+        there = numbers + step / (step / reach).abs().amax(1, keepdim=True).clamp_min(1)
+        found = agreement.rise(frames, there)
+        better = found[0] > score
+        numbers = torch.where(better[:, None], there, numbers)
+        score, slope = torch.where(better, found[0], score), torch.where(better[:, None], found[1], slope)
+        curvature = torch.where(better[:, None, None], found[2], curvature)
+        damping = torch.where(better, damping * EASED, damping * RAISED)
+    return numbers, score

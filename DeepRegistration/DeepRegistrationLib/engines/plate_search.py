@@ -1,9 +1,10 @@
 """The pose of a slice as an oblique plane of an atlas, and the plates ranked by it.
 
 The plates that an embedding ranks first (Lukoyanov et al., WBIR 2022) are starts. What was torn off moves the center of what is left, so the slice
-is first laid over each of them: the product of both, locally normalized, summed over the slice's tissue for all shifts at once (by Fourier transforms)
-and a few turns. From the best of these the plane is tilted, turned, moved and scaled along the gradient of its local correlation with the
-slice (``plate_agreement``), coarse to fine, at last with a soft bend of the slice. The plates are ranked anew by the planes:
+is first laid over every plate: the product of both, locally normalized, summed over the slice's tissue for all shifts at once (by Fourier
+transforms) and a few turns; where it fits best are further starts. From these the plane is tilted, turned, moved and scaled so that its local
+correlation with the slice rises (``plate_agreement``), the best ones once more from other tilts, in ever finer pixels. The plates are ranked
+anew by the planes:
 
     cost(k) = min_j (APART |k - plate_j| - score_j),
 
@@ -17,15 +18,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .plate_agreement import Agreement, frames_of, improved
+from .plate_agreement import NUMBERS, Agreement, frames_of, improved
 from .plates import AXES, SHOWN, Plates, Query
 
-APART, LEAST, CONSIDERED = 0.01, 3, 40
-"""Score that one plate's distance from a plane is worth; plates between starts at least; of those ranked first, how many the slice is laid over."""
-RANKED, FITTING = 5, 5
+APART, LEAST = 0.01, 3
+"""Score that one plate's distance from a plane is worth; plates between starts at least."""
+RANKED, FITTING = 5, 10
 """Starts because they rank first, and because the slice fits them."""
-COARSE, FINE = (2.2, 1.5), 1.5
+COARSE, FINE, FINEST = (2.2, 1.5), 1.5, 2.5
 """Windows of the local correlation, in pixels of each stage: both coarse ones are followed, since each ends in other wrong planes."""
+TILTS = ((0.0, 0.0), (6.0, 0.0), (-6.0, 0.0), (0.0, 6.0), (0.0, -6.0))
+"""Degrees about u and v by which the best coarse planes are tilted to start from once more."""
 HALF = 0.5
 """Share of a plane's tissue that a slice is expected to show at least: what it lacks lowers the score."""
 TURNS = (-10.0, -5.0, 0.0, 5.0, 10.0)
@@ -55,13 +58,19 @@ class _Planes:
     numbers: torch.Tensor
     scores: torch.Tensor
 
-    def improved(self, agreement: Agreement, steps: int, rate: float, bending: bool, monitor) -> "_Planes":
-        numbers, scores = improved(agreement, self.plates.frames[self.starts], self.numbers, steps, rate, bending, monitor)
-        return _Planes(self.plates, self.starts, numbers, scores)
+    def improved(self, agreement: Agreement, steps: int, monitor) -> "_Planes":
+        return _Planes(self.plates, self.starts, *improved(agreement, self.plates.frames[self.starts], self.numbers, steps, monitor))
+
+    def tilted(self) -> "_Planes":
+        """Every plane from all of ``TILTS``."""
+        change = torch.zeros(len(TILTS), NUMBERS)
+        change[:, 3:5] = torch.tensor(TILTS)
+        starts, numbers, scores = (np.repeat(self.starts, len(TILTS)), *(x.repeat_interleave(len(TILTS), 0) for x in (self.numbers, self.scores)))
+        return _Planes(self.plates, starts, numbers + change.repeat(len(self.starts), 1), scores)
 
     def poses(self, agreement: Agreement, most: int) -> tuple["_Planes", list[Pose]]:
         """At most ``most`` planes, best first, of which no two are at one plate or the next; and their poses."""
-        frames, values = frames_of(self.plates.frames[self.starts], self.numbers), self.numbers[:, 6:8].exp().double().numpy()
+        frames, values = frames_of(self.plates.frames[self.starts], self.numbers), self.numbers[:, 6:].exp().double().numpy()
         lacking = (HALF - agreement.share(frames, values)).clamp_min(0)
         scores = (self.scores - lacking).numpy()
         every = [_pose(self.plates, *each) for each in zip(frames, values, self.starts, scores)]
@@ -74,12 +83,17 @@ class _Planes:
 
 def refine(query: Query, plates: Plates, ranked, monitor) -> list[Pose]:
     """Poses of the slice, best first; ``ranked`` (P or fewer,) plates, the most likely first."""
-    coarse, fine = [Agreement.of(query, plates, 2, window) for window in COARSE], Agreement.of(query, plates, 1, FINE)
-    first = np.asarray(ranked, int)[:CONSIDERED]
-    ways = [_begun(each, plates, first).improved(each, 30, 0.3, False, monitor.part(0.2 * k, 0.2 * k + 0.2)).poses(each, 4)[0] for k, each in enumerate(coarse)]
-    planes, _ = _joined(ways).improved(fine, 20, 0.15, False, monitor.part(0.4, 0.7)).poses(fine, 3)
-    _, poses = planes.improved(fine, 30, 0.1, True, monitor.part(0.7, 1)).poses(fine, 3)
-    return poses
+    coarse = [_coarse(Agreement.of(query, plates.coarser, window), plates, np.asarray(ranked, int), monitor.part(0.3 * k, 0.3 * (k + 1)))
+              for k, window in enumerate(COARSE)]
+    fine, finest = Agreement.of(query, plates, FINE), Agreement.of(query, plates.finer, FINEST)
+    planes, _ = _joined(coarse).improved(fine, 5, monitor.part(0.6, 0.8)).poses(fine, 3)
+    return planes.improved(finest, 6, monitor.part(0.8, 1)).poses(finest, 3)[1]
+
+
+def _coarse(agreement: Agreement, plates: Plates, ranked: np.ndarray, monitor) -> _Planes:
+    """The best planes in coarse pixels."""
+    planes, _ = _begun(agreement, plates, ranked).improved(agreement, 8, monitor.part(0, 0.5)).poses(agreement, 4)
+    return planes.tilted().improved(agreement, 6, monitor.part(0.5, 1)).poses(agreement, 4)[0]
 
 
 def _joined(several: list[_Planes]) -> _Planes:
@@ -115,7 +129,7 @@ def costs_of(poses, count: int) -> np.ndarray:
 def _pose(plates: Plates, frame, scale, start, score) -> Pose:
     normal = AXES[plates.axis][:, 2]
     tilt = float(np.rad2deg(np.arccos(np.clip(frame[:3, 2] @ normal, -1, 1))))
-    plate = int(np.argmin(np.abs(plates.positions - position_of(plates, frame))))
+    plate = int(np.argmin(np.abs(plates.positions - position_of(plates.coarser, frame))))
     return Pose(frame, tuple(scale.tolist()), tilt, plate, int(start), float(score))
 
 

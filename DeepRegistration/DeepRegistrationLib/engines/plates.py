@@ -7,7 +7,7 @@ lies in its picture plays no part. The search for the slice among them: ``plate_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from ..errors import InputError
 from ..geometry import Grid
 from ..image import Image
+from ..ops import nd
 from ..ops.sample import sample
 
 AXES = {
@@ -30,9 +31,10 @@ MOST, BINS, SHOWN = 128, 9, 0.08
 
 @dataclass(frozen=True, eq=False)
 class Plates:
-    """``volume`` with values in [0, 1]; ``frames`` (P, 4, 4) of its plates, ``spacing`` mm between them; pictures of ``size`` x ``size`` pixels
-    of ``pixel`` mm."""
+    """``whole`` the atlas with values in [0, 1], ``volume`` the same at the size of the pixels; ``frames`` (P, 4, 4) of its plates, ``spacing`` mm between
+    them; pictures of ``size`` x ``size`` pixels of ``pixel`` mm."""
 
+    whole: Image
     volume: Image
     axis: str
     frames: np.ndarray
@@ -49,16 +51,42 @@ class Plates:
         """(P,) mm along the normal."""
         return self.frames[:, :3, 3] @ AXES[self.axis][:, 2]
 
+    def _scaled(self, factor: float) -> "Plates":
+        pixel = factor * self.pixel
+        return replace(self, volume=self.whole.smoothed_to(pixel), size=round(self.size / factor), pixel=pixel)
+
+    @cached_property
+    def coarser(self) -> "Plates":
+        """In pixels of twice the size."""
+        return self._scaled(2.0)
+
+    @cached_property
+    def finer(self) -> "Plates":
+        """In pixels of half the size."""
+        return self._scaled(0.5)
+
     def lattice(self) -> torch.Tensor:
         """(size^2, 2) mm of the pixels from the middle of a picture."""
         line = (torch.arange(self.size, dtype=torch.float32) - (self.size - 1) / 2) * self.pixel
         return torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).reshape(-1, 2)
 
     def values(self, frames, points: torch.Tensor) -> torch.Tensor:
-        """What ``frames`` (N, 4, 4) show at ``points`` (M, 2) or (N, M, 2) mm: (N, M), 0 outside the volume; differentiable in both."""
+        """What ``frames`` (N, 4, 4) show at ``points`` (M, 2) or (N, M, 2) mm: (N, M), 0 outside the volume."""
         to_index = (torch.as_tensor(self.volume.grid.inverse_affine.copy()) @ torch.as_tensor(frames, dtype=torch.float64)).float()
         index = points @ to_index[:, :3, :2].transpose(1, 2) + to_index[:, None, :3, 3]
         return sample(self.volume.data, index[None, None], fill=0.0)[0, 0, 0]
+
+    def slopes(self, frames, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the volume shows at ``points`` (N, M, 3) mm of ``frames`` (N, 4, 4): (N, M), falling to 0 outside; its slope along u, v and w (N, M, 3)."""
+        to_index = (torch.as_tensor(self.volume.grid.inverse_affine.copy()) @ torch.as_tensor(frames, dtype=torch.float64)).float()
+        index = points @ to_index[:, :3, :3].transpose(1, 2) + to_index[:, None, :3, 3]
+        found = sample(self._with_slopes, index[None, None], padding="zeros")[0, :, 0]
+        return found[0], found[1:].movedim(0, -1) @ to_index[:, :3, :3]
+
+    @cached_property
+    def _with_slopes(self) -> torch.Tensor:
+        """(1, 4, *S): the volume and its derivatives by its indices."""
+        return torch.cat([self.volume.data, nd.index_gradient(self.volume.data)[:, 0]], 1)
 
     @cached_property
     def edges(self) -> torch.Tensor:
@@ -83,6 +111,16 @@ class Query:
     whole: Image
     frame: np.ndarray
 
+    def at(self, plates: Plates) -> torch.Tensor:
+        """(1, 1, size, size): the slice in the pixels of ``plates``."""
+        return _picture(self.whole, plates)
+
+
+def _picture(slice_: Image, plates: Plates) -> torch.Tensor:
+    soft = slice_.smoothed_to(plates.pixel)
+    lattice = torch.as_tensor(soft.grid.world_to_index(plates.lattice().numpy()), dtype=torch.float32)
+    return sample(soft.data, lattice.reshape(1, plates.size, plates.size, 2), fill=0.0)
+
 
 def plates_of(volume: Image, axis: str, size: int = 64) -> Plates:
     """The plates of a 3D ``volume`` across ``axis``, at most ``MOST``, from the first to the last that shows enough. InputError for a volume
@@ -95,12 +133,13 @@ def plates_of(volume: Image, axis: str, size: int = 64) -> Plates:
     content = volume.grid.points()[(data[0, 0] > SHOWN).numpy()] @ AXES[axis]
     low, high = content.min(0), content.max(0)
     pixel = float((high - low)[:2].max()) * 1.15 / size
-    seen = Image(data, volume.grid, name=volume.name).smoothed_to(pixel)
+    whole = Image(data, volume.grid, name=volume.name)
+    seen = whole.smoothed_to(pixel)
     spacing = max(float(np.abs(volume.grid.direction.T @ AXES[axis][:, 2]) @ volume.grid.spacing), float(high[2] - low[2]) / MOST)
     offsets = np.arange(low[2] + spacing / 2, high[2], spacing)
     middle = (low + high) / 2
     frames = np.stack([_frame(axis, AXES[axis] @ np.array([middle[0], middle[1], offset])) for offset in offsets])
-    plates = Plates(seen, axis, frames, spacing, size, pixel)
+    plates = Plates(whole, seen, axis, frames, spacing, size, pixel)
     pictures = plates.pictures(frames)
     area = (pictures > SHOWN).flatten(1).sum(1).numpy()
     kept = np.flatnonzero(area > 0.08 * area.max())
@@ -108,7 +147,7 @@ def plates_of(volume: Image, axis: str, size: int = 64) -> Plates:
     centers = _smooth(np.stack([center_of(picture) for picture in pictures[kept, 0]])) * pixel
     frames = frames[kept].copy()
     frames[:, :3, 3] += centers @ AXES[axis][:, :2].T
-    return Plates(seen, axis, frames, spacing, size, pixel)
+    return Plates(whole, seen, axis, frames, spacing, size, pixel)
 
 
 def brightness(data: torch.Tensor, name: str) -> torch.Tensor:
@@ -180,7 +219,6 @@ def query_of(image: Image, plates: Plates, pixel: float | None = None, invert: b
         flat = Image(flat.data, Grid(flat.grid.shape, np.diag([scale, scale, 1.0]) @ flat.grid.affine), name=flat.name)
         frame = frame @ np.diag([1 / scale, 1 / scale, 1 / scale, 1.0])
     data = brightness(-flat.data if invert else flat.data, image.name)
-    seen = Image(data, flat.grid, name=image.name)
     shown = (data[0, 0] > SHOWN).numpy()
     points = flat.grid.points()[shown]
     low, high = np.quantile(points, (0.01, 0.99), axis=0)  # dust does not count
@@ -189,14 +227,12 @@ def query_of(image: Image, plates: Plates, pixel: float | None = None, invert: b
         raise InputError(f"{image.name} shows {edge:.4g} mm of tissue and the plates of the atlas are {whole / 1.15:.4g} mm wide; "
                          "give the size of its pixels in mm (--pixel)")
     middle = points.mean(0)
-    soft = seen.smoothed_to(plates.pixel)
-    lattice = torch.as_tensor(soft.grid.world_to_index(plates.lattice().numpy() + middle), dtype=torch.float32)
-    picture = sample(soft.data, lattice.reshape(1, plates.size, plates.size, 2), fill=0.0)
     at_middle = np.eye(4)
     at_middle[:2, 3] = middle
     back = np.eye(3)
     back[:2, 2] = -middle
-    return Query(picture, Image(data, flat.grid.moved(back), name=image.name), frame @ at_middle)
+    whole = Image(data, flat.grid.moved(back), name=image.name)
+    return Query(_picture(whole, plates), whole, frame @ at_middle)
 
 
 def _flat(image: Image, axis: str) -> tuple[Image, np.ndarray]:

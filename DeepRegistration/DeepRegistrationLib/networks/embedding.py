@@ -32,14 +32,20 @@ class ResidualBlock(nn.Module):
 
 
 class PlateEmbedding(nn.Module):
-    """Pictures (B, 1, size, size) of any brightness -> (B, length) of unit norm; ValueError for a size that cannot be halved often enough."""
+    """Pictures (B, 1, size, size) of any brightness -> (B, length) of unit norm; ValueError for a size that cannot be halved often enough.
 
-    def __init__(self, size: int = 64, widths: tuple[int, ...] = (16, 32, 64, 96), length: int = 64):
+    ``places`` (plates, length): where the plates of its atlas lie; ``usual``: the distance to their own plate that most slices keep. Both are set
+    once it is trained and belong to its weights.
+    """
+
+    def __init__(self, size: int = 64, plates: int = 0, widths: tuple[int, ...] = (16, 32, 64, 96), length: int = 64):
         super().__init__()
         widths = tuple(widths)
         if size % (GRID * 2 ** len(widths)) or any(width % GROUPS for width in widths):
             raise ValueError(f"size {size} must be a multiple of {GRID * 2 ** len(widths)}, widths {widths} of {GROUPS}")
         self.size = size
+        self.register_buffer("places", torch.zeros(plates, length))
+        self.register_buffer("usual", torch.tensor(2.0))
         self.first = Convolution(2, 1, widths[0], stride=2)
         self.blocks = nn.Sequential(*(ResidualBlock(*pair) for pair in zip(widths[:-1], widths[1:])))
         self.last = nn.Sequential(nn.Linear(widths[-1] * GRID**2, 128), nn.LeakyReLU(SLOPE), nn.Linear(128, length))

@@ -144,12 +144,12 @@ def kept(picture: torch.Tensor, missing: float, generator) -> torch.Tensor:
 
 
 def train_plates(plates: Plates, settings: PlateTraining, runtime: Runtime, folder: Path | None = None) -> tuple[PlateEmbedding, list[dict]]:
-    """(network in evaluation mode, figures of every step), trained for one atlas; ``folder`` keeps the log and the checkpoints, from which
-    it goes on. InputError for too few plates."""
+    """(network in evaluation mode, with the places of the plates, and figures of every step), trained for one atlas; ``folder`` keeps the log and the
+    checkpoints, from which it goes on. InputError for too few plates."""
     if plates.count < 8:
         raise InputError(f"{plates.volume.name} has {plates.count} {plates.axis} plates; at least 8 are needed to train on")
     torch.manual_seed(runtime.seed)
-    network = PlateEmbedding(plates.size)
+    network = PlateEmbedding(plates.size, plates.count)
     clean = centered(plates.pictures(plates.frames))
     count = min(settings.batch, plates.count)
 
@@ -165,7 +165,10 @@ def train_plates(plates: Plates, settings: PlateTraining, runtime: Runtime, fold
     loss = MetricLoss(settings.loss, settings.margin, settings.reach)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         rows = loop.train(network, view, loss, draw, steps, Path(folder or scratch), runtime)
-    return network.eval().requires_grad_(False), rows
+    network.eval().requires_grad_(False)
+    network.places.copy_(embedded(network, clean))
+    network.usual.fill_(judged(network, plates, settings, runtime.seed + 1)["usual_distance"])
+    return network, rows
 
 
 def judged(network: PlateEmbedding, plates: Plates, settings: PlateTraining, seed: int, count: int = 64) -> dict:
