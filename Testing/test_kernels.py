@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.abc
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -262,3 +264,14 @@ def test_on_a_gpu_torch_gives_the_same():
     torch.testing.assert_close(here, there.cpu(), rtol=0, atol=1e-4)
     v, _ = demons.update(fixed, here, np.ones(3), 1.0, 0.01)
     torch.testing.assert_close(v, demons.update(fixed.cuda(), there, np.ones(3), 1.0, 0.01)[0].cpu(), rtol=1e-3, atol=1e-4)
+
+
+def test_kept_kernels_start_without_the_tables_of_the_compiler():
+    """What was compiled before is read from disk alone; whatever else is compiled afterwards works."""
+    native._load().compile_all()  # they are on disk now
+    code = ("import sys, numba, numpy; from DeepRegistrationLib.ops import native; native._load().compile_all(); "
+            "assert 'numba.np.linalg' not in sys.modules, 'the tables were filled'; "
+            "assert numba.njit(lambda x: numpy.sqrt(x).sum())(numpy.full(3, 4.0)) == 6")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

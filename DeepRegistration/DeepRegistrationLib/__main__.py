@@ -18,6 +18,7 @@ BEGAN = time.perf_counter()
 from .commands import atlas, batch, catalogue, evaluate, motion, options, qmri, register, serve, train, warp  # noqa: E402
 from .commands.output import note  # noqa: E402
 from .errors import Cancelled, sentence  # noqa: E402
+from .runtime import prepare_process  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,10 +76,13 @@ class interruptible:
 
 
 def program() -> None:
-    """Run the command line of this process and end it. After an interruption at once: Python would report one that met it inside
-    an import as a death by SIGINT, although it was handled."""
+    """Run the command line of this process and end it: at once where nothing else runs in it, since taking torch apart takes half a second,
+    and after an interruption, since Python would report one that met it inside an import as a death by SIGINT, although it was handled."""
+    from multiprocessing import active_children
+
+    prepare_process()
     status = main()
-    if status == 130:
+    if status == 130 or threading.active_count() == 1 and not active_children():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

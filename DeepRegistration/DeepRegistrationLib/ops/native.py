@@ -19,7 +19,24 @@ def _load():
         from . import kernels
     except (ImportError, RuntimeError):  # numba raises the latter where no folder for its cache can be written
         return None
+    for kernel in vars(kernels).values():
+        _read_straight(getattr(kernel, "_cache", None), kernels.numba.core.runtime.rtsys)
     return kernels
+
+
+def _read_straight(cache, memory) -> None:
+    """Let numba's ``cache`` of a kernel read its files without filling numba's tables of all types and functions first (and loading SciPy's linear
+    algebra for them): two thirds of the time of a start. Only compiling needs the tables, and fills them itself. ``memory`` is what compiled
+    functions allocate from. What is no cache, or that of a numba which is made otherwise, is left alone."""
+    if not (hasattr(cache, "_load_overload") and hasattr(cache, "_guard_against_spurious_io_errors")):
+        return
+
+    def load(signature, context):
+        memory.initialize(context)
+        with cache._guard_against_spurious_io_errors():
+            return cache._load_overload(signature, context)
+
+    cache.load_overload = load
 
 
 def kernels_for(*tensors: torch.Tensor):
