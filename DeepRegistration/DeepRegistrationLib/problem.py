@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -278,11 +279,20 @@ def _flat(image: Image, plane: Plane | None):
 
 def _check_image(image: Image) -> None:
     data = image.data
-    if not bool(torch.isfinite(data).all()):
+    lowest, highest = _extremes(data)
+    if not (math.isfinite(lowest) and math.isfinite(highest)):  # both are NaN where any voxel is
         count = int((~torch.isfinite(data)).sum())
         raise InputError(f"{image.name} holds {count} NaN or infinite voxels; replace them (for example by 0) or mask and fill them first")
-    inside = data if image.mask is None else data.masked_select(image.mask.expand_as(data))
-    if inside.numel() == 0:
-        raise InputError(f"the mask of {image.name} is empty; draw a mask that covers the region of interest")
-    if float(inside.max()) == float(inside.min()):
-        raise InputError(f"{image.name} has the constant value {float(inside.min()):g}; there is nothing to register, check the file or the mask")
+    if image.mask is not None:
+        inside = data.masked_select(image.mask.expand_as(data))
+        if inside.numel() == 0:
+            raise InputError(f"the mask of {image.name} is empty; draw a mask that covers the region of interest")
+        lowest, highest = _extremes(inside)
+    if lowest == highest:
+        raise InputError(f"{image.name} has the constant value {lowest:g}; there is nothing to register, check the file or the mask")
+
+
+def _extremes(values: torch.Tensor) -> tuple[float, float]:
+    """(lowest, highest) in one pass."""
+    low, high = torch.aminmax(values)
+    return float(low), float(high)
