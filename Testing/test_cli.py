@@ -14,6 +14,7 @@ import time
 import contract
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from DeepRegistrationLib.evaluate import metrics, summary
@@ -279,6 +280,24 @@ def test_batch_repeats_a_pair_whose_request_changed(tmp_path, cli, toy):
         (tmp_path / "m.json").write_text(json.dumps([{"fixed": "f.nii.gz", "moving": "m.nii.gz", "set": {"steps": steps}}]))
         assert cli("batch", tmp_path / "m.json", "--method", toy, "--write", "transform", "--out", tmp_path / "out").status == 0
         assert json.loads((tmp_path / "out" / "pair001" / "result.json").read_text())["parameters"]["steps"] == steps
+
+
+def test_batch_of_the_time_points_of_a_series(tmp_path, cli, toy):
+    image = contract.smallest_pair(3).problem.fixed
+    write_series([image.data[0, 0].roll(k, -1) for k in range(3)], image.grid.spacing, tmp_path / "s.nii.gz")
+    write_manifest(tmp_path / "m.csv", [{"id": f"t{k}", "fixed": "s.nii.gz#0", "moving": f"s.nii.gz#{k}"} for k in (1, 2)])
+    for expected in ("done", "done before"):
+        assert cli("batch", tmp_path / "m.csv", "--method", toy, "--out", tmp_path / "out").status == 0
+        rows = csv.DictReader((tmp_path / "out" / "summary.csv").read_text().splitlines())
+        assert [row["status"] for row in rows] == [expected] * 2
+    assert json.loads((tmp_path / "out" / "t2" / "result.json").read_text())["request"]["moving"].endswith("s.nii.gz#2")
+
+
+def write_series(frames, spacing, path) -> None:
+    """Tensors (z, y, x) as the time points of a 4D file."""
+    whole = sitk.JoinSeries([sitk.GetImageFromArray(frame.numpy()) for frame in frames])
+    whole.SetSpacing((*spacing, 1.0))
+    sitk.WriteImage(whole, str(path))
 
 
 @pytest.fixture

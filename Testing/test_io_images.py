@@ -19,7 +19,7 @@ from truths import random_grid
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image, Labels
-from DeepRegistrationLib.io import read_image, read_labels, write_image, write_labels
+from DeepRegistrationLib.io import read_grid, read_image, read_labels, write_image, write_labels
 
 VOLUME_TYPES = (".nii.gz", ".nii", ".nrrd", ".mha")
 
@@ -113,8 +113,28 @@ def test_vector_images_and_time_become_channels(tmp_path):
     sitk.WriteImage(series, str(tmp_path / "t.nii.gz"))
     back = read_image(tmp_path / "t.nii.gz", channels="vector")
     assert back.data.shape == (1, 6, 3, 4, 5) and back.data[0, :, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
-    with pytest.raises(InputError, match=r"is 4D \(5 x 4 x 3 x 6\).*extract one time point"):
+    with pytest.raises(InputError, match=r"is 4D \(5 x 4 x 3 x 6\).*name one time point, as in t.nii.gz#0"):
         read_image(tmp_path / "t.nii.gz")
+
+
+@pytest.mark.parametrize("kind", [".nii.gz", ".nrrd", ".mha"])
+def test_one_time_point_of_a_series(tmp_path, kind):
+    frames = [sitk.GetImageFromArray(np.full((3, 4, 5), float(k))) for k in range(6)]
+    for frame in frames:
+        frame.SetSpacing((2.0, 1.0, 3.0))
+    path = tmp_path / f"t{kind}"
+    sitk.WriteImage(sitk.JoinSeries(frames), str(path))
+    image = read_image(f"{path}#4")
+    assert image.data.shape == (1, 1, 3, 4, 5) and (image.data == 4).all() and image.name == f"t{kind}#4"
+    assert np.allclose(image.grid.spacing, (2, 1, 3)) and read_grid(f"{path}#4").same_as(image.grid)
+    for part, expected in (("6", "has the points 0 to 5"), ("last", "'last' of .* has the points 0 to 5")):
+        with pytest.raises(InputError, match=expected):
+            read_image(f"{path}#{part}")
+    sitk.WriteImage(frames[0], str(tmp_path / f"one{kind}"))
+    with pytest.raises(InputError, match="is no series in time; name the file without '#0'"):
+        read_image(tmp_path / f"one{kind}#0")
+    with pytest.raises(InputError, match="does not exist"):
+        read_image(tmp_path / f"none{kind}#0")
 
 
 @pytest.mark.parametrize("kind", VOLUME_TYPES[2:])

@@ -2,8 +2,8 @@
 
 MANIFEST is a .csv file with a header line or a .json file with a list of objects. The columns are the options of 'register'
 without their dashes (fixed, moving, fixed_mask, method, init, set, ...); ``id`` names the pair's folder in DIR, and ``set`` may
-hold several KEY=VALUE separated by ';'. Paths are relative to the manifest. Options given to 'batch' fill the empty cells. A
-pair that fails is noted in summary.csv and does not stop the rest; the exit status is then 1.
+hold several KEY=VALUE separated by ';'. Paths are relative to the manifest; FILE#N is time point N (from 0) of a 4D file. Options given
+to 'batch' fill the empty cells. A pair that fails is noted in summary.csv and does not stop the rest; the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -152,6 +152,7 @@ class _Holder:
 
 def is_done(request) -> bool:
     """True where the pair's record answers this very request and no input file is newer."""
+    from ..io.files import place_of
     from .register import request as requested
 
     record = request.out / RECORD
@@ -159,7 +160,7 @@ def is_done(request) -> bool:
         if json.loads(record.read_text("utf-8"))["request"] != requested(vars(request)):
             return False
         inputs = [getattr(request, key) for key in FILE_COLUMNS]
-        return all(Path(str(path).split("#")[0]).stat().st_mtime <= record.stat().st_mtime for path in inputs if path is not None)
+        return all(Path(place_of(path)[0]).stat().st_mtime <= record.stat().st_mtime for path in inputs if path is not None)
     except (OSError, ValueError, KeyError):
         return False
 

@@ -27,8 +27,15 @@ def suffix(path) -> str:
 
 
 def display_name(path) -> str:
-    """The name of a file or of a DICOM folder (without its '#series')."""
-    return Path(str(path).split("#")[0]).name if not os.path.exists(path) else Path(path).name
+    """The name of a file, of a DICOM folder (without its '#series') or of a frame ('FILE#N')."""
+    whole, part = place_of(path)
+    return f"{Path(whole).name}#{part}" if part and os.path.isfile(whole) else Path(whole).name
+
+
+def place_of(path) -> tuple[str, str]:
+    """(file or folder, '') or, for 'FOLDER#SERIES' and 'FILE#FRAME', what stands before and after the mark."""
+    whole, _, part = (str(path), "", "") if os.path.exists(path) else str(path).partition("#")
+    return whole, part
 
 
 def require_file(path, what: str) -> Path:

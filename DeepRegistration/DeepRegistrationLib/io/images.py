@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..geometry import Grid
 from ..image import Image, Labels
 from . import dicom
-from .files import atomic, display_name, gzip_file, quiet, reason, require_complete, require_file, require_suffix, suffix, unheard
+from .files import atomic, display_name, gzip_file, place_of, quiet, reason, require_complete, require_file, require_suffix, suffix, unheard
 from .nifti import is_version_two, read_voxels
 
 READABLE = (".nii.gz", ".nii", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".ima", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
@@ -46,7 +46,7 @@ class Volume:
 def read_image(path, *, dtype=torch.float32, channels: str = "scalar") -> Image:
     """An image file or a folder with one DICOM series as an Image (1, C, *S) of ``dtype``.
 
-    path: a file, a folder, or 'folder#SeriesUID' where a folder holds several series.
+    path: a file, a folder, 'folder#SeriesUID' where a folder holds several series, or 'file#N' for time point N (from 0) of a 4D file.
     channels: 'scalar' asks for one value per voxel; 'grey' also takes colour (its luminance, ITU-R BT.601); 'vector'
     takes every component of a vector image and every time point of a series as a channel.
     Raises InputError for what is missing, empty, incomplete, of another type, or has other channels than asked for.
@@ -77,29 +77,42 @@ def _select(volume: Volume, channels: str, path) -> np.ndarray:
 
 def read_volume(path, time_as_channels: bool = False) -> Volume:
     """The content of an image file or DICOM folder as stored; a series in time only where ``time_as_channels``."""
-    folder, _, series = (str(path), "", "") if os.path.exists(path) else str(path).partition("#")
-    if os.path.isdir(folder):
-        array, image, affine = dicom.read_series(folder, series)
+    whole, part = place_of(path)
+    if os.path.isdir(whole):
+        array, image, affine = dicom.read_series(whole, part)
         return _volume(array, image, path, affine)
-    path = require_file(path, "an image")
+    frame = part if os.path.isfile(whole) else ""
+    path = require_file(whole if frame else path, "an image")
     require_complete(path)
     with quiet() as sitk:
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
         try:
             reader.ReadImageInformation()
-            _require_axes(reader, path, time_as_channels)
+            _require_axes(reader, path, time_as_channels or bool(frame))
             if suffix(path) in (".nii", ".nii.gz"):
-                return _volume(read_voxels(path, reader.GetSize(), reader.GetNumberOfComponents()), reader, path)
-            image = reader.Execute()
+                volume = _volume(read_voxels(path, reader.GetSize(), reader.GetNumberOfComponents()), reader, path)
+            else:
+                image = reader.Execute()
+                volume = _volume(sitk.GetArrayFromImage(image), image, path)
         except RuntimeError as error:
             raise InputError(_why_unreadable(path, error)) from None
-        return _volume(sitk.GetArrayFromImage(image), image, path)
+    return _frame(volume, frame, path, reader.GetDimension() == 4) if frame else volume
+
+
+def _frame(volume: Volume, number: str, path, in_time: bool) -> Volume:
+    """Time point ``number`` of a 4D file."""
+    if not in_time:
+        raise InputError(f"time point {number} of {path} was asked for, which is no series in time; name the file without '#{number}'")
+    if not number.isdecimal() or int(number) >= volume.channels:
+        raise InputError(f"time point '{number}' of {path} was asked for, which has the points 0 to {volume.channels - 1}; choose one of these")
+    array = volume.array[..., int(number)] if volume.channels > 1 else volume.array
+    return Volume(array, volume.grid, 1, volume.fields)
 
 
 def read_grid(path) -> Grid:
     """The grid of an image file by its header alone (a DICOM folder is read whole). InputError as ``read_image``."""
-    if os.path.isdir(path) or not os.path.exists(path) and "#" in str(path):
+    if os.path.isdir(path) or place_of(path)[1]:
         return read_volume(path).grid
     path = require_file(path, "an image")
     with quiet() as sitk:
@@ -137,7 +150,7 @@ def _require_axes(reader, path, time_as_channels: bool) -> None:
     if len(size) > 3:
         text = " x ".join(map(str, size))
         raise InputError(f"{path} is {len(size)}D ({text}) where a 2D or 3D image is needed; "
-                         "extract one time point, or read it with channels='vector'")
+                         f"name one time point, as in {Path(path).name}#0, or read it with channels='vector'")
 
 
 def _volume(array: np.ndarray, header, path, affine=None) -> Volume:
