@@ -191,6 +191,17 @@ def test_derivatives_have_gradients_on_every_length(n):
 
 
 @dims
+def test_halving_and_doubling_equal_their_plain_forms(dim):
+    shape = (1, 6, 10)[-dim:]
+    x = noise(2, 3, *shape)
+    size = [2 if n > 1 else 1 for n in shape]
+    torch.testing.assert_close(nd.average_pool(x, 2), (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[dim - 1](x, size), rtol=0, atol=1e-6)
+    coarse = Grid.from_parts(shape)
+    fine = coarse.resample(1 / np.array(size[::-1]))
+    torch.testing.assert_close(nd.doubled(x, fine.shape), resample(x, coarse, fine), rtol=0, atol=1e-5)
+
+
+@dims
 def test_pools_convolutions_and_means(dim):
     x = noise(2, 3, *(1, 7, 8)[-dim:])
     assert nd.dim_of(x) == dim

@@ -8,6 +8,9 @@ invertible. Vercauteren et al., NeuroImage 2009; Yushkevich et al., 'greedy', 20
 
 The symmetric form moves both images to a mean space, each by half a step, and returns phi_moving o phi_fixed^-1; swapping
 the images swaps the result (Avants et al., MedIA 2008).
+
+With a halved field the last level compares the images as ever, but phi lies on a lattice of twice their spacing: phi is read there linearly, and the
+sums of a step are averaged over blocks of two voxels an axis. Widths stay the same in mm. Half of the time of a step, an eighth of the field.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import torch.nn.functional as F
 from ..errors import InputError
 from ..geometry import Grid
 from ..image import Image
-from ..ops import demons, fields
+from ..ops import demons, fields, nd
 from ..runtime import Monitor, fewer_threads
 from ..transforms import Affine, Displacement, Transform
 from .channels import CHANNELS, folded, normalised_pair
@@ -40,7 +43,8 @@ NOISE = 0.01
 @dataclass(frozen=True)
 class CompositiveSettings:
     """factors: spacing of each level in units of the finest; iterations per level; sigmas in voxels of the level; step limit
-    k in voxels; window mm of the local statistics; finest mm, 0 for the voxel size; tolerance ends a level early."""
+    k in voxels; window mm of the local statistics; finest mm, 0 for the voxel size; tolerance ends a level early; halved: the field of the last
+    level has half of its resolution."""
 
     similarity: str = "lncc"
     factors: tuple[float, ...] = (8.0, 4.0, 2.0, 1.0)
@@ -54,11 +58,13 @@ class CompositiveSettings:
     symmetric: bool = False
     tolerance: float = 1e-3
     largest: int = 24_000_000
+    halved: bool = False
 
 
 @dataclass
 class Level:
-    """Both images at one spacing: channels on the working lattice and on the moving lattice."""
+    """Both images at one spacing: channels on the working lattice and on the moving lattice; ``halved``: the field is on one of twice its
+    spacing."""
 
     fixed: Image
     moving: Image
@@ -69,6 +75,7 @@ class Level:
     labels: "Level | None" = None
     landmarks: LandmarkGuide | None = None
     weight: float = 1.0
+    halved: bool = False
 
     @cached_property
     def warped(self) -> torch.Tensor:
@@ -77,13 +84,19 @@ class Level:
 
     @cached_property
     def work(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Memory of two fields with a weight, (1, dim + 1, *S)."""
-        shape = (1, self.grid.dim + 1, *self.grid.shape)
-        return tuple(torch.empty(shape, dtype=torch.float32, device=self.fixed.device) for _ in range(2))
+        """Memory of a field with a weight, (1, dim + 1, *S), on the lattice of the images and on that of the field."""
+        shapes = [(1, grid.dim + 1, *grid.shape) for grid in (self.fixed.grid, self.grid)]
+        return tuple(torch.empty(shape, dtype=torch.float32, device=self.fixed.device) for shape in shapes)
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The lattice of the field."""
+        return self.fixed.grid.resample(2 * self.fixed.grid.spacing) if self.halved else self.fixed.grid
 
     @property
-    def grid(self) -> Grid:
-        return self.fixed.grid
+    def share(self) -> float:
+        """Voxels of the field along a voxel of the images."""
+        return 0.5 if self.halved else 1.0
 
     def comparable(self, u: torch.Tensor) -> torch.Tensor:
         """(1, 1, *S) bool: voxels that the displacement u (voxels) leaves inside the moving field of view and both masks."""
@@ -116,9 +129,9 @@ def _registered(fixed, moving, linear, settings, monitor, start, guides):
     opinion, state, grid, history = None, None, None, []
     used = [k for k, iterations in enumerate(settings.iterations) if iterations > 0]
     for k in used:
-        level = _level(*pyramid[k], box, through)
+        level = _level(*pyramid[k], box, through, settings.halved and k == used[-1])
         if labels[k] is not None:
-            level.labels, level.weight = _level(*labels[k], box, linear), guides.weight
+            level.labels, level.weight = _level(*labels[k], box, linear, level.halved), guides.weight
         if guides.points is not None:
             level.landmarks = LandmarkGuide.on(guides, linear, level.grid, level.fixed.device)
         state = _carried(state, grid, level.grid, settings, linear, start, fixed.dim, fixed.device)
@@ -129,7 +142,7 @@ def _registered(fixed, moving, linear, settings, monitor, start, guides):
         with fewer_threads(grid.voxels):
             state = _run_level(level, state, settings.iterations[k], settings, part, history, linear)
         state = state if opinion is None else opinion.judged(state, grid, _joined, k == used[-1])
-    return _finished(state, grid, fixed.grid, history)
+    return _finished(state, grid, fixed.grid, history, int(settings.halved))
 
 
 def _check(settings, fixed, guides):
@@ -139,6 +152,9 @@ def _check(settings, fixed, guides):
     if settings.similarity in SLOPES and (guides.labels is not None or guides.points is not None):
         raise InputError(f"labels or landmarks steer the similarities {', '.join(CHANNELS)} of the model 'greedy'; "
                          f"similarity '{settings.similarity}' was asked for")
+    if settings.halved and (settings.symmetric or settings.similarity in SLOPES):
+        raise InputError("a field of half the resolution was asked for in the symmetric form or with a similarity of "
+                         f"{', '.join(SLOPES)}; it serves {', '.join(CHANNELS)} in the plain form")
     if settings.symmetric and settings.similarity in SLOPES:
         raise InputError(f"the symmetric form compares {', '.join(CHANNELS)}; similarity '{settings.similarity}' was asked for")
     if len(settings.factors) != len(settings.iterations):
@@ -167,16 +183,18 @@ def _compared(images, linear, box, spacings, kind):
     return _pyramid(*pair, spacings), Affine.identity(box.dim)
 
 
-def _level(fixed, moving, box, linear):
-    """One level; the working lattice is the part of the smoothed fixed grid that covers the box."""
+def _level(fixed, moving, box, linear, halved=False):
+    """One level; the working lattice is the part of the smoothed fixed grid that covers the box, with an even number of voxels along every axis
+    for a ``halved`` field."""
     index = fixed.grid.world_to_index(box.corners())
     lower = np.clip(np.floor(index.min(0) + 0.5 + 1e-6), 0, np.array(fixed.grid.size) - 1).astype(int)
     upper = np.clip(np.ceil(index.max(0) + 0.5 - 1e-6), lower + 1, fixed.grid.size).astype(int)
+    upper = np.maximum(upper - (upper - lower) % 2, lower + 1) if halved else upper
     part = tuple(slice(a, b) for a, b in zip(lower[::-1], upper[::-1]))
     mask = None if fixed.mask is None else fixed.mask[(..., *part)].contiguous()
     fixed = Image(fixed.data[(..., *part)].contiguous(), fixed.grid.crop(lower, upper), mask, fixed.name)
     matrix = moving.grid.inverse_affine @ linear.numpy() @ fixed.grid.affine
-    return Level(fixed, moving, matrix, background(fixed.data[0, 0]), target=fixed.data)
+    return Level(fixed, moving, matrix, background(fixed.data[0, 0]), target=fixed.data, halved=halved)
 
 
 def _carried(state, old, grid, settings, linear, start, dim, device):
@@ -213,7 +231,7 @@ def _run_level(level, state, iterations, settings, monitor, history, linear):
             continue
         # Costs are read once in a few steps: reading one makes a GPU wait.
         for value in (float(c) for c in pending):
-            history.append({"spacing": float(level.grid.spacing.min()), "cost": value})
+            history.append({"spacing": float(level.fixed.grid.spacing.min()), "cost": value})
             monitor.log(cost=value)
             costs.append(value)
         pending.clear()
@@ -225,7 +243,7 @@ def _run_level(level, state, iterations, settings, monitor, history, linear):
 def _match(level, state, settings):
     """Fit the local intensity map anew; ``target`` is the fixed image in the units of the moving one."""
     fixed, warped = _pulled(level, state)
-    level.map = local_map(fixed, warped, _mapped(level, fixed), level.grid, settings.window, level.background)
+    level.map = local_map(fixed, warped, _mapped(level, fixed), level.fixed.grid, settings.window, level.background)
     level.target = level.map(level.fixed.data, level.background)
 
 
@@ -233,7 +251,8 @@ def _pulled(level, state):
     """(fixed, warped) as the next step sees them, the fixed one before its intensity map."""
     if len(state) == 1:
         moving, mask = level.moving, level.fixed.mask
-        return level.fixed.data, demons.pull(moving.data, moving.mask, level.matrix, state[0], level.target, mask, level.warped)
+        u = nd.doubled(state[0] / level.share, level.fixed.grid.shape) if level.halved else state[0]
+        return level.fixed.data, demons.pull(moving.data, moving.mask, level.matrix, u, level.target, mask, level.warped)
     identity = np.eye(level.grid.dim + 1)
     fixed = demons.pull(level.fixed.data, None, identity, state[1], level.fixed.data, None)
     mapped = _mapped(level, fixed)
@@ -257,21 +276,24 @@ def _step(level, state, settings, slope):
         v, cost = slope.step(u, level.fixed.data, warped, level.comparable(u))
         free = None
     composed = demons.compose(u, v, free)
-    smoothed, _ = demons.smooth(composed, settings.elastic, u)
+    smoothed, _ = demons.smooth(composed, level.share * settings.elastic, u)
     return [smoothed if smoothed.data_ptr() == u.data_ptr() else u.copy_(smoothed)], cost
 
 
 def _update(level, state, fixed, warped, settings):
     """(the demons step of images and guides, voxels; cost; a free tensor of the step's shape or None)."""
-    spacing, limit = level.grid.spacing, _limit(level, settings)
+    spacing, limit = level.fixed.grid.spacing, _limit(level, settings)
     sums, cost = demons.forces(fixed, warped, spacing, limit, level.work[0])
     if level.labels is not None:
         label_sums, label_cost = demons.forces(*_pulled(level.labels, state), spacing, limit)
         sums.add_(label_sums, alpha=level.weight)
         cost = cost + level.weight * label_cost
-    sums, free = demons.smooth(sums, settings.fluid, level.work[1])
+    if level.halved:
+        sums = nd.average_pool(sums, 2)
+        sums[:, :-1] *= level.share
+    sums, free = demons.smooth(sums, level.share * settings.fluid, level.work[1])
     if level.landmarks is not None:
-        level.landmarks.add(sums, state, 0.5 * limit / spacing)
+        level.landmarks.add(sums, state, 0.5 * limit / level.grid.spacing)
     return demons.quotient(sums, _floor(level)), cost, None if free is None else free[:, : level.grid.dim]
 
 
@@ -283,7 +305,7 @@ def _limit(level, settings):
 def _floor(level):
     """(``NOISE`` of the range per voxel) squared: a gradient below it is taken for noise."""
     wide = np.array(level.grid.size) > 1
-    return (NOISE / float(level.grid.spacing[wide].max())) ** 2
+    return (NOISE / float(level.fixed.grid.spacing[wide].max())) ** 2
 
 
 def _step_symmetric(level, state, settings):
@@ -303,21 +325,24 @@ def _joined(state):
     return demons.compose(to_moving, back)
 
 
-def _finished(state, grid, whole, history):
-    """Displacements in world mm on the lattice widened within the image, faded to 0 on the sides inside the image."""
+def _finished(state, grid, whole, history, beyond=0):
+    """Displacements in world mm on the lattice widened within the image, faded to 0 on the sides inside the image, and continued ``beyond``
+    by that many voxels: the outermost voxels of the images lie outside the centers of a halved field."""
     maps = [_joined(state)] if len(state) == 1 else [_joined(state), _joined(state[::-1])]
     lengths = np.max([ramp_lengths(u) for u in maps], 0)
     wide = widened(grid, whole, lengths)
     ending = fade(grid, wide, whole, lengths).to(state[0].device)
-    forward, inverse = ([_exported(u, grid, wide, ending) for u in maps] + [None])[:2]
+    forward, inverse = ([_exported(u, grid, wide, ending, beyond) for u in maps] + [None])[:2]
     return forward, history, inverse
 
 
-def _exported(u, grid, wide, ending):
+def _exported(u, grid, wide, ending, beyond):
     start = np.round(wide.world_to_index(grid.origin)).astype(int)
     end = np.array(wide.size) - start - np.array(grid.size)
     pad = [int(v) for pair in zip(start, end) for v in pair]
-    return Displacement(F.pad(demons.to_world(u, grid), pad, mode="replicate").mul_(ending), wide)
+    u = F.pad(demons.to_world(u, grid), pad, mode="replicate").mul_(ending)
+    margin = [beyond if n > 1 else 0 for n in wide.size]
+    return Displacement(F.pad(u, [n for n in margin for _ in range(2)], mode="replicate") if beyond else u, wide.pad(margin))
 
 
 __all__ = ["MARGIN", "RUNOUT", "CompositiveSettings", "content_box", "finest_spacing", "register"]

@@ -43,14 +43,17 @@ def content_box(fixed: Image, moving: Image, linear: Affine) -> Grid:
 
 def _content(image):
     """Index bounds (lower, upper) in (x, y, z) of the voxels that differ from the background by over 2 % of the range."""
-    where = torch.zeros(image.grid.shape, dtype=torch.bool, device=image.device)
-    for data in image.data[0]:
-        where |= (data - background(data)).abs() > 0.02 * float(data.max() - data.min())
     lower, upper = [], []
-    for axis in range(where.ndim - 1, -1, -1):
-        line = where.movedim(axis, 0).flatten(1).any(1).nonzero()
+    for axis in range(image.dim - 1, -1, -1):
+        line = torch.zeros(image.grid.shape[axis], dtype=torch.bool, device=image.device)
+        for data in image.data[0]:
+            others = [a for a in range(image.dim) if a != axis]
+            low, high = data.amin(others), data.amax(others)
+            ground, share = background(data), 0.02 * float(high.max() - low.min())
+            line |= torch.maximum((low - ground).abs(), (high - ground).abs()) > share
+        line = line.nonzero()
         lower.append(int(line[0]) if len(line) else 0)
-        upper.append(int(line[-1]) + 1 if len(line) else where.shape[axis])
+        upper.append(int(line[-1]) + 1 if len(line) else image.grid.shape[axis])
     return np.array(lower), np.array(upper)
 
 
@@ -99,7 +102,7 @@ def fade(grid, wide, whole, lengths):
         ends = start[c], n - start[c] - grid.size[c]
         for side, extra in enumerate(ends):
             length = extra + min(MARGIN // 2, grid.size[c] // 3)
-            if (left[side][c] < 0.5 and (extra == 0 or length < lengths[side][c])) or length < 1:
+            if (left[side][c] <= 0.5 and (extra == 0 or length < lengths[side][c])) or length < 1:
                 continue
             ramp = 0.5 - 0.5 * np.cos(np.pi * (np.arange(length) + 1) / (length + 1))
             weight[:length] *= ramp if side == 0 else 1
