@@ -51,7 +51,7 @@ def test_strokes_on_one_slice_find_the_bone_on_the_others_and_their_hull_is_a_st
     assert np.mean(scores[1:]) > 0.88 and min(scores) > 0.8, scores
     matrix, _ = hull_start(replace(problem, segments=tuple(found)), Silent())
     before, after = (hips.errors(m, asked.truth, hips.pixels(problem))[2] for m in (np.eye(4), matrix))
-    assert after < 0.15 * 130 < before + 10, "within what the search of all poses reaches"
+    assert after < 6 < before
     again = learned_bones(problem.slices, {0: hips.strokes_on(problem.segments[0])}, 0, Silent())
     assert all(torch.equal(a.data, b.data) for a, b in zip(found, again))
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import truths_hip as hips
+from scipy.ndimage import binary_erosion
 
 from DeepRegistrationLib.__main__ import main
 from DeepRegistrationLib.engines.slice_evidence import doubts_of_sides, mirror_lead, mirrored_poses, uncertainty
@@ -152,6 +153,14 @@ def test_flips_alone_are_found_where_slices_have_different_sizes():
     with pytest.raises(InputError, match="slices of different sizes"):
         find_placement(problem, [known.truth], SliceSettings(tried=10), True, True, RUNTIME, Silent())
     assert np.allclose(moves_of(problem, found)[2] @ problem.slices[2].grid.affine, mirrored(problem.slices[2].grid, (False, True)).affine)
+
+
+def test_segments_that_are_all_too_small_start_as_close():
+    known = request_of(6, 60.0, 40.0, segments=True)
+    eroded = [binary_erosion(s.data[0, 0].numpy() > 0, np.ones((1, 3, 3)), border_value=1) for s in known.problem.segments]
+    segments = tuple(replace(s, data=torch.as_tensor(e.astype(np.int64))[None, None]) for s, e in zip(known.problem.segments, eroded))
+    matrix, away = hull_start(replace(known.problem, segments=segments), Silent())
+    assert hips.errors(matrix, known.truth, hips.pixels(known.problem))[2] < 3.0 and away < 2.0, "8 mm where contours are pushed to the surface itself"
 
 
 def test_the_hull_of_the_segments_starts_close_to_the_truth_and_the_stack_looks_like_the_slices():

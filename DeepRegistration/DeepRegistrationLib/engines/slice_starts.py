@@ -3,8 +3,9 @@
 Hull. Every slice's segment is the cross section of a prism along the slice's normal; the bone lies in the intersection of the prisms (shape
 from silhouette with an orthographic camera, as in the report of ``methods/qmri.py``; Laurentini, PAMI 1994). The hull is brought
 to the bone of the volume by centroids and principal axes, in all of their four directions and in that of the headers; then its surface, and
-last the contours of the segments themselves, which lie on the bone's surface exactly, slide to the zero of the bone's signed distance D:
-the mean of sqrt(D^2 + s^2) - s is lowered, s the spacing.
+last the contours of the segments themselves, which lie on the bone's surface, slide to one level b of the bone's signed distance D: the
+mean of sqrt((D - b)^2 + s^2) - s is lowered, s the spacing. The level is the median of D, at most s from 0: segments of one hand, or of one
+forest, are all a little too small or too large, and contours that are pushed to 0 all the same make up for it by sliding along the bone.
 
 Stack. Around a common axis the slices are interpolated by angle into a volume, which the global search by gradient directions
 (``global_rigid``) aligns with the volume without any start.
@@ -29,7 +30,7 @@ MOST_POINTS = 3000
 
 
 def hull_start(problem, monitor) -> tuple[np.ndarray, float]:
-    """((4, 4) slice mm -> volume mm, mean distance of the contours from the bone's surface in mm).
+    """((4, 4) slice mm -> volume mm, mean distance of the contours from one level of the bone's signed distance in mm).
 
     InputError for planes without a common axis, whose prisms have no bounded intersection, and for segments without a common part.
     """
@@ -50,7 +51,8 @@ def hull_start(problem, monitor) -> tuple[np.ndarray, float]:
     for k in monitor.steps(len(starts), "visual hull"):
         matrix = slide(signed, surface, starts[k], spacing, 15, monitor.part(0, 0))
         matrix = slide(signed, contours, matrix, spacing, 40, monitor.part(0, 0))
-        away = float(np.abs(distances(signed, contours, matrix)).mean())  # not squares: learned segments have a few outliers
+        away = distances(signed, contours, matrix)
+        away = float(np.abs(away - np.clip(np.median(away), -spacing, spacing)).mean())  # not squares: learned segments have a few outliers
         best = (matrix, away) if best is None or away < best[1] else best
     return best
 
@@ -125,7 +127,7 @@ def distances(signed: Image, points, matrix) -> np.ndarray:
 
 
 def slide(signed: Image, points, matrix, spacing: float, iterations: int, monitor) -> np.ndarray:
-    """(4, 4) the rigid map near ``matrix`` that brings ``points`` (N, 3) mm to the zero of ``signed``."""
+    """(4, 4) the rigid map near ``matrix`` that brings ``points`` (N, 3) mm to one level of ``signed``, at most ``spacing`` from 0."""
     centre = points.mean(0)
     offsets = points - centre
     radius = float(np.sqrt((offsets**2).sum(1).mean()))
@@ -133,7 +135,9 @@ def slide(signed: Image, points, matrix, spacing: float, iterations: int, monito
     def evaluate(m):
         index = torch.as_tensor(signed.grid.world_to_index(points @ m[:3, :3].T + m[:3, 3]), dtype=torch.float32)[None].requires_grad_(True)
         with torch.enable_grad():
-            cost = (sample(signed.data, index)[0, 0].square() + spacing**2).sqrt().mean() - spacing
+            read = sample(signed.data, index)[0, 0]
+            read = read - read.detach().median().clamp(-spacing, spacing)
+            cost = (read.square() + spacing**2).sqrt().mean() - spacing
         (slope,) = torch.autograd.grad(cost, index)
         push = slope[0].double().numpy() @ (signed.grid.inverse_affine[:3, :3] @ m[:3, :3])
         return float(cost.detach()), np.r_[push.sum(0), np.cross(offsets, push).sum(0) / radius]
