@@ -67,7 +67,7 @@ HOFFMANN = """@article{Hoffmann2022,
         "default": Preset("the network, then 20 iterations for this pair"),
         "quick": Preset("a coarser lattice and fewer steps for the network, then 20 iterations, few of them at the voxel size and with a field of half of "
                         "its resolution",
-                        {"edge": 40, "repeats": (2, 1, 1), "iterations": (0, 8, 8, 4), "halved": True}),
+                        {"edge": 40, "repeats": (2, 1, 1), "iterations": (0, 7, 8, 5), "halved": True}),
         "network-only": Preset("the network alone: inverse consistent, seconds", {"edge": 96, "iterations": (0, 0, 0, 0)}),
         "fine-lattice": Preset("a finer lattice for the network: more memory and time", {"edge": 96}),
     },
