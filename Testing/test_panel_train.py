@@ -173,9 +173,12 @@ def test_curves_lie_in_their_picture_and_are_thinned(slicer):
     assert 300 <= len(curve.points) <= training.SHOWN and curve.points[0] == (0, 0.0)
     placed = curves.places([(0, 0.0), (5, 1.0), (10, float("nan")), (10, 0.5)], 10, 100, 60, 20)
     assert placed == [(6, 54), (50, 20), (94, 37)]
+    assert curves.places([(0, 0.0), (10, 1.0)], 10, 100, 60, 20, [(0, -1.0), (3, 3.0), (5, float("nan"))]) == [(6, 46), (94, 37)]
     pixmap = curves.drawn(100, 60, ([(0, 0.0), (10, 1.0)], []), ("cost", "validation"))
     image = pixmap.toImage()
     assert any(image.pixelColor(x, y).blue() > image.pixelColor(x, y).red() + 50 for x in range(100) for y in range(40, 60))
+    shared = curves.drawn(100, 60, ([(0, 0.0), (10, 8.0)], [(0, -1.0), (10, 1.0)]), ("x", "y"), together=True).toImage()
+    assert shared.pixelColor(90, 52).name() == "#bebebe", "a line at 0, a ninth of the way from -1 to 8"
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ class MotionPage(MethodPage):
             curves = [[(row["scan"] - 1, row[head]) for row in rows] for head in heads]
             texts = [f"{head.partition(' (')[0]}, {min(row[head] for row in rows):.2f} {_('to')} {max(row[head] for row in rows):.2f} {unit}"
                      for head in heads]
-            label.pixmap = drawn(WIDTH, HEIGHT + 15 * len(heads), curves, texts)
+            label.pixmap = drawn(WIDTH, HEIGHT + 15 * len(heads), curves, texts, together=True)
         fill_table(self.ui.motionTable, [
             {"scan": row["scan"], "R, A, S (mm)": ", ".join(f"{row[head]:.2f}" for head in SHIFTS),
              "R, A, S (°)": ", ".join(f"{row[head]:.2f}" for head in TURNS), "distance": f"{row['distance (mm)']:.2f} mm"} for row in rows])
