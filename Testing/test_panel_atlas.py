@@ -388,10 +388,45 @@ def test_an_atlas_over_age_in_the_scene_with_its_slider(slicer, page, tmp_path):
     settle(slicer)
     page.ui.atlasRetryButton.click()
     wait_until(slicer, lambda: page.job is None, 60)
-    assert "depends on age" in {row[0]: row[3] for row in rows(page)}["s4"]
+    assert "no age is known of it" in {row[0]: row[3] for row in rows(page)}["s4"]
     slicer.mrmlScene.Clear(0)
     settle(slicer)
     assert page.ui.atlasAgeForm.isHidden() or page.node is None or page.node.atlasBrowser is None
+
+
+def test_subjects_are_brought_to_an_atlas_over_age_from_its_folder(slicer, page, tmp_path):
+    """The atlas was built by the command line; the ages are those of a table that is chosen now, whatever method the page is at."""
+    from DeepRegistrationLib.__main__ import main
+
+    page.logic._runner = InProcessRunner()
+    data, node, atlas = growing(tmp_path / "data"), page.node, tmp_path / "atlas"
+    order = ("atlas", "build", "--cohort", data / "list.csv", "--covariate", "weeks", "--method", "spatiotemporal-atlas:aligned", "--iterations", 1,
+             "--set", "steps=5", "--set", "width=4", "--set", "levels=2", "--set", "knots=3", "--out", atlas, "--threads", 1, "--quiet")
+    assert main([str(part) for part in order]) == 0
+    node.atlasData, node.atlasFolder = str(data), str(atlas)
+    settle(slicer)
+    page.ui.atlasListButton.click()
+    wait_until(slicer, lambda: page.job is None, 20)
+
+    def bring(*names):
+        page.ui.atlasTable.clearSelection()
+        for name in names:
+            page.ui.atlasTable.selectRow([row[0] for row in rows(page)].index(name))
+        settle(slicer)
+        page.ui.atlasRetryButton.click()
+        wait_until(slicer, lambda: page.job is None, 60)
+
+    assert node.atlasMethod == "icon-atlas" and not page.ui.atlasCovariateBox.isHidden()
+    bring("s3")
+    assert "depends on age; choose the column" in status(page)
+    (tmp_path / "people.csv").write_text("subject,week\ns3,8.5\ns4,\n", "utf-8")
+    page.ui.atlasCovariatesEdit.currentPath = str(tmp_path / "people.csv")
+    settle(slicer)
+    choose(page.ui.atlasCovariateBox, "week")
+    bring("s3")
+    assert {row[0]: row[1] for row in rows(page)}["s3"] == "brought" and (atlas / "carried" / "s3" / "transform.h5").is_file()
+    bring("s4")
+    assert "no age is known of it" in {row[0]: row[3] for row in rows(page)}["s4"]
 
 
 def test_columns_that_may_hold_ages(tmp_path):

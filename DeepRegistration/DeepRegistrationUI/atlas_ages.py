@@ -31,6 +31,11 @@ def columns_of(path: str) -> list[str]:
     return [head.strip() for head in heads if head.strip() and head.strip().lower() not in KNOWN]
 
 
+def is_over_age(folder: str) -> bool:
+    """True where a folder holds a finished atlas over age."""
+    return bool(folder) and (Path(folder) / SEQUENCE).is_file()
+
+
 def deliver_sequence(folder: Path) -> dict:
     """The atlases of all ages as a sequence with its browser, whose proxy is a volume; roles -> nodes."""
     scene = slicer.mrmlScene

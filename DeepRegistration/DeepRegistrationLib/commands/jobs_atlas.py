@@ -43,18 +43,20 @@ def atlas(request: dict, monitor, folder: Path) -> dict:
 
 
 def carry(request: dict, monitor, folder: Path) -> dict:
-    """Bring subjects to a finished atlas, one after the other; one that cannot be brought does not stop the rest. Its event 'carried' gives a row."""
+    """Bring subjects to a finished atlas, one after the other; one that cannot be brought does not stop the rest. Its event 'carried' gives a row.
+    InputError where the atlas depends on age and nothing says where the ages are."""
     from ..errors import RegistrationError
     from .atlas_apply import read_record
 
     atlas, rows, subjects = Path(request["atlas"]), [], request["subjects"]
     record, method = read_record(atlas)
-    ages = _ages(atlas, [subject["name"] for subject in subjects]) if "ages" in record else {}
+    ages = _ages(atlas, request) if "ages" in record else None
     for k, subject in enumerate(subjects):
         part = monitor.part(k / len(subjects), (k + 1) / len(subjects), f"subject {k + 1}/{len(subjects)}")
         part.check()
         try:
-            row = _carried(atlas, {**subject, "age": ages.get(subject["name"])}, record, method, request, part)
+            age = None if ages is None else _age_of(subject["name"], ages)
+            row = _carried(atlas, {**subject, "age": age}, record, method, request, part)
         except RegistrationError as error:
             row = {"subject": subject["name"], "lost": " ".join(str(error).split())}
         rows.append(row)
@@ -62,14 +64,26 @@ def carry(request: dict, monitor, folder: Path) -> dict:
     return {"rows": rows}
 
 
-def _ages(atlas: Path, names: list[str]) -> dict:
-    """Name -> age, of those whose age was in what the atlas was ordered with."""
+def _ages(atlas: Path, request: dict) -> dict:
+    """Name -> age of the subjects (None where it is not known): of the column that is named, else of the one that the atlas was built with here.
+    InputError where there is neither."""
     from .atlas_cohort import Covariate, columns_of, read_scans
 
-    order = _read_order(atlas)
-    table = Path(order["covariates"]) if order["covariates"] else None
-    columns = {} if table is not None else columns_of(read_scans(Path(order["data"])))
+    built_here = (atlas / ORDER).is_file()
+    if not request.get("covariate") and not built_here:
+        raise InputError(f"the atlas in {atlas} depends on age; choose the column, and the table that has it, with the ages of the subjects")
+    order = request if request.get("covariate") else _read_order(atlas)
+    table = Path(order["covariates"]) if order.get("covariates") else None
+    columns = {} if table is not None or not order.get("data") else columns_of(read_scans(Path(order["data"])))
+    names = [subject["name"] for subject in request["subjects"]]
     return dict(zip(names, Covariate(order["covariate"], table).of(names, columns)))
+
+
+def _age_of(name: str, ages: dict) -> float:
+    """InputError where it is not known."""
+    if ages[name] is None:
+        raise InputError("no age is known of it; fill in its row of the table of ages")
+    return ages[name]
 
 
 def _carried(atlas: Path, subject: dict, record: dict, method, request: dict, monitor) -> dict:

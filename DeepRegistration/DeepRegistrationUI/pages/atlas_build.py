@@ -12,7 +12,7 @@ from slicer.i18n import tr as _
 from DeepRegistrationLib.errors import InputError
 
 from .. import mrml
-from ..atlas_ages import columns_of, show_item
+from ..atlas_ages import columns_of, is_over_age, show_item
 from ..atlas_run import AtlasRun, is_begun, is_done, new_row, quality_text, require_atlas
 from ..atlas_scene import MARK, deliver_atlas, deliver_carried, named, show_template
 from ..atlas_state import METHOD
@@ -115,9 +115,10 @@ class AtlasBuildPage(MethodPage):
         return columns_of(self.node.atlasCovariates or ("" if self.node.atlasSource == "scene" else self.node.atlasData))
 
     def show_ages(self) -> None:
-        """The choice of the ages where the method needs them, and the slider where an atlas over age is in the scene."""
+        """The choice of the ages where the method or the atlas in the folder needs them, and the slider where an atlas over age is in the scene."""
+        wanted = self.entry["covariate"] or is_over_age(self.node.atlasFolder)
         for name in ("atlasCovariatesEdit", "atlasCovariateBox"):
-            getattr(self.ui, name).visible = getattr(self.ui, f"{name}Label").visible = self.entry["covariate"]
+            getattr(self.ui, name).visible = getattr(self.ui, f"{name}Label").visible = wanted
         columns = [name for name in (self.node.atlasCovariate,) if name and name not in self.columns] + self.columns
         self.fill(self.ui.atlasCovariateBox, [("", _("Choose a column"))] + [(name, name) for name in columns], self.node.atlasCovariate)
         browser, slider = self.node.atlasBrowser, self.ui.atlasAgeSlider
@@ -360,6 +361,8 @@ class AtlasBuildPage(MethodPage):
             "threads": self.node.threads,
             "seed": self.node.seed,
         }
+        if is_over_age(str(folder)) and self.node.atlasCovariate:
+            request |= {"covariate": self.node.atlasCovariate, "covariates": self.node.atlasCovariates, "data": self.node.atlasData}
         self.start_job(request, self.on_carried, _("Bringing subjects to the atlas"))
 
     def on_carried(self, job, event: dict) -> None:
