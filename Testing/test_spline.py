@@ -7,7 +7,7 @@ from truths import grid_kinds, random_grid
 
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.ops.sample import sample, world_points
-from DeepRegistrationLib.ops.spline import cubic_coefficients, cubic_sample, cubic_weights, tensor_product, upsampling_matrix
+from DeepRegistrationLib.ops.spline import cubic_coefficients, cubic_sample, cubic_weights, doubled, tensor_product, upsampling_matrix
 from DeepRegistrationLib.transforms import BSpline
 
 dims = pytest.mark.parametrize("dim", [2, 3])
@@ -135,3 +135,11 @@ def test_control_points_that_do_not_fit_are_refused():
     for step in ((0.0, 2.0), (-1.0, 2.0), (2.0,)):
         with pytest.raises(InputError, match="positive distances"):
             BSpline(torch.zeros(1, 2, 3, 3), grid, step)
+
+
+@pytest.mark.parametrize("shape", [(7,), (6, 9), (1, 5, 6)])
+def test_doubling_reads_the_spline_at_half_the_spacing(shape):
+    data = torch.randn(2, 1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lines = [(torch.arange(2 * n, dtype=torch.float64) + 0.5) / 2 - 0.5 for n in shape]
+    index = torch.stack(torch.meshgrid(*lines, indexing="ij")[::-1], -1)[None]
+    assert torch.allclose(doubled(data), cubic_sample(cubic_coefficients(data), index))

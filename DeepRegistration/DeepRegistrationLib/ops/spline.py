@@ -6,6 +6,7 @@ Unser, IEEE Signal Processing Magazine 1999; Rueckert et al., IEEE TMI 1999.
 from __future__ import annotations
 
 import itertools
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -59,6 +60,20 @@ def _mirror(index: torch.Tensor, n: int) -> torch.Tensor:
         return torch.zeros_like(index)
     index = index.abs() % (2 * (n - 1))
     return torch.minimum(index, 2 * (n - 1) - index)
+
+
+def doubled(data: torch.Tensor) -> torch.Tensor:
+    """(B, C, *S) -> (B, C, *2S): the cubic spline through ``data`` at half the spacing over the same field of view; differentiable. Read linearly
+    there, an image loses a small part of the detail that it loses on its own lattice."""
+    return tensor_product(data, [_doubling(n) for n in data.shape[:1:-1]])
+
+
+@lru_cache(maxsize=16)
+def _doubling(n: int) -> np.ndarray:
+    """(2n, n): the value of the spline a quarter of a voxel before and after every voxel."""
+    eye = torch.eye(n, dtype=torch.float64)[:, None]
+    position = ((torch.arange(2 * n, dtype=torch.float64) + 0.5) / 2 - 0.5).reshape(1, -1, 1)
+    return cubic_sample(cubic_coefficients(eye), position)[:, 0].T.numpy()
 
 
 def upsampling_matrix(n: int, control: int, first: float, step: float) -> np.ndarray:

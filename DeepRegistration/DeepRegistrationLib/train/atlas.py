@@ -4,7 +4,8 @@ With A the atlas, an image of its own parameters, T_i = network(A, I_i) and R_i 
 
     S(A, I_i o T_i) + S(I_i, A o R_i)  +  weight (tie(T_i, R_i) + tie(R_i, T_i))  +  p mean |m|^2 / L^2  +  q mean j^2
 
-over the network and A. S is MSE over twice the variance of the first template, LNCC or MIND; tie is ICON or GradICON; m(x) is the mean over
+over the network and A. I_i o T_i is read from the cubic spline of I_i at half its spacing: linear interpolation between its voxels takes a fifth of the
+gradient energy of a brain slice, which A would lack too. S is MSE over twice the variance of the first template, LNCC or MIND; tie is ICON or GradICON; m(x) is the mean over
 the cohort of T_i(x) - x and j(x) that of log det dT_i, L the longest edge. 'whole': A follows all of it; 'similarity': A follows S alone.
 m and j are running means: every few steps they are taken over one pass through the cohort, subject by subject, with the network as it then is
 (theta'), and in between they follow the drawn subjects b as m = m' + mean_b (T_b(theta) - T_b(theta')): what moves all subjects alike is seen at once
@@ -36,6 +37,7 @@ from ..networks import heads, weights
 from ..networks.composition import MultiResolution
 from ..networks.heads import displacement, to_millimetres
 from ..ops import fields
+from ..ops.spline import doubled
 from ..problem import Pair
 from ..runtime import Runtime
 from ..terms import CONSISTENCIES, LNCC, MINDSSC, MSE, Alignment, GradientInverseConsistency, Term
@@ -146,9 +148,10 @@ class JointView:
         subjects, atlas = pair.moving, model.atlas
         if model.training and self._penalized and int(model.steps) % self.every == 0:
             self._pass(model, subjects.grid)
-        alignment = _aligned(model, atlas, subjects)
+        fine = Image(doubled(subjects.data), subjects.grid.resample(spacing=subjects.grid.spacing / 2), name=subjects.name)
+        alignment = _aligned(model, atlas, subjects, fine)
         whole = self.settings.objective == "whole"
-        alignment.tied = alignment if whole else _aligned(model, atlas.detach(), subjects)
+        alignment.tied = alignment if whole else _aligned(model, atlas.detach(), subjects, fine)
         alignment.pull = self._pull(model, alignment.tied) if self._penalized else torch.zeros(subjects.data.shape[0], device=subjects.device)
         alignment.step = int(model.steps)
         model.steps += int(model.training)
@@ -174,7 +177,7 @@ class JointView:
         """(B,) the penalties with their slopes in the maps of the drawn subjects."""
         grid, settings = alignment.grid, self.settings
         with torch.no_grad():
-            before = model.field_before(alignment.moving.data, grid)
+            before = model.field_before(alignment.reverse.fixed.data, grid)
         cost = penalty(model.displacement, alignment.field, before, settings.displacement / float(grid.extent.max()) ** 2)
         if settings.jacobian > 0:
             logs = tangent_log(alignment.determinant), tangent_log(fields.jacobian_determinant(before, grid))
@@ -190,10 +193,11 @@ def penalty(mean: torch.Tensor, values: torch.Tensor, before: torch.Tensor, weig
     return weight * (m.square().sum(1).mean() + slope)
 
 
-def _aligned(model: AtlasNetwork, atlas: torch.Tensor, subjects: Image) -> JointAlignment:
+def _aligned(model: AtlasNetwork, atlas: torch.Tensor, subjects: Image, fine: Image) -> JointAlignment:
+    """Atlas and ``subjects``; what is pulled onto the atlas are the same subjects at a finer spacing."""
     there, back = model.maps(atlas, subjects.data, subjects.grid)
     template = Image(atlas.expand_as(subjects.data), subjects.grid, name="atlas")
-    alignment = JointAlignment(template, subjects, there)
+    alignment = JointAlignment(template, fine, there)
     alignment.reverse = Alignment(subjects, template, back, reverse=alignment)
     return alignment
 
