@@ -66,7 +66,9 @@ def result_of(truth, registered: bool = True, plane=None, flips=None) -> dict:
              "emulated": exchange.Volume(image.data[0, 0].numpy(), image.grid, f"{image.name} emulated")}
             for k, image in enumerate(truth.problem.slices)]
     reasons = [] if registered else ["another pose far away is nearly as good; give a start closer to the truth"]
-    return {"registered": registered, "reasons": reasons, "matrix": exchange.Matrix(truth.truth), "slices": rows, "start": "header", "provenance": {},
+    remarks = ["the sides are those of the headers"] if registered else []
+    return {"registered": registered, "reasons": reasons, "remarks": remarks, "matrix": exchange.Matrix(truth.truth), "slices": rows,
+            "start": "header", "provenance": {},
             "std": {"distance_mm": 0.4, "shift_mm": [0.1, 0.2, 0.3], "turn_degrees": [0.4, 0.5, 0.6]},
             "evidence": {"contrast": 12.0, "lead": 0.5, "halves": 0.6, "agreeing": 1.0, "overlap": 0.9},
             "curve": {"degrees": [-30.0, 0.0, 30.0], "set": [0.1, 0.3, 0.1]}}
@@ -217,7 +219,8 @@ def test_registered_slices_go_into_the_volume(slicer, page):
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
     folder = hierarchy.GetItemParent(hierarchy.GetItemByDataNode(slicer.util.getNode("slice 3 emulated")))
     assert hierarchy.GetItemName(folder) == whole.GetName()
-    assert page.ui.qmriAnswerLabel.text == "Registered; the position is known to 0.4 mm (one standard deviation)."
+    said = "Registered; the position is known to 0.4 mm (one standard deviation). The sides are those of the headers."
+    assert page.ui.qmriAnswerLabel.text == said
     assert page.ui.qmriCheckTable.rowCount == 6 and told(page)[0] == "slice 1\nsimilarity 0.40, 90 % inside"
     assert page.ui.qmriCurveLabel.pixmap.width() == 340 and page.ui.qmriFiguresTable.item(0, 1).text() == "0.4"
     table = slicer.util.getNode(f"{whole.GetName()}, slices")
