@@ -10,7 +10,8 @@ The symmetric form moves both images to a mean space, each by half a step, and r
 the images swaps the result (Avants et al., MedIA 2008).
 
 With a halved field the last level compares the images as ever, but phi lies on a lattice of twice their spacing: phi is read there linearly, and the
-sums of a step are averaged over blocks of two voxels an axis. Widths stay the same in mm. Half of the time of a step, an eighth of the field.
+sums of a step are averaged over blocks of two voxels an axis (one along thick slices). Widths stay the same in mm. Half of the time of a step, an
+eighth of the field.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class CompositiveSettings:
 
 @dataclass
 class Level:
-    """Both images at one spacing: channels on the working lattice and on the moving lattice; ``halved``: the field is on one of twice its
-    spacing."""
+    """Both images at one spacing: channels on the working lattice and on the moving lattice; a voxel of the field is a block of ``blocks``
+    (x, y, z) of their voxels, one or two an axis."""
 
     fixed: Image
     moving: Image
@@ -75,7 +76,7 @@ class Level:
     labels: "Level | None" = None
     landmarks: LandmarkGuide | None = None
     weight: float = 1.0
-    halved: bool = False
+    blocks: tuple[int, ...] | None = None
 
     @cached_property
     def warped(self) -> torch.Tensor:
@@ -91,12 +92,12 @@ class Level:
     @cached_property
     def grid(self) -> Grid:
         """The lattice of the field."""
-        return self.fixed.grid.resample(2 * self.fixed.grid.spacing) if self.halved else self.fixed.grid
+        return self.fixed.grid if self.blocks is None else self.fixed.grid.resample(self.fixed.grid.spacing * self.blocks)
 
     @property
-    def share(self) -> float:
-        """Voxels of the field along a voxel of the images."""
-        return 0.5 if self.halved else 1.0
+    def share(self) -> np.ndarray:
+        """(dim,) voxels of the field along a voxel of the images."""
+        return np.ones(self.fixed.dim) if self.blocks is None else 1 / np.array(self.blocks)
 
     def comparable(self, u: torch.Tensor) -> torch.Tensor:
         """(1, 1, *S) bool: voxels that the displacement u (voxels) leaves inside the moving field of view and both masks."""
@@ -131,7 +132,7 @@ def _registered(fixed, moving, linear, settings, monitor, start, guides):
     for k in used:
         level = _level(*pyramid[k], box, through, settings.halved and k == used[-1])
         if labels[k] is not None:
-            level.labels, level.weight = _level(*labels[k], box, linear, level.halved), guides.weight
+            level.labels, level.weight = _level(*labels[k], box, linear, level.blocks is not None), guides.weight
         if guides.points is not None:
             level.landmarks = LandmarkGuide.on(guides, linear, level.grid, level.fixed.device)
         state = _carried(state, grid, level.grid, settings, linear, start, fixed.dim, fixed.device)
@@ -184,17 +185,20 @@ def _compared(images, linear, box, spacings, kind):
 
 
 def _level(fixed, moving, box, linear, halved=False):
-    """One level; the working lattice is the part of the smoothed fixed grid that covers the box, with an even number of voxels along every axis
-    for a ``halved`` field."""
+    """One level; the working lattice is the part of the smoothed fixed grid that covers the box; for a ``halved`` field with an even number of
+    voxels along every axis that is not much coarser than the finest one."""
     index = fixed.grid.world_to_index(box.corners())
     lower = np.clip(np.floor(index.min(0) + 0.5 + 1e-6), 0, np.array(fixed.grid.size) - 1).astype(int)
     upper = np.clip(np.ceil(index.max(0) + 0.5 - 1e-6), lower + 1, fixed.grid.size).astype(int)
-    upper = np.maximum(upper - (upper - lower) % 2, lower + 1) if halved else upper
+    spacing, blocks = fixed.grid.spacing, None
+    if halved:
+        blocks = tuple(int(n) for n in np.where((spacing < 1.5 * spacing[upper - lower > 1].min(initial=np.inf)) & (upper - lower > 1), 2, 1))
+        upper = upper - (upper - lower) % blocks
     part = tuple(slice(a, b) for a, b in zip(lower[::-1], upper[::-1]))
     mask = None if fixed.mask is None else fixed.mask[(..., *part)].contiguous()
     fixed = Image(fixed.data[(..., *part)].contiguous(), fixed.grid.crop(lower, upper), mask, fixed.name)
     matrix = moving.grid.inverse_affine @ linear.numpy() @ fixed.grid.affine
-    return Level(fixed, moving, matrix, background(fixed.data[0, 0]), target=fixed.data, halved=halved)
+    return Level(fixed, moving, matrix, background(fixed.data[0, 0]), target=fixed.data, blocks=blocks)
 
 
 def _carried(state, old, grid, settings, linear, start, dim, device):
@@ -251,7 +255,7 @@ def _pulled(level, state):
     """(fixed, warped) as the next step sees them, the fixed one before its intensity map."""
     if len(state) == 1:
         moving, mask = level.moving, level.fixed.mask
-        u = nd.doubled(state[0] / level.share, level.fixed.grid.shape) if level.halved else state[0]
+        u = state[0] if level.blocks is None else nd.doubled(_scaled(state[0], 1 / level.share), level.fixed.grid.shape)
         return level.fixed.data, demons.pull(moving.data, moving.mask, level.matrix, u, level.target, mask, level.warped)
     identity = np.eye(level.grid.dim + 1)
     fixed = demons.pull(level.fixed.data, None, identity, state[1], level.fixed.data, None)
@@ -288,13 +292,18 @@ def _update(level, state, fixed, warped, settings):
         label_sums, label_cost = demons.forces(*_pulled(level.labels, state), spacing, limit)
         sums.add_(label_sums, alpha=level.weight)
         cost = cost + level.weight * label_cost
-    if level.halved:
-        sums = nd.average_pool(sums, 2)
-        sums[:, :-1] *= level.share
+    if level.blocks is not None:
+        sums = nd.average_pool(sums, level.blocks)
+        sums[:, :-1] = _scaled(sums[:, :-1], level.share)
     sums, free = demons.smooth(sums, level.share * settings.fluid, level.work[1])
     if level.landmarks is not None:
         level.landmarks.add(sums, state, 0.5 * limit / level.grid.spacing)
     return demons.quotient(sums, _floor(level)), cost, None if free is None else free[:, : level.grid.dim]
+
+
+def _scaled(u, factors):
+    """Every component of u (1, dim, *S) by its one of ``factors`` (dim,)."""
+    return u * torch.as_tensor(factors, dtype=u.dtype, device=u.device).reshape(1, -1, *[1] * (u.ndim - 2))
 
 
 def _limit(level, settings):
