@@ -15,7 +15,7 @@ import truths
 from cohorts import blob
 
 from DeepRegistrationLib.engines import groupwise
-from DeepRegistrationLib.engines.channels import limits_of, normalised
+from DeepRegistrationLib.engines.channels import normalised
 from DeepRegistrationLib.engines.cluster import Cluster
 from DeepRegistrationLib.engines.cohort_store import Store, SubjectMap
 from DeepRegistrationLib.engines.cohort_work import Registration, gradient_energy, gradient_square
@@ -27,7 +27,6 @@ from DeepRegistrationLib.image import Image, Labels
 from DeepRegistrationLib.io import write_image
 from DeepRegistrationLib.method import find
 from DeepRegistrationLib.ops import fields
-from DeepRegistrationLib.ops.filters import gaussian
 from DeepRegistrationLib.ops.poisson import with_divergence
 from DeepRegistrationLib.problem import Group, Subject
 from DeepRegistrationLib.runtime import Monitor, Runtime, Silent
@@ -191,14 +190,11 @@ def test_an_image_of_something_else_is_set_aside_as_an_outlier():
 
 @pytest.mark.parametrize("dim", [2, 3])
 def test_sharpening_gives_back_the_share_of_energy_that_was_asked_for(dim):
-    """As subjects are compared, at a robust range of [0, 1], to which the range that it has widened is brought back."""
     grid = Grid.from_parts((24, 28, 20)[:dim], [1.0, 1.5, 2.0][:dim])
-    image = Image(gaussian(truths.Phantom(3, grid).image(grid).data, 1.0), grid)
-    before = gradient_energy(normalised(image).data, grid)
+    image = Image(torch.rand(1, 1, *grid.shape, generator=torch.Generator().manual_seed(0)), grid)
+    before = gradient_energy(image.data, grid)
     for share in (0.0, 0.5, 1.0):
-        made = groupwise.sharpened(image, 1.2 * before, share)
-        assert gradient_energy(normalised(made).data, grid) == pytest.approx((1 + 0.2 * share) * before, rel=0.01)
-        assert share == 0 or limits_of(made) == pytest.approx((0, 1), abs=1e-5)
+        assert gradient_energy(groupwise.sharpened(image, 2 * before, share).data, grid) == pytest.approx((1 + share) * before, rel=1e-3)
     assert torch.equal(groupwise.sharpened(image, before / 2, 1.0).data, image.data)
 
 

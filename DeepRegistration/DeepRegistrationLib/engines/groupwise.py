@@ -27,12 +27,11 @@ import torch
 from ..errors import ConvergenceError, InputError
 from ..geometry import Grid
 from ..image import Image
-from ..ops import fields
+from ..ops import fields, nd
 from ..ops.filters import gaussian
 from ..ops.poisson import with_divergence
 from ..runtime import Monitor
 from . import cohort_work as work
-from .channels import limits_of, normalised
 from .cohort_store import Store, SubjectMap
 from .cohort_work import CHUNK, Member, Place, Registration, Several, Sums
 from .crew import Crew, Lost
@@ -44,10 +43,6 @@ FEWEST = 5
 """Subjects that it takes to call one of them an outlier."""
 SPREAD = 0.01
 """Smallest deviation of the similarities that counts, so that a cohort of equals has no outliers."""
-
-
-ROUNDS = 8
-"""Rounds in which the strength of the sharpening is found."""
 
 
 @dataclass(frozen=True)
@@ -294,25 +289,17 @@ def outliers(figures: dict[str, dict], limit: float) -> dict[str, str]:
 
 def sharpened(image: Image, energy: float, share: float) -> Image:
     """The image with detail of about a voxel (what a Gaussian of that width takes away) made stronger until the gap between its mean |grad|^2 and
-    ``energy`` is smaller by ``share``, and its robust range, which that widens, scaled to [0, 1] as that of the subjects is; as it is where there is no
-    gap."""
-    before = _energy(image)
-    if share == 0 or before >= energy:
+    ``energy`` is smaller by ``share``; as it is where there is no gap."""
+    detail = image.data - gaussian(image.data, 1.0)
+    slopes = [nd.index_gradient(x)[0, 0] / torch.as_tensor(image.grid.spacing.copy(), dtype=x.dtype).reshape(-1, *[1] * image.dim)
+              for x in (image.data, detail)]
+    image_slope, detail_slope = slopes
+    square, mixed, own = (float((a * b).sum(0).mean()) for a, b in ((image_slope, image_slope), slopes, (detail_slope, detail_slope)))
+    gap = share * (energy - square)
+    if gap <= 0 or own <= 0:
         return image
-    detail, strength = image.data - gaussian(image.data, 1.0), 1.0
-    for _ in range(ROUNDS):
-        gained = _energy(replace(image, data=image.data + strength * detail)) - before
-        if gained <= 0:
-            return image
-        strength *= share * (energy - before) / gained
-    made = replace(image, data=image.data + strength * detail)
-    low, high = limits_of(made)
-    return replace(made, data=(made.data - low) / (high - low))
-
-
-def _energy(image: Image) -> float:
-    """Gradient energy as subjects are compared, with the robust range scaled to [0, 1]."""
-    return work.gradient_energy(normalised(image).data, image.grid)
+    strength = (-mixed + (mixed**2 + own * gap) ** 0.5) / own
+    return replace(image, data=image.data + strength * detail)
 
 
 def convergence(old: Image, new: Image, total: Sums, figures: list[dict]) -> dict[str, float]:
