@@ -12,11 +12,15 @@ the images swaps the result (Avants et al., MedIA 2008).
 With a halved field the last level compares the images as ever, but phi lies on a lattice of twice their spacing: phi is read there linearly, and the
 sums of a step are averaged over blocks of two voxels an axis (one along thick slices). Widths stay the same in mm. Half of the time of a step, an
 eighth of the field.
+
+``cautious`` adds two doubts where images alone steer: a level that has a finer one after it is undone where the images, seen on that finer
+level, tell less of each other than before (``judge.py``), since a lattice of few voxels shows mixtures, and pieces cut off by the fields of
+view; and the steps of a level are smoothed as much as two halves of its voxels need to agree (``halves.py``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -32,6 +36,8 @@ from ..transforms import Affine, Displacement, Transform
 from .channels import CHANNELS, folded, normalised_pair
 from .extent import MARGIN, RUNOUT, content_box, fade, finest_spacing, ramp_lengths, widened
 from .guides import Guides, LandmarkGuide
+from .halves import smoothing
+from .judge import Judge
 from .matching import IntensityMap, local_map
 from .slopes import SLOPES, SlopeDescent
 from .starts import background
@@ -44,8 +50,8 @@ NOISE = 0.01
 @dataclass(frozen=True)
 class CompositiveSettings:
     """factors: spacing of each level in units of the finest; iterations per level; sigmas in voxels of the level; step limit
-    k in voxels; window mm of the local statistics; finest mm, 0 for the voxel size; tolerance ends a level early; halved: the field of the last
-    level has half of its resolution."""
+    k in voxels; window mm of the local statistics; finest mm, 0 for the voxel size; tolerance ends a level early; cautious
+    as told above; halved: the field of the last level has half of its resolution."""
 
     similarity: str = "lncc"
     factors: tuple[float, ...] = (8.0, 4.0, 2.0, 1.0)
@@ -58,6 +64,7 @@ class CompositiveSettings:
     shared_range: bool = False
     symmetric: bool = False
     tolerance: float = 1e-3
+    cautious: bool = False
     largest: int = 24_000_000
     halved: bool = False
 
@@ -128,6 +135,8 @@ def _registered(fixed, moving, linear, settings, monitor, start, guides):
     work = np.array([n * (f ** -fixed.dim + 0.02) for n, f in zip(settings.iterations, settings.factors)], float)
     ends = np.concatenate([[0], np.cumsum(work) / work.sum()])
     opinion, state, grid, history = None, None, None, []
+    alone = guides == Guides(weight=guides.weight)
+    settings = replace(settings, cautious=settings.cautious and alone)
     used = [k for k, iterations in enumerate(settings.iterations) if iterations > 0]
     for k in used:
         level = _level(*pyramid[k], box, through, settings.halved and k == used[-1])
@@ -137,11 +146,13 @@ def _registered(fixed, moving, linear, settings, monitor, start, guides):
             level.landmarks = LandmarkGuide.on(guides, linear, level.grid, level.fixed.device)
         state = _carried(state, grid, level.grid, settings, linear, start, fixed.dim, fixed.device)
         grid = level.grid
-        if opinion is None and settings.similarity in STRUCTURAL and guides == Guides(weight=guides.weight):
+        if opinion is None and settings.similarity in STRUCTURAL and alone:
             opinion = SecondOpinion((images[0], folded(images[1], linear)), ([u.clone() for u in state], grid))
         part = monitor.part(ends[k], ends[k + 1], f"level {k + 1}/{len(pyramid)}")
         with fewer_threads(grid.voxels):
+            before = [u.clone() for u in state] if settings.cautious and k != used[-1] and settings.similarity not in STRUCTURAL else None
             state = _run_level(level, state, settings.iterations[k], settings, part, history, linear)
+            state = state if before is None else _better(before, state, grid, pyramid[k + 1], linear)
         state = state if opinion is None else opinion.judged(state, grid, _joined, k == used[-1])
     return _finished(state, grid, fixed.grid, history, int(settings.halved))
 
@@ -220,6 +231,12 @@ def _halves(u):
     return [demons.compose(u, to_fixed), to_fixed]
 
 
+def _better(before, after, grid, finer, linear):
+    """``after`` or, where the images of the next ``finer`` level tell less of each other under it, ``before`` (fields in voxels of ``grid``)."""
+    maps = [linear @ Displacement(demons.to_world(_joined(state), grid), grid) for state in (before, after)]
+    return before if Judge(*finer).gain(*maps) < 0 else after
+
+
 def _run_level(level, state, iterations, settings, monitor, history, linear):
     slope = SlopeDescent.of(settings.similarity, level.grid, _limit(level, settings), settings.fluid)
     costs: list[float] = []
@@ -227,6 +244,8 @@ def _run_level(level, state, iterations, settings, monitor, history, linear):
     for k in monitor.steps(iterations):
         if settings.similarity == "lncc" and (k == REFRESH or k % (2 * REFRESH) == 0):
             _match(level, state, settings)
+        if k == 0 and slope is None and settings.cautious:
+            settings = _smoothed_enough(level, state, settings)
         state, cost = _step_symmetric(level, state, settings) if settings.symmetric else _step(level, state, settings, slope)
         pending.append(cost)
         if monitor.wants_preview:
@@ -242,6 +261,15 @@ def _run_level(level, state, iterations, settings, monitor, history, linear):
         if level.labels is None and level.landmarks is None and len(costs) > 15 and min(costs[:-10]) - min(costs[-10:]) < settings.tolerance * costs[0]:
             break
     return state if slope is None else [slope.finished(state[0], level.fixed.data, _pulled(level, state)[1], level.comparable(state[0]))]
+
+
+def _smoothed_enough(level, state, settings):
+    """``settings`` with as much smoothing as two halves of the voxels need to agree on the first step (``halves.py``)."""
+    fixed, warped = _pulled(level, state)
+    target = level.target if len(state) == 1 else _mapped(level, fixed)
+    sums, _ = demons.forces(target, warped, level.fixed.grid.spacing, _limit(level, settings), level.work[0])
+    fluid, elastic = smoothing(_on_field(level, sums), settings.fluid, settings.elastic, _floor(level), level.share)
+    return replace(settings, fluid=fluid, elastic=elastic)
 
 
 def _match(level, state, settings):
@@ -292,13 +320,19 @@ def _update(level, state, fixed, warped, settings):
         label_sums, label_cost = demons.forces(*_pulled(level.labels, state), spacing, limit)
         sums.add_(label_sums, alpha=level.weight)
         cost = cost + level.weight * label_cost
-    if level.blocks is not None:
-        sums = nd.average_pool(sums, level.blocks)
-        sums[:, :-1] = _scaled(sums[:, :-1], level.share)
-    sums, free = demons.smooth(sums, level.share * settings.fluid, level.work[1])
+    sums, free = demons.smooth(_on_field(level, sums), level.share * settings.fluid, level.work[1])
     if level.landmarks is not None:
         level.landmarks.add(sums, state, 0.5 * limit / level.grid.spacing)
     return demons.quotient(sums, _floor(level)), cost, None if free is None else free[:, : level.grid.dim]
+
+
+def _on_field(level, sums):
+    """The sums of a step on the lattice of the field, in its voxels."""
+    if level.blocks is None:
+        return sums
+    sums = nd.average_pool(sums, level.blocks)
+    sums[:, :-1] = _scaled(sums[:, :-1], level.share)
+    return sums
 
 
 def _scaled(u, factors):

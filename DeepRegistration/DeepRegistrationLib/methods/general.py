@@ -131,6 +131,6 @@ class General(Method):
         same = relation(fixed, moving, transform).one_contrast(SAME_AFTER)
         kind, fluid, elastic = ("lncc", 1.0, 0.6) if same else ("ngf", *STIFF)
         settings = CompositiveSettings(kind, FACTORS, self.iterations, fluid, elastic, limit=LIMIT, shared_range=self.shared_range,
-                                       halved=self.halved)
+                                       halved=self.halved, cautious=True)
         deformation, history, _ = register(fixed, moving, linear, settings, monitor, transform, Guides.of(problem, device))
         return linear @ deformation.to("cpu"), history, settings.similarity

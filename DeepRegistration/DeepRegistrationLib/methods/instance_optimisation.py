@@ -111,6 +111,8 @@ class InstanceOptimisation(Method):
     window: float = parameter(12.0, "Window", "Sigma of the local intensity fit of 'lncc' (greedy).", unit="mm", minimum=0.5, maximum=100.0)
     shared_range: bool = parameter(False, "Common units",
                                    "Both images are in the same units (CT); otherwise each is scaled by its own range.")
+    cautious: bool = parameter(True, "Cautious", "Undo a coarse level that makes the images tell less of each other, and smooth more where "
+                               "two halves of the voxels disagree (greedy).")
     symmetric: bool = parameter(False, "Symmetric", "Treat both images alike (greedy and velocity).")
     regulariser: str = parameter("diffusion", "Regularizer", "What is kept small (all models but greedy); 'icon' and 'gradicon' also need "
                                  "a model with a second map, displacement or bspline.", choices=(*REGULARITIES, *CONSISTENCIES))
@@ -186,7 +188,7 @@ class InstanceOptimisation(Method):
 
     def _compositive(self):
         return CompositiveSettings(self.similarity, self.factors, self.iterations, self.fluid, self.elastic, self.limit, self.window,
-                                   self.finest, self.shared_range, self.symmetric, self.tolerance)
+                                   self.finest, self.shared_range, self.symmetric, self.tolerance, cautious=self.cautious)
 
     def _descent(self, problem, linear, start, runtime, monitor):
         box = content_box(problem.fixed, problem.moving, linear)
