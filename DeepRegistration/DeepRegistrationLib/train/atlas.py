@@ -4,13 +4,14 @@ With A the atlas, an image of its own parameters, T_i = network(A, I_i) and R_i 
 
     S(A, I_i o T_i) + S(I_i, A o R_i)  +  weight (tie(T_i, R_i) + tie(R_i, T_i))  +  p mean |m|^2 / L^2  +  q mean j^2
 
-over the network and A. I_i o T_i is read from the cubic spline of I_i at half its spacing: linear interpolation between its voxels takes a fifth of the
-gradient energy of a brain slice, which A would lack too. S is MSE over twice the variance of the first template, LNCC or MIND; tie is ICON or GradICON; m(x) is the mean over
-the cohort of T_i(x) - x and j(x) that of log det dT_i, L the longest edge. 'whole': A follows all of it; 'similarity': A follows S alone.
-m and j are running means: every few steps they are taken over one pass through the cohort, subject by subject, with the network as it then is
-(theta'), and in between they follow the drawn subjects b as m = m' + mean_b (T_b(theta) - T_b(theta')): what moves all subjects alike is seen at once
-and with next to no noise (Johnson and Zhang, NIPS 2013), so no more than a few subjects are ever in memory and a strong penalty does not hold the
-network back. The slope of |m|^2 in the parameters is 2 <m, d mean_i T_i>, for which the drawn subjects give an estimate without bias.
+over the network and A. I_i o T_i is read from the cubic spline of I_i at half its spacing: linear interpolation between its voxels takes a fifth of
+the gradient energy of a brain slice, which A would lack too. S is MSE over twice the variance of the first template, LNCC or MIND; tie is ICON or
+GradICON; m(x) is the mean over the cohort of T_i(x) - x and j(x) that of log det dT_i, L the longest edge. 'whole': A follows all of it;
+'similarity': A follows S alone. m and j are running means: every few steps they are taken over one pass through the cohort, subject by subject, with
+the network as it then is (theta'), and in between they follow the drawn subjects b as m = m' + mean_b (T_b(theta) - T_b(theta')): what moves all
+subjects alike is seen at once and with next to no noise (Johnson and Zhang, NIPS 2013), so no more than a few subjects are ever in memory and a
+strong penalty does not hold the network back. The slope of |m|^2 in the parameters is 2 <m, d mean_i T_i>, for which the drawn subjects give an
+estimate without bias.
 
 Greer et al., ICON, ICCV 2021; Tian, Greer et al., GradICON, CVPR 2023. The images are seen through the linear maps of the members.
 """
