@@ -243,7 +243,7 @@ def test_motion_on_the_command_line(cli, tmp_path):
     for k in range(2):
         write_image(Image(series.tissues.data[:, k:k + 1], series.tissues.grid), tmp_path / f"tissue{k}.nii.gz")
     write_four_axes(stack, tmp_path / "all.nii.gz")
-    values = ("--set", "means=40,80", "--set", "spreads=4,10", "--set", "rounds=30")
+    values = ("--set", "means=40,80", "--set", "spreads=4,10", "--set", "rounds=30", "--threads", "1")
     found = {}
     for name, scans in (("many", [f"scan{k}.nii.gz" for k in range(3)]), ("one", ["all.nii.gz"])):
         answer = cli("motion", "--scans", *(tmp_path / s for s in scans), "--tissues", tmp_path / "tissue0.nii.gz", tmp_path / "tissue1.nii.gz",
