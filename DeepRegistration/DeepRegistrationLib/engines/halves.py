@@ -11,12 +11,13 @@ reliability: Spearman, British Journal of Psychology 1910; Brown, the same issue
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from ..ops import demons
 
 BLOCK = 2
-"""Voxels along the edge of a field: neighbors share their noise, since a level is smoothed."""
+"""Voxels of the level along the edge of a square of the board: neighbors share their noise, since a level is smoothed."""
 STIFFER = ((1.7, 0.8), (2.5, 1.5))
 """Smoothing of steps and of the field, voxels, that is tried beyond the one asked for."""
 ENOUGH = 0.7
@@ -28,11 +29,11 @@ does not reconcile, as those of two people; fine known warps lost by more smooth
 MOST = 1_000_000
 
 
-def smoothing(sums: torch.Tensor, fluid: float, elastic: float, floor: float, share: float = 1.0) -> tuple[float, float]:
+def smoothing(sums: torch.Tensor, fluid: float, elastic: float, floor: float, share=1.0) -> tuple[float, float]:
     """(fluid, elastic), voxels, at least as asked for. ``sums`` (1, dim + 1, *S) are the forces of a level's first step before they are
     smoothed, ``floor`` that of their quotient, ``share`` the voxels of ``sums`` along a voxel of the level."""
     sums = _middle(sums)
-    half = _checkerboard(sums)
+    half = _checkerboard(sums, share)
     tried, agreed = [(fluid, elastic), *((f, max(elastic, e)) for f, e in STIFFER if f > fluid)], []
     for each in tried:
         agreed.append(_agreement(sums, half, share * each[0], floor))
@@ -53,6 +54,7 @@ def _agreement(sums, half, fluid, floor):
     return float((one * other).sum() / (one.square().sum() * other.square().sum()).sqrt().clamp_min(1e-12))
 
 
-def _checkerboard(sums):
-    places = [torch.arange(n, device=sums.device) // BLOCK for n in sums.shape[2:]]
+def _checkerboard(sums, share):
+    blocks = np.maximum(1, np.rint(BLOCK * np.broadcast_to(share, sums.ndim - 2))).astype(int)
+    places = [torch.arange(n, device=sums.device) // int(block) for n, block in zip(sums.shape[2:], blocks)]
     return (sum(torch.meshgrid(*places, indexing="ij")) % 2).to(sums.dtype)[None, None]

@@ -67,7 +67,7 @@ HOFFMANN = """@article{Hoffmann2022,
         "default": Preset("the network, then 20 iterations for this pair"),
         "quick": Preset("a coarser lattice and fewer steps for the network, then 20 iterations, few of them at the voxel size and with a field of half of "
                         "its resolution",
-                        {"edge": 40, "repeats": (2, 1, 1), "iterations": (0, 7, 8, 5), "halved": True}),
+                        {"edge": 40, "repeats": (2, 1, 1), "iterations": (0, 7, 8, 5), "halved": True, "cautious": False}),
         "network-only": Preset("the network alone: inverse consistent, seconds", {"edge": 96, "iterations": (0, 0, 0, 0)}),
         "fine-lattice": Preset("a finer lattice for the network: more memory and time", {"edge": 96}),
     },
@@ -84,6 +84,8 @@ class General(Method):
                                             minimum=0, maximum=1000, advanced=False)
     halved: bool = parameter(False, "Half the field", "The last refinement compares every voxel, but its field has half of their resolution: half of the "
                              "time and an eighth of the file.")
+    cautious: bool = parameter(True, "Cautious", "Undo a coarse level of the refinement that makes the images tell less of each other, and smooth more "
+                               "where two halves of the voxels disagree.")
     shared_range: bool = parameter(False, "Common units",
                                    "Both images are in the same units (CT); otherwise each is scaled by its own range.")
     weights: str = parameter("", "Weights", "A weights file of your own training; empty takes the network that ships.")
@@ -131,6 +133,6 @@ class General(Method):
         same = relation(fixed, moving, transform).one_contrast(SAME_AFTER)
         kind, fluid, elastic = ("lncc", 1.0, 0.6) if same else ("ngf", *STIFF)
         settings = CompositiveSettings(kind, FACTORS, self.iterations, fluid, elastic, limit=LIMIT, shared_range=self.shared_range,
-                                       halved=self.halved, cautious=True)
+                                       halved=self.halved, cautious=self.cautious)
         deformation, history, _ = register(fixed, moving, linear, settings, monitor, transform, Guides.of(problem, device))
         return linear @ deformation.to("cpu"), history, settings.similarity
