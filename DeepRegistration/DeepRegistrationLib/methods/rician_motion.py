@@ -15,6 +15,7 @@ the rates fall to a share of themselves, and, with tissue maps, a quasi-Newton s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -27,6 +28,7 @@ from ..method import Card, Method, Preset, method
 from ..parameters import parameter
 from ..problem import Series
 from ..result import SeriesResult
+from ..runtime import fewer_threads
 from ..transforms import Affine
 
 RICE = """@inproceedings{RicianMotion2022,
@@ -89,6 +91,10 @@ class RicianMotion(Method):
                                    choices=INTERPOLATIONS)
 
     def solve(self, problem, runtime):
+        with fewer_threads(math.prod(problem.frames[0].grid.shape)):
+            return self._solve(problem, runtime)
+
+    def _solve(self, problem, runtime):
         device = runtime.torch_device()
         device = torch.device("cpu") if device.type == "mps" else device
         grid, frames = problem.frames[0].grid, torch.cat([f.data.to(device, torch.float32) for f in problem.frames])
