@@ -193,6 +193,7 @@ def head_from_nodes(nodes: dict) -> Head:
 
 def save_nodes(scene, folder: Path, files: dict) -> None:
     """Write nodes (file name -> node) by their storage nodes, and the scene that refers to them. InputError on failure."""
+    folder = folder.resolve()  # the scene puts its folder before every relative name
     for name, node in files.items():
         if node.GetStorageNode() is None:
             node.AddDefaultStorageNode()
