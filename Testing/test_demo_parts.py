@@ -188,7 +188,10 @@ def test_the_template_is_found_and_read_through_the_scene():
     assert keep
 
 
-def test_the_saved_scene_opens_again(case, tmp_path):
+def test_the_saved_scene_opens_again(case, tmp_path, monkeypatch):
+    """Also where its folder was named relatively, as by default."""
+    from pathlib import Path
+
     import slicer
 
     head, moving, truth, _ = case
@@ -197,7 +200,8 @@ def test_the_saved_scene_opens_again(case, tmp_path):
     result = Result(Pair(head.image, moving.image), truth)
     nodes = outputs.add_result(result, fixed["volume"], other["volume"], warped=False, log_jacobian=False)
     outputs.apply_to(other["landmarks"], nodes)
-    demo.save_nodes(scene, tmp_path, demo.files_of(fixed, other, nodes))
+    monkeypatch.chdir(tmp_path.parent)
+    demo.save_nodes(scene, Path(tmp_path.name), demo.files_of(fixed, other, nodes))
     again, keep_again = demo.new_scene()
     again.SetURL(str(tmp_path / "scene.mrml"))
     assert again.Connect()
