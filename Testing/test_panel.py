@@ -19,6 +19,7 @@ from panels import (  # noqa: E402, F401
 
 from DeepRegistrationUI import torchgate  # noqa: E402
 from DeepRegistrationUI.job import WorkerRunner  # noqa: E402
+from DeepRegistrationUI.methods import Methods  # noqa: E402
 
 START = """
 import sys, time
@@ -225,11 +226,17 @@ def test_task_method_and_preset(slicer, pair):
     assert page.chosen(page.ui.methodNameBox) == "instance-optimisation" and page.chosen(page.ui.presetBox) == "default"
     choose(page.ui.taskBox, "linear alignment")
     assert pair.node.method == "affine:default"
+    assert page.ui.presetBox.currentText == "Default"
     choose(page.ui.presetBox, "rigid")
     assert pair.node.method == "affine:rigid" and methods.split("affine:rigid")[0]["presets"]["rigid"]["help"] in page.ui.presetLabel.text
     assert "19" in page.ui.citationLabel.text or "20" in page.ui.citationLabel.text
     page.ui.citationLabel.linkActivated.emit("bibtex")
     assert "@article" in slicer.app.clipboard().text() and "BibTeX" in status(page)
+
+
+@pytest.mark.parametrize("name, shown", [("default", "Default"), ("same-person", "Same person"), ("lung-ct", "Lung CT"), ("2d", "2D"), ("lncc", "LNCC")])
+def test_presets_in_words(name, shown):
+    assert Methods.presets({"presets": {name: {}}}) == [(name, shown)]
 
 
 def test_every_parameter_has_its_widget(slicer, pair):

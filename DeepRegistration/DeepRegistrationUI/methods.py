@@ -13,6 +13,8 @@ from pathlib import Path
 from DeepRegistrationLib.errors import InputError
 
 FILE = Path(__file__).resolve().parents[1] / "Resources" / "DeepRegistrationMethods.json"
+ACRONYMS = ("2d", "ct", "lncc", "mse")
+"""Words in the names of presets that are written in capitals."""
 
 
 class Methods:
@@ -51,6 +53,11 @@ class Methods:
             raise InputError(f"the method '{identifier}' has no preset '{preset}'; choose one of {', '.join(entry['presets'])}")
         return entry, preset
 
+    @staticmethod
+    def presets(entry: dict) -> list[tuple[str, str]]:
+        """(name, text to show) of every preset of an entry, as 'lung-ct' and 'Lung CT'."""
+        return [(name, title(name)) for name in entry["presets"]]
+
     def preset_values(self, spec: str) -> dict:
         """All parameters of a preset: name -> value."""
         entry, preset = self.split(spec)
@@ -62,6 +69,12 @@ class Methods:
 
     def bibtex(self, spec: str) -> str:
         return "\n\n".join(self.split(spec)[0]["references"])
+
+
+def title(name: str) -> str:
+    """The name of a preset in words."""
+    words = [word.upper() if word in ACRONYMS else word for word in name.split("-")]
+    return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
 
 
 def short_citation(entry: str) -> str:

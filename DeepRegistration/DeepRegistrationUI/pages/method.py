@@ -57,7 +57,7 @@ class MethodPage(RunningPage):
     def show_method(self) -> None:
         """Bring presets and parameters up to date."""
         box = self.widget_of("PresetBox")
-        self.fill(box, [(name, name) for name in self.entry["presets"]], self.preset)
+        self.fill(box, self.methods.presets(self.entry), self.preset)
         box.toolTip = self.entry["presets"][self.preset]["help"]
         self.form.build(self.entry["parameters"])
         self.form.show(self.usual() | self.values, self.usual())

@@ -107,7 +107,7 @@ class RegisterPage(Page):
         spec = f"{entry['id']}:{preset}"
         self.fill(self.ui.taskBox, [(task, task[:1].upper() + task[1:]) for task in methods.tasks()], entry["task"])
         self.fill(self.ui.methodNameBox, [(e["id"], e["title"]) for e in methods.of_task(entry["task"])], entry["id"])
-        self.fill(self.ui.presetBox, [(name, name[:1].upper() + name[1:].replace("-", " ")) for name in entry["presets"]], preset)
+        self.fill(self.ui.presetBox, methods.presets(entry), preset)
         self.ui.presetLabel.text = f"{entry['title']}: {entry['presets'][preset]['help']}."
         self.ui.presetLabel.toolTip = about(entry)
         self.ui.citationLabel.text = f"{'; '.join(methods.citations(spec))} (<a href=\"bibtex\">{_('copy BibTeX')}</a>)"
