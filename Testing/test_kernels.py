@@ -71,6 +71,13 @@ def test_linear_sampling(both, kind, channels, padding):
     torch.testing.assert_close(compiled, plain, **CLOSE)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_cubic_sampling(both, kind, channels):
+    data, index = noise(SHAPES[kind], channels), positions(SHAPES[kind])
+    torch.testing.assert_close(*both(lambda: sample(data, index, "cubic")), **CLOSE)
+
+
 @pytest.mark.parametrize("kind", ["2D", "3D"])
 def test_linear_sampling_on_a_lattice_and_with_fill(both, kind):
     data = noise(SHAPES[kind], 2)
@@ -92,6 +99,7 @@ def test_positions_that_are_not_finite_end_no_process():
         bad[...] = value
         assert sample(data, bad).shape == (1, 1, 4)
         assert sample(data, bad, padding="zeros").shape == (1, 1, 4)
+        assert sample(data, bad, "cubic").shape == (1, 1, 4)
     u = torch.full((1, 3, 5, 6, 7), float("nan"))
     assert demons.compose(u, u).isnan().all()
     assert torch.equal(demons.pull(data, None, np.eye(4), u, data, None), data), "what is nowhere cannot be compared"

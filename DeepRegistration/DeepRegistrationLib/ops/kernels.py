@@ -10,6 +10,7 @@ import numpy as np
 f4 = np.float32
 _parallel = numba.njit(parallel=True, fastmath={"contract", "reassoc", "arcp", "nsz"}, cache=True, error_model="numpy", nogil=True)
 _inline = numba.njit(fastmath={"contract", "reassoc", "arcp", "nsz"}, cache=True, error_model="numpy", inline="always")
+_called = numba.njit(fastmath={"contract", "reassoc", "arcp", "nsz"}, cache=True, error_model="numpy")
 
 
 @_inline
@@ -49,6 +50,43 @@ def linear(data, index, zeros, out):
         z0, z1, fz = _floor(z, depth - 1)
         for c in range(channels):
             out[c, n] = fade * _read(data[c], x0, x1, fx, y0, y1, fy, z0, z1, fz)
+
+
+@_called
+def _mirrored(place, last):
+    place = abs(place) % max(2 * last, 1)
+    return min(place, 2 * last - place)
+
+
+@_called
+def _taps(position, last):
+    """The four nearest coefficients of a position clamped to half a voxel outside [0, last], mirrored there, and their cubic weights."""
+    position = min(max(position, f4(-0.5)), f4(last) + f4(0.5))
+    low = int(np.floor(position))
+    t = position - f4(low)
+    s = f4(1) - t
+    sixth, thirds = f4(1 / 6), f4(2 / 3)
+    weights = (s * s * s * sixth, thirds - t * t + f4(0.5) * t * t * t, thirds - s * s + f4(0.5) * s * s * s, t * t * t * sixth)
+    return (_mirrored(low - 1, last), _mirrored(low, last), _mirrored(low + 1, last), _mirrored(low + 2, last)), weights
+
+
+@_parallel
+def cubic(coefficients, index, out):
+    """coefficients (C, z, y, x) of a cubic spline, index (N, 3) voxels -> out (C, N), mirrored at the border voxels."""
+    channels, depth, height, width = coefficients.shape
+    planes = 4 if depth > 1 else 1
+    for n in numba.prange(index.shape[0]):
+        xs, wx = _taps(index[n, 0], width - 1)
+        ys, wy = _taps(index[n, 1], height - 1)
+        zs, wz = _taps(index[n, 2], depth - 1)
+        for c in range(channels):
+            total = f4(0)
+            for k in range(planes):
+                weight = wz[k] if planes > 1 else f4(1)
+                for j in range(4):
+                    for i in range(4):
+                        total += weight * wy[j] * wx[i] * coefficients[c, zs[k], ys[j], xs[i]]
+            out[c, n] = total
 
 
 @_parallel
@@ -191,6 +229,7 @@ def compile_all():
     volume, field = np.zeros((1, 2, 2, 2), np.float32), np.zeros((3, 2, 2, 2), np.float32)
     none, spacing, width = np.zeros((0, 0, 0), np.uint8), np.ones(3, np.float32), np.full(3, 1 / 3, np.float32)
     linear(volume, np.zeros((1, 3), np.float32), True, np.zeros((1, 1), np.float32))
+    cubic(volume, np.zeros((1, 3), np.float32), np.zeros((1, 1), np.float32))
     pull(volume, none, np.eye(4, dtype=np.float32)[:3].copy(), field, volume, none, volume.copy())
     both = np.zeros((4, 2, 2, 2), np.float32)
     forces(volume, volume.copy(), spacing, f4(1), both)

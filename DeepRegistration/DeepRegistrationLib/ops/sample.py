@@ -68,7 +68,7 @@ def sample(data: torch.Tensor, index: torch.Tensor, mode: str = "linear", paddin
         data = data.expand(index.shape[0], *data.shape[1:])
     targets = index.shape[1:-1]
     if mode == "cubic":
-        out = cubic_sample(cubic_coefficients(data), index)
+        out = _spline(cubic_coefficients(data), index)
     else:
         flat = index if index.ndim == dim + 2 else index.reshape(index.shape[0], *([1] * (dim - 1)), -1, dim)
         out = _grid_sample(data, flat, mode, padding).reshape(data.shape[0], data.shape[1], *targets)
@@ -109,8 +109,7 @@ def _grid_sample(data, index, mode, padding):
     """torch's sampler; on the CPU it runs one batch entry a thread, so a single volume is cut into slabs of one batch."""
     native = kernels_for(data, index) if mode == "linear" else None
     if native is not None:
-        positions = index.expand(data.shape[0], *index.shape[1:])
-        return torch.cat([_native_linear(native, d[None], i[None], padding) for d, i in zip(data, positions)])
+        return _compiled(native.linear, data, index, padding == "zeros")
     size = torch.tensor(data.shape[:1:-1], dtype=index.dtype, device=index.device)
     normalised = (2 * index + 1) / size - 1
     batch = data.shape[0]
@@ -125,13 +124,22 @@ def _grid_sample(data, index, mode, padding):
     return _in_slabs(data, normalised.to(data.dtype), kind, padding, first, parts)
 
 
-def _native_linear(native, data, index, padding):
-    """The same values by a compiled loop over the positions; 2D positions get a third coordinate 0."""
-    flat = index.reshape(-1, index.shape[-1])
-    flat = flat if flat.shape[1] == 3 else F.pad(flat, (0, 1))
-    out = torch.empty(data.shape[1], flat.shape[0])
-    native.linear(volumes(data), flat.detach().contiguous().numpy(), padding == "zeros", out.numpy())
-    return out.reshape(1, data.shape[1], *index.shape[1:-1])
+def _spline(coefficients, index):
+    """``cubic_sample``, by a compiled loop where that is possible."""
+    native = kernels_for(coefficients, index)
+    return cubic_sample(coefficients, index) if native is None else _compiled(native.cubic, coefficients, index)
+
+
+def _compiled(kernel, data, index, *how):
+    """The same values by a compiled loop over the positions of every image in turn; 2D positions get a third coordinate 0."""
+    found = []
+    for image, positions in zip(data, index.expand(data.shape[0], *index.shape[1:])):
+        flat = positions.reshape(-1, index.shape[-1])
+        flat = flat if flat.shape[1] == 3 else F.pad(flat, (0, 1))
+        out = torch.empty(data.shape[1], flat.shape[0])
+        kernel(volumes(image[None]), flat.detach().contiguous().numpy(), *how, out.numpy())
+        found.append(out.reshape(1, data.shape[1], *index.shape[1:-1]))
+    return torch.cat(found)
 
 
 def _in_slabs(data, normalised, kind, padding, axis, parts):
