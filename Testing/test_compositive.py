@@ -170,6 +170,20 @@ def test_a_start_is_continued(dim):
 
 
 @DIMS
+@pytest.mark.parametrize("similarity", ["mse", "lncc"])
+def test_of_two_starts_the_better_one_is_gone_on_with(dim, similarity):
+    known, none = pair_of(dim), Affine.identity(dim)
+    settings = replace(SHORT, similarity=similarity, iterations=(15, 5))
+    near, far = known.truth, Affine.translation([12.0] * dim)
+    for start, rival, better in ((near, none, 0), (none, near, 1), (none, far, 0), (far, none, 1)):
+        alone = register(known.fixed, known.moving, none, settings, Silent(), (start, rival)[better])
+        found = register(known.fixed, known.moving, none, settings, Silent(), start, rival=rival)
+        assert found[1][0].get("rival", 0) == better
+        points = inner_points(known.fixed.grid)
+        assert distance(found[0], alone[0], points) == 0, "what was not gone on with leaves no trace"
+
+
+@DIMS
 def test_a_start_with_a_linear_part_is_split(dim):
     known = pair_of(dim, angle=0.2, rate=0.2)
     linear = truths.random_affine(4, dim, known.fixed.grid.centre, 0.05)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -55,6 +56,18 @@ def test_refinement_improves_on_the_network(dim):
     alone, refined = (find(f"general:{preset}").run(problem, Runtime("cpu")) for preset in ("network-only", "default"))
     assert error(refined.transform, truth, problem.fixed.grid) < error(alone.transform, truth, problem.fixed.grid)
     assert sum(find("general").iterations) <= 20, "the promise of the card"
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_refinement_leaves_a_network_that_misleads(dim, monkeypatch):
+    problem, truth = case(dim)
+    module = sys.modules[find("general").__class__.__module__]
+    monkeypatch.setattr(module, "predict", lambda *_: (Affine.translation([-2.0, 3.0, -1.0][:dim]), {}))
+    monkeypatch.setattr(module.Judge, "gain", lambda *_: 1.0)
+    result = find("general").run(problem, Runtime("cpu"))
+    assert result.provenance["network_kept"] is False and "rival" in result.history[0]
+    before = error(lambda x: x, truth, problem.fixed.grid)
+    assert error(result.transform, truth, problem.fixed.grid) < 0.6 * before
 
 
 def test_swapped_images_give_the_inverse_map():

@@ -113,19 +113,21 @@ class Level:
 
 
 def register(fixed: Image, moving: Image, linear: Affine, settings: CompositiveSettings, monitor: Monitor,
-             start: Transform | None = None, guides: Guides | None = None) -> tuple[Displacement, list[dict], Transform | None]:
+             start: Transform | None = None, guides: Guides | None = None,
+             rival: Transform | None = None) -> tuple[Displacement, list[dict], Transform | None]:
     """The displacement u (mm, on a lattice over the content) with moving = linear(x + u(x)), and one dict per step.
 
-    ``start`` is a map fixed -> moving to begin from in place of ``linear``; ``guides`` steer besides the images. The third
-    value is the inverse of the displacement where the symmetric form gives it. InputError for an unknown similarity, Cancelled.
+    ``start`` is a map fixed -> moving to begin from in place of ``linear``; where a ``rival`` is given, the first of several levels is run from both, and
+    what ends with the lower cost is gone on with. ``guides`` steer besides the images. The third value is the inverse of the displacement where the
+    symmetric form gives it. InputError for an unknown similarity, Cancelled.
     """
     guides = guides or Guides()
     _check(settings, fixed, guides)
     with fewer_threads(max(fixed.grid.voxels, moving.grid.voxels)):
-        return _registered(fixed, moving, linear, settings, monitor, start, guides)
+        return _registered(fixed, moving, linear, settings, monitor, (start,) if rival is None else (start, rival), guides)
 
 
-def _registered(fixed, moving, linear, settings, monitor, start, guides):
+def _registered(fixed, moving, linear, settings, monitor, starts, guides):
     box = content_box(fixed, moving, linear)
     step = finest_spacing(box, settings)
     spacings = [step * f for f in settings.factors]
@@ -144,14 +146,15 @@ def _registered(fixed, moving, linear, settings, monitor, start, guides):
             level.labels, level.weight = _level(*labels[k], box, linear, level.blocks is not None), guides.weight
         if guides.points is not None:
             level.landmarks = LandmarkGuide.on(guides, linear, level.grid, level.fixed.device)
-        state = _carried(state, grid, level.grid, settings, linear, start, fixed.dim, fixed.device)
-        grid = level.grid
+        rivals = [_carried(state, grid, level.grid, settings, linear, each, fixed.dim, fixed.device)
+                  for each in (starts if state is None and k != used[-1] else starts[:1])]
+        grid, state = level.grid, rivals[0]
         if opinion is None and settings.similarity in STRUCTURAL and alone:
             opinion = SecondOpinion((images[0], folded(images[1], linear)), ([u.clone() for u in state], grid))
         part = monitor.part(ends[k], ends[k + 1], f"level {k + 1}/{len(pyramid)}")
         with fewer_threads(grid.voxels):
             before = [u.clone() for u in state] if settings.cautious and k != used[-1] and settings.similarity not in STRUCTURAL else None
-            state = _run_level(level, state, settings.iterations[k], settings, part, history, linear)
+            state = _cheapest(level, rivals, settings.iterations[k], settings, part, history, linear)
             state = state if before is None else _better(before, state, grid, pyramid[k + 1], linear)
         state = state if opinion is None else opinion.judged(state, grid, _joined, k == used[-1])
     return _finished(state, grid, fixed.grid, history, int(settings.halved))
@@ -235,6 +238,18 @@ def _better(before, after, grid, finer, linear):
     """``after`` or, where the images of the next ``finer`` level tell less of each other under it, ``before`` (fields in voxels of ``grid``)."""
     maps = [linear @ Displacement(demons.to_world(_joined(state), grid), grid) for state in (before, after)]
     return before if Judge(*finer).gain(*maps) < 0 else after
+
+
+def _cheapest(level, rivals, iterations, settings, monitor, history, linear):
+    """The level run from each of ``rivals``: the fields of the run that ends with the lowest cost, the first of equal ones; ``history`` tells its steps."""
+    runs = []
+    for k, state in enumerate(rivals):
+        level.map, level.target, rows = None, level.fixed.data, []
+        part = monitor.part(k / len(rivals), (k + 1) / len(rivals))
+        runs.append((_run_level(level, state, iterations, settings, part, rows, linear), [{**row, "rival": k} for row in rows] if k else rows))
+    state, rows = min(runs, key=lambda run: run[1][-1]["cost"])
+    history += rows
+    return state
 
 
 def _run_level(level, state, iterations, settings, monitor, history, linear):

@@ -3,8 +3,9 @@
 The network (``networks/pyramid.py``) was trained on synthetic pairs of random contrast and on the MNI template only, so it knows no
 organ and no modality. It works in voxels, on a lattice of about 64 voxels an axis over what the images show, after an affine
 start; its map is inverse consistent by construction. Refinement is the greedy model of ``instance-optimisation`` on the finest levels,
-begun at the network's map (``engines/compositive.py``). Both answers are judged by mutual information, which neither has raised
-(``engines/judge.py``): what does not make the images tell more of each other than the start does, in two contrasts clearly more, is dropped.
+begun at the network's map or, in one contrast, at the start where the first level ends with a lower cost from there (``engines/compositive.py``).
+Both answers are judged by mutual information, which neither has raised (``engines/judge.py``): what does not make the images tell more of each
+other than the start does, in two contrasts clearly more, is dropped.
 
 Greer et al., MICCAI 2023 (consistency by construction); Tian et al., GradICON, CVPR 2023 and uniGradICON, MICCAI 2024 (one network for all
 organs, refined per pair); Hoffmann et al., SynthMorph, IEEE TMI 2022 (synthetic training).
@@ -104,7 +105,9 @@ class General(Method):
         transform, history = start @ u if judge.gain(start, start @ u) > 0 else start, []
         how |= {"weights": card.title, "weights_sha256": card.sha256, "network_kept": transform is not start}
         if any(self.iterations):
-            refined, history, how["chosen_similarity"] = self._refined(problem, transform, runtime, monitor.part(0.6, 1.0, "refinement"))
+            rival = start if how["network_kept"] and not guided else None
+            refined, history, how["chosen_similarity"] = self._refined(problem, transform, rival, runtime, monitor.part(0.6, 1.0, "refinement"))
+            how["network_kept"] &= not history[0].get("rival")
             how["refinement_kept"] = guided or judge.gain(transform, refined) > 0
             transform = refined if how["refinement_kept"] else transform
         better = judge.gain(start, transform) > 0 if how.get("chosen_similarity") == "lncc" else judge.clearly_better(start, transform)
@@ -127,12 +130,12 @@ class General(Method):
             return Affine.identity(problem.dim)
         return align_linear(problem, LinearSettings(freedom=self.start, samples=FINE_SAMPLES), runtime, monitor)
 
-    def _refined(self, problem, transform, runtime, monitor):
+    def _refined(self, problem, transform, rival, runtime, monitor):
         device = runtime.torch_device()
         fixed, moving, linear = problem.fixed.to(device), problem.moving.to(device), linear_part(transform)
         same = relation(fixed, moving, transform).one_contrast(SAME_AFTER)
         kind, fluid, elastic = ("lncc", 1.0, 0.6) if same else ("ngf", *STIFF)
         settings = CompositiveSettings(kind, FACTORS, self.iterations, fluid, elastic, limit=LIMIT, shared_range=self.shared_range,
                                        halved=self.halved, cautious=self.cautious)
-        deformation, history, _ = register(fixed, moving, linear, settings, monitor, transform, Guides.of(problem, device))
+        deformation, history, _ = register(fixed, moving, linear, settings, monitor, transform, Guides.of(problem, device), rival if same else None)
         return linear @ deformation.to("cpu"), history, settings.similarity
