@@ -22,7 +22,7 @@ import json
 import sys
 import time
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import permutations
 
 import numpy as np
 import torch
@@ -140,12 +140,11 @@ def on_slices(experiment: Experiment):
     network, costs, seconds = learn(experiment, "slices", network, all_pairs(images[:15]), UNetRecipe("mse", 0.5),
                                     1000 if experiment.arguments.full else 200)
     rows = []
-    for fixed, moving in product(images[15:], repeat=2):
-        if fixed is not moving:
-            transform = answer(network, Pair(fixed, moving))
-            moved = through(moving, transform, fixed.grid)
-            folds = 100 * float((transform.jacobian_determinant(fixed.grid) <= 0).float().mean())
-            rows.append((metrics.correlation(fixed.data, moving.data), metrics.correlation(fixed.data, moved.data), folds))
+    for fixed, moving in permutations(images[15:], 2):
+        transform = answer(network, Pair(fixed, moving))
+        moved = through(moving, transform, fixed.grid)
+        folds = 100 * float((transform.jacobian_determinant(fixed.grid) <= 0).float().mean())
+        rows.append((metrics.correlation(fixed.data, moving.data), metrics.correlation(fixed.data, moved.data), folds))
     before, after, folds = np.mean(rows, 0)
     experiment.figures["slices"] = {"source": source, "moving mean of the cost": moving_means(costs), "seconds a step": seconds, "test pairs": len(rows),
                                     "correlation before": before, "correlation after": after, "folds_percent": folds}
@@ -251,11 +250,10 @@ def on_hippocampus(experiment: Experiment) -> Population:
     recipe = UNetRecipe("mse", weight=0.5, label_weight=1.0, noise=0.05)
     network, costs, seconds = learn(experiment, "hippocampus", network, varied(coarser(training)), recipe, 2000, 3e-3)
     scores, seen = [], coarser(test)
-    for i, j in product(range(6), repeat=2):
-        if i != j:
-            transform = answer(network, Pair(seen.images[i], seen.images[j]))
-            folds = 100 * float((transform.jacobian_determinant(test.images[i].grid) <= 0).float().mean())
-            scores.append((*(mean_dice(test.labels[i], test.labels[j], t, (1, 2)) for t in (Identity(3), transform)), folds))
+    for i, j in permutations(range(6), 2):
+        transform = answer(network, Pair(seen.images[i], seen.images[j]))
+        folds = 100 * float((transform.jacobian_determinant(test.images[i].grid) <= 0).float().mean())
+        scores.append((*(mean_dice(test.labels[i], test.labels[j], t, (1, 2)) for t in (Identity(3), transform)), folds))
     before, after, folds = np.mean(scores, 0)
     means = moving_means(costs)
     experiment.figures["hippocampus"] = {"moving mean of the cost": means, "seconds a step": seconds, "test pairs": len(scores), "dice before": before,
@@ -399,7 +397,7 @@ def cell(experiment: Experiment, name: str, training, tests, maps, spacing: floa
 def pre_alignment(experiment: Experiment) -> None:
     """(c)."""
     full, cohort = experiment.arguments.full, slabs(experiment)
-    ordered = [(i, j) for i, j in product(range(6), repeat=2) if i != j]
+    ordered = list(permutations(range(6), 2))
     training = displaced(cohort, ordered if full else ordered[::5])
     tests = displaced(cohort, [(6, 7), (7, 6), (6, 0), (7, 1)])
     table = {}
