@@ -37,13 +37,28 @@ class Case:
     method: str = "instance-optimisation:default"
 
 
-def brain_pair(folder, swapped=False):
+def brain_pair(folder, swapped=False, shade=0.0):
     def build(data, out):
         sides = ("moving", "fixed") if swapped else ("fixed", "moving")
         images = [image(data / folder / f"{s}.nii.gz") for s in sides]
+        images[1] = shaded(images[1], shade)
         labels = [read(data / folder / f"{s}_seg.nii.gz") for s in sides]
         values = [int(v) for v in json.loads((data / "brain3d-pair-labelled" / "structures30.json").read_text("utf-8"))]
         return store(out, *images, mask=images[0] > 0, labels=labels, values=values)
+
+    return build
+
+
+def brain_copy(folder, shade=0.0):
+    """A brain and its shaded copy, each with noise of its own: nothing is to be moved."""
+
+    def build(data, out):
+        import numpy as np
+
+        clean = image(data / folder / "fixed.nii.gz")
+        rng, brain = np.random.default_rng(3), array(clean) > 0
+        noisy = [like(x, array(x) + brain * rng.normal(0, 4, brain.shape)) for x in (clean, shaded(clean, shade))]
+        return store(out, *noisy, mask=clean > 0, truth=lambda p: p)
 
     return build
 
@@ -110,10 +125,8 @@ def lung_synthetic(data, out):
     rng = np.random.default_rng(7)
     noisy = []
     for clean in (fixed, moving):
-        array = sitk.GetArrayFromImage(clean)
-        noise = sitk.GetImageFromArray((array + rng.normal(0, 20, array.shape)).astype(np.float32))
-        noise.CopyInformation(clean)
-        noisy.append(noise)
+        values = array(clean)
+        noisy.append(like(clean, values + rng.normal(0, 20, values.shape)))
     return store(out, *noisy, mask=mask, truth=truth)
 
 
@@ -173,6 +186,12 @@ CASES = {c.id: c for c in (
     Case("brain3d-pair-labelled-swapped", "the same pair, other direction", 3, "brain3d-pair-labelled", "none", BRAIN30, "fixed brain",
          brain_pair("brain3d-pair-labelled", True)),
     Case("brain3d-pair-2mm", "the same pair at 2 mm", 3, "brain3d-pair-2mm", "none", BRAIN30, "fixed brain", brain_pair("brain3d-pair-2mm")),
+    Case("brain3d-pair-2mm-shaded", "the same pair at 2 mm, moving image shaded by e^-0.5 to e^0.5", 3, "brain3d-pair-2mm", "none", BRAIN30, "fixed brain",
+         brain_pair("brain3d-pair-2mm", shade=0.5)),
+    Case("brain3d-copy-2mm", "a brain and its copy with other noise", 3, "brain3d-pair-2mm", "none", "nothing is to be moved", "fixed brain",
+         brain_copy("brain3d-pair-2mm")),
+    Case("brain3d-copy-2mm-shaded", "a brain and its copy, shaded by e^-0.5 to e^0.5, with other noise", 3, "brain3d-pair-2mm", "none",
+         "nothing is to be moved", "fixed brain", brain_copy("brain3d-pair-2mm", shade=0.5)),
     Case("brain2d", "T1 slices of two people, far apart", 2, "brain2d", "affine", "none", "fixed head", slices2d,
          method="instance-optimisation:2d"),
     Case("brain3d-mni-tissues", "T1 template and a moved white-matter map", 3, "brain3d-mni-tissues", "rigid", "known rigid map", "fixed brain", mni_rigid,
@@ -207,6 +226,31 @@ def image(path):
     import SimpleITK as sitk
 
     return sitk.ReadImage(str(path), sitk.sitkFloat32)
+
+
+def array(image):
+    import SimpleITK as sitk
+
+    return sitk.GetArrayFromImage(image)
+
+
+def like(image, values):
+    """An image of ``values`` (z, y, x) in the place of another one."""
+    import numpy as np
+    import SimpleITK as sitk
+
+    made = sitk.GetImageFromArray(values.astype(np.float32))
+    made.CopyInformation(image)
+    return made
+
+
+def shaded(image, strength):
+    """The image times e^(strength w), w a smooth wave between -1 and 1 over the field of view, as coils and bias fields leave it."""
+    import numpy as np
+
+    values = array(image)
+    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in values.shape), indexing="ij")
+    return like(image, values * np.exp(strength * np.mean([np.cos(np.pi * (x + k / 3)) for k, x in enumerate(axes)], 0)))
 
 
 def foreground(image, share=0.02):
