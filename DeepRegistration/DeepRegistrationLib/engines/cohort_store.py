@@ -109,6 +109,9 @@ class Store:
     def write_map(self, iteration: int, name: str, made: SubjectMap) -> None:
         _save_map(self.place(iteration) / f"{name}.npz", made)
 
+    def has_map(self, iteration: int, name: str) -> bool:
+        return (self.place(iteration) / f"{name}.npz").is_file()
+
     def map(self, iteration: int, name: str) -> SubjectMap:
         return _load_map(self.place(iteration) / f"{name}.npz")
 

@@ -138,11 +138,12 @@ def read(member: Member) -> Image:
     return normalised(member.subject.read())
 
 
-def on_atlas(image: Image, made: SubjectMap) -> tuple[torch.Tensor, torch.Tensor]:
-    """(values, weight) (1, 1, *S): the image pulled back onto the lattice of its map, weight 1 where it has something to say."""
+def on_atlas(image: Image, made: SubjectMap, mode: str = "linear") -> tuple[torch.Tensor, torch.Tensor]:
+    """(values, weight) (1, 1, *S): the image pulled back onto the lattice of its map, weight 1 where it has something to say. What an atlas is made of
+    is read by 'cubic': linear interpolation would take a fifth of its gradient energy."""
     image = image.smoothed_to(made.grid.spacing.min())
     alignment = Alignment(Image(torch.zeros(1, 1, *made.grid.shape), made.grid), image, made.transform)
-    return sample(image.data, alignment.moving_index), alignment.mask.float()
+    return sample(image.data, alignment.moving_index, mode), alignment.mask.float()
 
 
 def gradient_energy(data: torch.Tensor, grid: Grid, mask: torch.Tensor | None = None) -> float:
@@ -234,7 +235,7 @@ def summed(order: Several, monitor: Monitor) -> Sums:
         for member, made in order.maps(monitor):
             try:
                 image = read(member)
-                values, weight = on_atlas(image, made)
+                values, weight = on_atlas(image, made, "cubic")
             except UNUSABLE as error:
                 total.unusable[member.name] = " ".join(str(error).split())
                 continue

@@ -5,7 +5,7 @@ With I_i the subjects (robust range scaled to [0, 1]) and s_i the maps of their 
     T_i     <- register(template, I_i), begun at the T_i before          any pairwise method, at a spacing that falls over the iterations
     m(x)     = mean_i s_i^-1 T_i(x) - x                                   where the cohort pulls the template to
     T_i     <- T_i o (id + share m)^-1                                    so that the mean of all maps is the identity again
-    template = mean_i I_i o T_i                                           one interpolation, never of an earlier template
+    template = mean_i I_i o T_i                                           one interpolation (cubic), never of an earlier template
     T_i     <- T_i o (id + v),  div v = - share mean_i log det dT_i       if asked for: the mean volume instead of the mean place
     template = template + a (template - G template)                       if asked for: a restores a share of the gradient energy that a mean loses
 
@@ -152,7 +152,7 @@ class _Flow:
         if chosen is None:
             raise InputError(f"the subject '{self.settings.reference}' to start from is not among those that can be used; "
                              f"name one of {', '.join(member.name for member in self.built.members[:5])}, ...")
-        values, weight = work.on_atlas(work.read(chosen), SubjectMap(chosen.start, None, self.grid))
+        values, weight = work.on_atlas(work.read(chosen), SubjectMap(chosen.start, None, self.grid), "cubic")
         return Image(values * weight, self.grid, weight > 0, "template")
 
     def _median(self, total: Sums, monitor: Monitor) -> Image:
@@ -230,7 +230,7 @@ class _Flow:
     def _moved(self, k: int, template: Image) -> Image:
         """A template that goes where the maps of its iteration were centred to."""
         frame = SubjectMap(np.eye(self.grid.dim + 1), None, self.grid).after(self.store.correction(k))
-        values, _ = work.on_atlas(template, frame)
+        values, _ = work.on_atlas(template, frame, "cubic")
         return Image(values, self.grid, name="template")
 
     def _linear_correction(self, k: int) -> SubjectMap:

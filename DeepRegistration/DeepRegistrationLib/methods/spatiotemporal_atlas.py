@@ -3,14 +3,16 @@
     A_a = sum_i w_i(a) I_i o phi_i,   phi_i = exp(network(A_(a_i), I_i)),   mean of phi over subjects of about one age ~ the identity
 
 in turn, begun at the voxelwise median of every age, until the atlas changes no more, or with a network that draws the atlas of an age and is trained
-along. Loss: ``train/temporal.py``; weights w over age: ``engines/ages.py``.
+along. The network's phi_i is refined for its subject by the method 'instance-optimisation' before the mean is taken: few steps of training
+align surfaces, not the texture inside, and maps that miss how it slides along the surface shrink the atlas. Loss: ``train/temporal_loss.py``;
+weights w over age: ``engines/ages.py``.
 
 Bastiaansen, Rousian, Steegers-Theunissen, Niessen, Koning and Klein, Towards a 4D Spatio-Temporal Atlas of the Embryonic and Fetal Brain using a Deep
 Learning Approach for Groupwise Image Registration, WBIR 2022. The text has ten or more subjects on every day and takes the mean of each day. For
 ages in between, and few subjects, this takes the linear spline of least squares over age, which is that mean where all ages lie on knots. Where the
 text is silent: what is left of the mean map after training is taken out of all maps (as ``engines/groupwise.py`` does); the network is VoxelMorph's
-U-Net with a velocity on the half lattice; the window of the correlation is a parameter; passes go forth and back over age. Sizes are left as
-they are: growth is part of the atlas; the text scales every age to one field of view.
+U-Net with a velocity on the half lattice; maps are refined (not by the preset 'report'); the window of the correlation is a parameter; passes go
+forth and back over age. Sizes are left as they are: growth is part of the atlas; the text scales every age to one field of view.
 """
 
 from __future__ import annotations
@@ -39,12 +41,15 @@ from ..runtime import Runtime
 from ..train import processes
 from ..train.atlas import Trained
 from ..train.members import members_of, order_of
-from ..train.temporal import GENERATOR, NETWORK, Temporal, TemporalSettings
+from ..train.temporal import NETWORK, Temporal
+from ..train.temporal_loss import TemporalSettings
 from ..transforms import Affine, Transform
 
 RIGID = Pairwise("affine", (("freedom", "rigid"),))
 COARSE = 2.0
 """Spacing of the rigid iteration, in units of the atlas's."""
+FACTORS, WINDOW = (4.0, 2.0, 1.0), 6.0
+"""Levels of the refinement and the window of its local correlation, in units of the atlas's spacing."""
 
 BASTIAANSEN = """@inproceedings{Bastiaansen2022,
   author = {Bastiaansen, Wietske A. P. and Rousian, Melek and Steegers-Theunissen, R{\\'e}gine P. M. and Niessen, Wiro J. and Koning, Anton H. J.
@@ -74,7 +79,8 @@ DALCA = """@inproceedings{Dalca2019Conditional,
         "default": Preset("one rigid iteration, then network and atlas in turn"),
         "aligned": Preset("subjects that are aligned already", {"linear": "none"}),
         "generator": Preset("a network draws the atlas of every age: few or uneven ages", {"model": "generator", "smoothness": 0.1, "steps": 2000}),
-        "report": Preset("weights of the published text: ten or more subjects of every age", {"group": 10.0, "linear": "none"}),
+        "report": Preset("as in the published text: ten or more subjects of every age, by the network alone", {
+            "group": 10.0, "linear": "none", "refinement": (0, 0, 0)}),
     },
 ))
 @dataclass(frozen=True)
@@ -98,6 +104,8 @@ class SpatiotemporalAtlas(Method):
     centering: float = parameter(1.0, "Centering", "Share of the mean map of every age that is taken out of all maps after an iteration.",
                                  minimum=0.0, maximum=1.0)
     window: float = parameter(0.0, "Window", "Radius of the windows of the local correlation; 0 takes four voxels.", unit="mm", minimum=0.0)
+    refinement: tuple[int, ...] = parameter((60, 40, 10), "Refinement", "Steps for every subject after the network, at 4, 2 and 1 times the spacing of the "
+                                            "atlas; only 0 leaves the network's map.", minimum=0, maximum=10000, advanced=False)
     iterations: int = parameter(4, "Iterations", "Of network and atlas in turn, at most.", minimum=1, maximum=50, advanced=False)
     change: float = parameter(0.02, "Stable", "Change of the atlas (share) below which it is taken as stable.", minimum=0.0, maximum=1.0)
     steps: int = parameter(500, "Training steps", "Updates of the network in each iteration.", minimum=1, advanced=False)
@@ -121,7 +129,8 @@ class SpatiotemporalAtlas(Method):
         ages = Ages.of([member.subject.covariate for member in built.members], self.knots)
         asked = np.array(self.ages) if self.ages else ages.knots
         ages.basis(asked)
-        flow = Temporal(built, self._linear_maps(built, len(stages), place), len(stages), ages, self._settings(grid), place, runtime, order)
+        flow = Temporal(built, self._linear_maps(built, len(stages), place), len(stages), ages, self._settings(grid), place, runtime, order,
+                        self._refine(grid))
         flow.build(monitor.part(0.2, 0.95))
         if processes.rank() > 0:
             return GrowthResult(problem, place.store.template(built.iterations), (), None, built.set_aside)
@@ -136,7 +145,18 @@ class SpatiotemporalAtlas(Method):
         start = Affine.identity(atlas.dim)
         if self.linear == "rigid":
             start = RIGID(atlas, image, None, replace(runtime, monitor=monitor.part(0.0, 0.5, "rigid")))
-        return Trained(network)(atlas, image, start, replace(runtime, monitor=monitor.part(0.5, 1.0, "network")))
+        said = Trained(network)(atlas, image, start, replace(runtime, monitor=monitor.part(0.5, 0.6, "network")))
+        refine = self._refine(atlas.grid)
+        return said if refine is None else refine(atlas, image, said, replace(runtime, monitor=monitor.part(0.6, 1.0, "refinement")))
+
+    def _refine(self, grid) -> Pairwise | None:
+        """What the network's maps are refined by on an atlas of ``grid``; None where they are not. InputError for another number of levels."""
+        if len(self.refinement) != len(FACTORS):
+            raise InputError(f"refinement is {self.refinement}; {len(FACTORS)} numbers of steps are needed, for 4, 2 and 1 times the spacing")
+        if not any(self.refinement):
+            return None
+        window = float(np.clip(WINDOW * grid.spacing.min(), 0.5, 100.0))
+        return Pairwise("instance-optimisation", (("similarity", "lncc"), ("factors", FACTORS), ("iterations", self.refinement), ("window", window)))
 
     def _members(self, problem, monitor):
         """Members with an age, the lattice, and who is set aside. InputError where fewer than two have one."""

@@ -225,7 +225,7 @@ class Images:
     def __getitem__(self, k: int) -> torch.Tensor:
         with self.lock:
             if k not in self.held:
-                values, weight = work.on_atlas(work.read(self.members[k]), self.maps[self.members[k].name])
+                values, weight = work.on_atlas(work.read(self.members[k]), self.maps[self.members[k].name], "cubic")
                 self.held[k] = values * weight
                 if len(self.held) > self.most:
                     self.held.popitem(last=False)

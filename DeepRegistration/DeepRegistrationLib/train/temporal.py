@@ -1,21 +1,14 @@
 """An atlas over age and the registration network that belongs to it, in turn or together.
 
-With A(a) the atlas of an age (``engines/ages.py``), v = network(A(a_i), I_i), phi_i = exp(v): atlas -> subject, the network lowers
+With A_k the atlas at a knot over age, A(a) that of an age (``engines/ages.py``), phi_i the map that the network finds from A(a_i) to the subject
+I_i, trained by the loss of ``temporal_loss.py``, and m_k the weighted mean displacement at a knot,
 
-    L_sim(A(a_i) o phi_i^-1, I_i)  +  g |mean of the last c phi|^2  +  m |phi_i^-1|^2  +  d |grad phi_i^-1|^2
-
-over subjects in the order of their ages, forth and back, so that the last c fields (displacements in voxels of the atlas) are of subjects of about
-one age; L_sim is 1 - the squared local correlation. Then, with m_k the weighted mean displacement at a knot,
-
+    phi_i <- refine(A(a_i), I_i), begun at phi_i                    any pairwise method, if asked for
     phi_i <- phi_i o (id + share m(a_i))^-1,    A_k <- weighted mean of I_i o phi_i
 
-and all follow in turn until the atlas changes no more: the loss keeps the mean of the maps small, this takes out the rest of it. With a generator
-(``networks/generator.py``) a network draws A(a) and is trained along with
-
-    |A(a_i) - I_i o phi_i|^2 / 2 var  +  t |A(a - s) - 2 A(a) + A(a + s)|^2 / 2 var,   s the distance of two knots,
-
-for which phi_i is held: its best answer is that mean too, and in the end its images are set so that it draws the means of the centred maps. The images
-are seen through the linear maps of the members.
+and all follow in turn until the atlas changes no more: the loss keeps the mean of the maps small, this takes out the rest of it. A generator
+(``networks/generator.py``), trained along, is in the end set so that it draws the means of the centered maps. The images are seen through the linear
+maps of the members.
 Bastiaansen et al., Towards a 4D spatio-temporal atlas of the embryonic and fetal brain, 2022; Dalca et al., NeurIPS 2019.
 """
 
@@ -24,159 +17,42 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..engines import cohort_work as work
 from ..engines.ages import Ages, add_to, blended, medians
-from ..engines.cohort_store import SubjectMap
+from ..engines.cohort_store import Store, SubjectMap
 from ..engines.cohort_work import Place
 from ..engines.groupwise import Built, inverted, length
-from ..geometry import Grid
 from ..image import Image
-from ..networks import heads, weights
+from ..networks import weights
 from ..networks.generator import AtlasGenerator
-from ..networks.unet import UNet
 from ..ops import fields
-from ..problem import Pair
 from ..runtime import Monitor, Runtime
-from ..terms import LNCC, Alignment, Diffusion, Term
+from ..terms import LNCC
+from ..transforms import Affine
 from . import processes
 from .atlas import Images
 from .checkpoint import initialise, write
 from .loop import TrainingSettings, pair_number, train
+from .temporal_loss import NOISE, AgedPair, AgeNetwork, TemporalCost, TemporalSettings, TemporalView, aligned
 
 NETWORK, GENERATOR = "network", "generator"
-NOISE = 0.1
-"""Deviation that counts as noise in the local correlation, as a share of that of the image: flat background is a match, not a quarrel."""
 FEATURES = 6
 """Gaussians of age of a generator at least."""
+FOUND = "found"
+"""Folder of the maps that were refined and not centered yet: a run that goes on takes them from there."""
 JITTER = 0.5
 """Deviation of the noise on ages in the order of a pass, in units of the distance of two knots: batches differ from pass to pass."""
-
-
-@dataclass(frozen=True)
-class TemporalSettings:
-    """group, magnitude, diffusion: g, m and d above; smoothness: of the atlas over age (``Ages.weights``; t of a generator); window mm of the
-    local correlation; recent: c, 0 for the mean number of subjects a knot; generator: draw the atlas by a network; centering: share above; iterations at most
-    of ``steps`` each, until the atlas changes by less than ``change`` (share); batch: subjects a step; memory: MiB of images that are kept."""
-
-    group: float = 10.0
-    magnitude: float = 0.01
-    diffusion: float = 0.01
-    smoothness: float = 0.0
-    window: float = 4.0
-    recent: int = 0
-    generator: bool = False
-    centering: float = 1.0
-    iterations: int = 4
-    change: float = 0.02
-    steps: int = 500
-    rate: float = 1e-3
-    batch: int = 2
-    width: int = 16
-    levels: int = 3
-    memory: float = 2048.0
-
-    def network(self, dim: int) -> UNet:
-        w, n = self.width, self.levels
-        return UNet(dim, (w,) + (2 * w,) * (n - 1), (2 * w,) * n, (w,), output="velocity", half=True)
-
-
-class AgeNetwork(nn.Module):
-    """``network`` (a velocity on the half lattice), ``generator`` or None, and the last fields that were found, in voxels of the atlas."""
-
-    def __init__(self, network: UNet, generator: AtlasGenerator | None, recent: int, grid: Grid):
-        super().__init__()
-        self.network, self.generator = network, generator
-        self.register_buffer("recent", torch.zeros(recent, grid.dim, *(n // 2 for n in grid.shape)))
-        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
-
-    def velocity(self, atlas: torch.Tensor, subjects: torch.Tensor, grid: Grid):
-        """Atlas -> subjects as the flow of a velocity."""
-        return heads.transform(self.network(atlas, subjects), grid, self.network.output)
-
-    def mean_of_recent(self, found: torch.Tensor) -> torch.Tensor:
-        """(1, dim, *S): the mean of ``found`` (B, dim, *S) and of the fields before it; in training the oldest ones make room for them."""
-        others = self.recent[: max(min(int(self.filled), len(self.recent) - len(found)), 0)].clone()
-        mean = (others.sum(0) + found.sum(0)) / (len(others) + len(found))
-        if self.training:
-            held = torch.cat([found.detach(), self.recent])[: len(self.recent)]
-            self.recent.copy_(held)
-            self.filled += len(found)
-        return mean[None]
-
-
-@dataclass(frozen=True, eq=False)
-class AgedPair(Pair):
-    """A batch of subjects (moving) and the atlas at their ages; ``share`` (B,): where the ages lie between the first and the last knot."""
-
-    share: torch.Tensor | None = None
-
-
-class AgedAlignment(Alignment):
-    """Atlas and subjects; ``pull`` (B,) the squared mean of the last fields, ``drawing`` (B,) the cost of the generator, 0 without one."""
-
-    pull: torch.Tensor
-    drawing: torch.Tensor
-
-
-@dataclass(frozen=True)
-class TemporalCost(Term):
-    """The cost of an ``AgedAlignment`` (equation above)."""
-
-    settings: TemporalSettings
-
-    def __call__(self, alignment):
-        settings, back = self.settings, alignment.reverse
-        moved = back.field / float(np.prod(back.grid.spacing)) ** (1 / back.grid.dim)
-        return (LNCC(radius=settings.window, noise=NOISE)(back) + settings.group * alignment.pull + settings.magnitude * moved.square().flatten(1).mean(1)
-                + settings.diffusion * Diffusion()(back) + alignment.drawing)
-
-
-@dataclass(frozen=True)
-class TemporalView:
-    """How the answer of an ``AgeNetwork`` is scored, for ``loop.train``; ``step``: share of the ages between two knots; variance of the first
-    atlas."""
-
-    settings: TemporalSettings
-    step: float
-    variance: float
-
-    def __call__(self, model: AgeNetwork, pair: AgedPair) -> list[tuple[float, Alignment]]:
-        subjects, atlas = pair.moving, pair.fixed.data
-        drawn = None if model.generator is None else model.generator(pair.share)
-        atlas = atlas if drawn is None else drawn.detach()
-        alignment = aligned(model, atlas, subjects)
-        voxels = fields.to_index_units(alignment.transform.dense.displacement, subjects.grid).movedim(-1, 1)
-        alignment.pull = model.mean_of_recent(voxels).square().mean().expand(len(voxels))
-        alignment.drawing = torch.zeros_like(alignment.pull) if drawn is None else self._drawing(model, pair, drawn, alignment)
-        return [(1.0, alignment)]
-
-    def _drawing(self, model, pair, drawn, alignment) -> torch.Tensor:
-        cost = (drawn - alignment.warped.detach()).square().flatten(1).mean(1)
-        if self.settings.smoothness > 0:
-            middle = pair.share.clamp(self.step, 1 - self.step)
-            before, here, after = (model.generator(middle + k * self.step) for k in (-1, 0, 1))
-            cost = cost + self.settings.smoothness * (before - 2 * here + after).square().flatten(1).mean(1)
-        return cost / (2 * max(self.variance, 1e-6))
-
-
-def aligned(model: AgeNetwork, atlas: torch.Tensor, subjects: Image) -> AgedAlignment:
-    """Atlas (B, 1, *S) and subjects under the map that the network finds, and the way back."""
-    flow = model.velocity(atlas, subjects.data, subjects.grid)
-    template = Image(atlas, subjects.grid, name="atlas")
-    alignment = AgedAlignment(template, subjects, flow)
-    alignment.reverse = Alignment(subjects, template, flow.inverse(), reverse=alignment)
-    return alignment
 
 
 @dataclass(eq=False)
 class Temporal:
     """The atlas over age in the making. ``built``: members, lattice and figures so far, whose store goes on after ``first`` linear iterations;
-    ``linear``: name -> linear map; ``order`` as in ``groupwise.build``."""
+    ``linear``: name -> linear map; ``order`` as in ``groupwise.build``; refine(fixed, moving, start, runtime) -> Transform."""
 
     built: Built
     linear: dict[str, SubjectMap]
@@ -186,8 +62,10 @@ class Temporal:
     place: Place
     runtime: Runtime
     order: dict
+    refine: Callable | None = None
 
     def __post_init__(self):
+        self.found = Store(self.place.folder / FOUND)
         self.images = Images(self.built.members, self.linear, self.built.grid, self.settings.memory)
         self.weights = self.ages.weights(self.settings.smoothness)
         self.basis = self.ages.basis(self.ages.known)
@@ -217,10 +95,10 @@ class Temporal:
             return
         seen = old if model.generator is None else drawn(model.generator, self._shares)
         passed = _Pass(self, k, model, seen)
-        for number in self._in_order(monitor.part(0.8, 0.9, "subject")):
-            passed.register(number)
+        for number, part in self._in_order(monitor.part(0.8, 0.95), "subject"):
+            passed.register(number, part)
         passed.centre(self.settings.centering)
-        for number in self._in_order(monitor.part(0.9, 1.0, "template")):
+        for number, _ in self._in_order(monitor.part(0.95, 1.0), "template"):
             passed.add(number)
         new = passed.atlases
         if model.generator is not None:
@@ -237,10 +115,13 @@ class Temporal:
         state = self.place.store.state()
         self.built.rows, self.built.iterations = state["rows"], state["iterations"]
 
-    def _in_order(self, monitor: Monitor):
-        """The numbers of the members by rising age."""
-        for _, number in zip(monitor.steps(len(self.built.members)), np.argsort(self.ages.known, kind="stable").tolist()):
-            yield number
+    def _in_order(self, monitor: Monitor, text: str):
+        """The numbers of the members by rising age, each with its part of the ``monitor``."""
+        n = len(self.built.members)
+        for k, number in enumerate(np.argsort(self.ages.known, kind="stable").tolist()):
+            monitor.check()
+            monitor.progress(k / n, f"{text} {k + 1}/{n}", k, n)
+            yield number, monitor.part(k / n, (k + 1) / n, f"{text} {k + 1}/{n}")
 
     def _note(self, k: int, row: dict, passed: "_Pass", new: torch.Tensor) -> None:
         built, store = self.built, self.place.store
@@ -252,6 +133,7 @@ class Temporal:
         built.iterations = k + 1
         store.note({"order": self.order, "iterations": built.iterations, "rows": built.rows, "set_aside": built.set_aside, "energy": built.energy})
         store.forget(k)
+        self.found.forget(k + 1)
 
     # -------------------------------------------------------------------------------------------------------- training
 
@@ -357,19 +239,35 @@ class _Pass:
         self.log, self.square = (torch.zeros(1, 1, *grid.shape, dtype=torch.float64) for _ in range(2))
         self.figures, self.losses, self.windows, self.recent = [], [], [], deque(maxlen=flow.recent)
 
+    def register(self, number: int, monitor: Monitor) -> None:
+        """Find the map of one subject and keep it."""
+        flow, member = self.flow, self.flow.built.members[number]
+        made = SubjectMap(flow.linear[member.name].matrix, self._by_network(number), flow.built.grid)
+        if flow.refine is not None:
+            made = self._refined(number, made, monitor)
+        add_to(self.moved, flow.weights[:, number], made.displacement)
+        flow.place.store.write_map(self.iteration, member.name, made)
+
     @torch.no_grad()
-    def register(self, number: int) -> None:
-        """Find the map of one subject and keep it; the losses of the equation."""
-        flow, device = self.flow, self.flow.runtime.torch_device()
-        name, grid = flow.built.members[number].name, flow.built.grid
+    def _by_network(self, number: int) -> torch.Tensor:
+        """(1, dim, *S) mm: what the network says of one subject; notes the losses of the equation."""
+        flow, device, grid = self.flow, self.flow.runtime.torch_device(), self.flow.built.grid
         image = Image(flow.images[number], grid).to(device)
         alignment = aligned(self.model, blended(flow.basis[number][None], self.seen).to(device), image)
         self.recent.append(fields.to_index_units(alignment.transform.dense.displacement, grid).cpu())
         self.windows.append(float((sum(self.recent) / len(self.recent)).square().mean()))
         self.losses.append(float(LNCC(radius=flow.settings.window, noise=NOISE)(alignment.reverse)))
-        u = alignment.field.cpu()
-        add_to(self.moved, flow.weights[:, number], u)
-        flow.place.store.write_map(self.iteration, name, SubjectMap(flow.linear[name].matrix, u, grid))
+        return alignment.field.cpu()
+
+    def _refined(self, number: int, made: SubjectMap, monitor: Monitor) -> SubjectMap:
+        """The map of one subject, begun at ``made``; one that was kept before a stop is taken as it is."""
+        flow, member, grid = self.flow, self.flow.built.members[number], self.flow.built.grid
+        if not flow.found.has_map(self.iteration, member.name):
+            atlas = Image(blended(flow.basis[number][None], self.seen), grid, name="atlas")
+            transform = flow.refine(atlas, work.read(member), made.transform, replace(flow.runtime, monitor=monitor, work=None))
+            back = Affine(torch.as_tensor(np.linalg.inv(made.matrix)))
+            flow.found.write_map(self.iteration, member.name, SubjectMap(made.matrix, (back @ transform).field(grid).float(), grid))
+        return flow.found.map(self.iteration, member.name)
 
     def centre(self, share: float) -> None:
         """What all maps are preceded by: the inverse of the mean map at every knot. ConvergenceError where it has none."""
@@ -386,7 +284,7 @@ class _Pass:
         image = work.read(member)
         figures = work.judged(Image(blended(basis, self.seen), grid), image, made)
         store.keep(self.iteration, member.name, made, figures)
-        values, weight = work.on_atlas(image, made)
+        values, weight = work.on_atlas(image, made, "cubic")
         log = fields.jacobian_determinant(made.displacement, grid).clamp_min(work.FLOOR).log().double()
         add_to(self.atlases, flow.weights[:, number], (values * weight).double())
         add_to(self.moved, flow.weights[:, number], made.displacement)
