@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import truths
+from truths import distance, inner_points
 
 from DeepRegistrationLib.engines import compositive
 from DeepRegistrationLib.engines.compositive import CompositiveSettings, content_box, finest_spacing, register
@@ -24,16 +25,6 @@ SHORT = CompositiveSettings("mse", (2.0, 1.0), (30, 15))
 
 def pair_of(dim, seed=3, angle=0.4, rate=0.4):
     return truths.known_pair(seed, dim, (20, 24, 28) if dim == 3 else None, angle=angle, rate=rate)
-
-
-def inner_points(grid, share=6):
-    inner = tuple(slice(n // share, n - n // share) for n in grid.shape)
-    return torch.as_tensor(grid.points()[inner].reshape(1, -1, grid.dim)).float()
-
-
-def distance(one, other, points):
-    """Mean distance in mm of two maps."""
-    return float((one(points) - other(points)).norm(dim=-1).mean())
 
 
 def solved(fixed, moving, settings=SHORT, linear=None, start=None, monitor=None):

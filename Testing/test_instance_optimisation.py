@@ -8,6 +8,7 @@ import contract
 import pytest
 import torch
 import truths
+from truths import distance, inner_points
 from truths_sections import sections
 
 from DeepRegistrationLib.commands.catalogue import references
@@ -28,15 +29,6 @@ def known_pair(angle=0.2):
     return truths.known_pair(3, 2, (24, 26), angle=angle, rate=angle)
 
 
-def points_of(grid):
-    inner = tuple(slice(n // 6, n - n // 6) for n in grid.shape)
-    return torch.as_tensor(grid.points()[inner].reshape(1, -1, grid.dim)).float()
-
-
-def distance(one, other, points):
-    return float((one(points) - other(points)).norm(dim=-1).mean())
-
-
 def overlap(known, result):
     """Mean Dice of the structures."""
     return sum(scores := dice_per_label(known.fixed_labels, warp(known.moving_labels, result.transform, known.fixed.grid)).values()) / len(scores)
@@ -50,7 +42,7 @@ def solved(problem, **values):
 def test_every_model_comes_closer(model):
     known = known_pair()
     result = solved(Pair(known.fixed, known.moving), model=model, similarity="ncc")
-    points = points_of(known.fixed.grid)
+    points = inner_points(known.fixed.grid)
     assert distance(result.transform, known.truth, points) < 0.8 * distance(lambda x: x, known.truth, points)
     assert result.scalars["cost"] == result.history[-1]["cost"] and len(result.history) <= 18
 
@@ -59,7 +51,7 @@ def test_every_model_comes_closer(model):
 def test_the_symmetric_form_gives_both_directions(model):
     known = known_pair()
     result = solved(Pair(known.fixed, known.moving), model=model, similarity="mse", symmetric=True)
-    points = points_of(known.fixed.grid)
+    points = inner_points(known.fixed.grid)
     assert result.inverse_transform is not None
     assert float((result.inverse(result.transform(points)) - points).norm(dim=-1).mean()) < 0.15
 
@@ -69,7 +61,7 @@ def test_a_linear_start_is_kept_and_a_deformation_continued(model):
     known = known_pair()
     linear = truths.random_affine(5, 2, known.fixed.grid.centre, 0.05, 1.0)
     field = (linear.inverse() @ known.truth).field(known.fixed.grid)
-    points = points_of(known.fixed.grid)
+    points = inner_points(known.fixed.grid)
     only_linear = solved(Pair(known.fixed, known.moving, linear), model=model, similarity="mse", iterations=(1, 0))
     assert torch.allclose(torch.as_tensor(only_linear.affine.numpy()), torch.as_tensor(linear.numpy()))
     begun = linear @ Displacement(field, known.fixed.grid)
@@ -85,7 +77,7 @@ def test_the_unit_of_the_intensities_does_not_matter():
     for gain in (1.0, 1500.0):
         images = [replace(image, data=gain * image.data) for image in (known.fixed, known.moving)]
         maps.append(solved(Pair(*images), model="displacement", similarity="mse").transform)
-    points = points_of(known.fixed.grid)
+    points = inner_points(known.fixed.grid)
     assert distance(*maps, points) < 0.02 < distance(maps[0], lambda x: x, points)
 
 
@@ -93,7 +85,7 @@ def test_the_unit_of_the_intensities_does_not_matter():
 @pytest.mark.parametrize("model, symmetric", [*((model, False) for model in MODELS), ("greedy", True)])
 def test_guides_help(model, symmetric, kind):
     known = known_pair(0.3)
-    points = points_of(known.fixed.grid)
+    points = inner_points(known.fixed.grid)
     if kind == "labels":
         guides = {"fixed_labels": known.fixed_labels, "moving_labels": known.moving_labels}
     else:
@@ -143,7 +135,7 @@ def test_the_similarity_follows_the_contrast(inverted):
     known = known_pair()
     moving = replace(known.moving, data=5 - known.moving.data) if inverted else known.moving
     result = solved(Pair(known.fixed, moving), iterations=(40, 30))
-    points = points_of(known.fixed.grid)
+    points = inner_points(known.fixed.grid)
     assert result.provenance["chosen_similarity"] == ("ngf" if inverted else "lncc")
     assert (result.scalars["gradient_agreement"] > 0.9) != inverted
     assert distance(result.transform, known.truth, points) < 0.6 * distance(lambda x: x, known.truth, points)
@@ -178,7 +170,7 @@ def test_the_linear_start_comes_first_and_inputs_stay(model):
     moving = replace(known.moving, grid=known.moving.grid.moved(h.numpy()))
     kept = moving.data.clone()
     result = solved(Pair(known.fixed, moving), model=model, similarity="ncc", start="rigid", iterations=(8, 4))
-    points = points_of(known.fixed.grid)
+    points = inner_points(known.fixed.grid)
     truth = lambda x: h(known.truth(x))  # noqa: E731
     assert distance(result.transform, truth, points) < 0.5 * distance(lambda x: x, truth, points)
     assert torch.equal(moving.data, kept) and result.affine.numpy().shape == (3, 3)

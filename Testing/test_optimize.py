@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import truths
+from truths import distance, inner_points
 
 from DeepRegistrationLib.engines.optimize import MODELS, DescentSettings, _parameters, descend
 from DeepRegistrationLib.errors import Cancelled, ConvergenceError, InputError
@@ -27,15 +28,6 @@ OBJECTIVE = NCC() + 0.1 * Diffusion()
 
 def pair_of(dim, angle=0.3, rate=0.3):
     return truths.known_pair(3, dim, (12, 15, 16) if dim == 3 else (24, 26), angle=angle, rate=rate)
-
-
-def inner_points(grid):
-    inner = tuple(slice(n // 6, n - n // 6) for n in grid.shape)
-    return torch.as_tensor(grid.points()[inner].reshape(1, -1, grid.dim)).float()
-
-
-def distance(one, other, points):
-    return float((one(points) - other(points)).norm(dim=-1).mean())
 
 
 def settings_for(model, spacings=(4.0, 2.0), iterations=(30, 15), **values):

@@ -257,3 +257,14 @@ def known_pair(seed: int, dim: int, shape=None, affine=0.0, angle=0.4, rate=0.4)
     phantom = Phantom(seed, moving_grid)
     return KnownPair(phantom.image(fixed_grid, truth), phantom.image(moving_grid), truth,
                      phantom.label_map(fixed_grid, truth), phantom.label_map(moving_grid))
+
+
+def inner_points(grid: Grid, share: int = 6) -> torch.Tensor:
+    """(1, N, dim) mm: the nodes of a grid that are farther than 1 / ``share`` of its size from its border."""
+    inner = tuple(slice(n // share, n - n // share) for n in grid.shape)
+    return torch.as_tensor(grid.points()[inner].reshape(1, -1, grid.dim)).float()
+
+
+def distance(one, other, points) -> float:
+    """Mean distance of two maps at ``points`` (1, N, dim), mm."""
+    return float(torch.linalg.vector_norm(one(points) - other(points), dim=-1).mean())

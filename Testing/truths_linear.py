@@ -1,8 +1,8 @@
-"""Pairs of phantoms with a known linear map, on different oblique and anisotropic lattices with different fields of view."""
+"""Pairs of phantoms with a known linear map, on different oblique and anisotropic lattices with different fields of view; their registration."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,7 +10,9 @@ import truths
 
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image
+from DeepRegistrationLib.method import find
 from DeepRegistrationLib.problem import Pair
+from DeepRegistrationLib.runtime import Runtime, Silent
 from DeepRegistrationLib.transforms import Affine
 from DeepRegistrationLib.transforms.linear import parameter_count
 
@@ -69,6 +71,18 @@ def linear_pair(seed: int, dim: int, kind: str = "rigid", contrast: str = "same"
     body = torch.as_tensor(fixed_grid.points().reshape(-1, dim))
     body = body[phantom.labels(truth(body[None])[0]) > 0][::7]
     return LinearPair(Pair(fixed, moving), truth, body[None])
+
+
+def register(pair, seed=0, monitor=None, preset="default", samples=8000, **values):
+    """The result of the method 'affine', with samples enough for phantoms."""
+    values = {"samples": samples, **values}
+    runtime = Runtime("cpu", seed=seed, monitor=monitor or Silent())
+    return find(f"affine:{preset}", values).run(pair, runtime)
+
+
+def moved_grid(image: Image, matrix) -> Image:
+    """The image under a header that is moved by ``matrix`` (mm to mm)."""
+    return replace(image, grid=image.grid.moved(matrix))
 
 
 def _lattice(rng, dim, spacing, edge, centre, flipped):
