@@ -45,3 +45,8 @@ def nearest(seeds: np.ndarray) -> np.ndarray:
     axis = (np.arange(SIDE) + 0.5) / SIDE
     places = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 1, 2)
     return ((places - seeds) ** 2).sum(-1).argmin(1).astype(np.int32)
+
+
+def names(count: int) -> tuple[str, ...]:
+    """Names of ``count`` subjects."""
+    return tuple(f"s{k:02d}" for k in range(count))
