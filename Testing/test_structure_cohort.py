@@ -335,7 +335,6 @@ def test_a_site_that_makes_the_types_is_found():
 # ---------------------------------------------------------------------------------------------------------- the method
 
 
-
 def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.mixture", None)
     with pytest.raises(InputError, match="pip install scikit-learn"):
