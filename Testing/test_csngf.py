@@ -11,8 +11,9 @@ import truths
 from truths_gradients import direct, normals, shifts_with_overlap, smooth_noise
 from truths_linear import CONTRASTS, linear_pair
 
-from DeepRegistrationLib.engines.global_rigid import SearchSettings, apart, first_rotations, level_spacings, perturbed, search
-from DeepRegistrationLib.engines.search import angle_between
+from DeepRegistrationLib.engines.global_rigid import (Found, Hypothesis, Level, SearchSettings, apart, first_rotations, level_spacings, perturbed,
+                                                       prepared, search)
+from DeepRegistrationLib.engines.search import angle_between, rotations
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image
@@ -95,7 +96,28 @@ def test_both_ways_of_choosing_rotations_reach_the_truth(dim):
         settings = SearchSettings(sampling, tried=tried)
         found = search(case.pair.fixed, case.pair.moving, settings, Runtime("cpu"), Silent())
         assert case.error(Affine(torch.as_tensor(found.hypotheses[0].matrix))) < 4.0, sampling
-        assert found.lead > 0 and found.level.similarity(found.hypotheses[0].matrix) == pytest.approx(found.hypotheses[0].similarity, rel=0.25)
+        assert found.leads[0] > 0 and found.level.similarity(found.hypotheses[0].matrix) == pytest.approx(found.hypotheses[0].similarity, rel=0.25)
+
+
+@BOTH
+def test_the_last_step_tells_which_hypothesis_is_right(dim):
+    """A better similarity of gradients at a wrong turn does not win against mutual information at the right one."""
+    case = linear_pair(38, dim, "rigid", "inverted", truth=any_turn(38, dim))
+    turned = np.eye(dim + 1)
+    turned[:2, :2] *= -1
+    centre = case.pair.moving.grid.centre
+    turned[:dim, dim] = centre - turned[:dim, :dim] @ centre
+    wrong = Hypothesis(turned[:dim, :dim] @ case.truth.numpy()[:dim, :dim], turned @ case.truth.numpy(), 0.99)
+    right = Hypothesis(case.truth.numpy()[:dim, :dim], Affine.translation([2.0] * dim).numpy() @ case.truth.numpy(), 0.5)
+    level = Level(*(prepared(i, torch.device("cpu")) for i in (case.pair.fixed, case.pair.moving)), 4.0, 1.0, 0.5, 1e-5)
+    chosen, solution = find("csngf")._refined(case.pair, Found([wrong, right], level, [1.0, -1.0]), Runtime("cpu"), Silent())
+    assert chosen == 1 and case.error(solution.transform) < 0.5
+
+
+def test_one_peak_does_not_take_the_place_of_others():
+    turns = rotations(72, 2)  # 5 degrees from each to the next
+    near = [Hypothesis(turns[k], np.eye(3), 1.0 - k / 100) for k in (0, 1, 2, 8)]
+    assert apart(near, 2, SearchSettings().apart) == [near[0], near[3]]
 
 
 def test_the_search_does_not_look_at_headers():

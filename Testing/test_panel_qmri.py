@@ -70,7 +70,7 @@ def result_of(truth, registered: bool = True, plane=None, flips=None) -> dict:
     return {"registered": registered, "reasons": reasons, "remarks": remarks, "matrix": exchange.Matrix(truth.truth), "slices": rows,
             "start": "header", "provenance": {},
             "std": {"distance_mm": 0.4, "shift_mm": [0.1, 0.2, 0.3], "turn_degrees": [0.4, 0.5, 0.6]},
-            "evidence": {"contrast": 12.0, "lead": 0.5, "halves": 0.6, "agreeing": 1.0, "overlap": 0.9},
+            "evidence": {"contrast": 12.0, "lead": 0.5, "halves": 0.6, "measures": 0.4, "agreeing": 1.0, "overlap": 0.9},
             "curve": {"degrees": [-30.0, 0.0, 30.0], "set": [0.1, 0.3, 0.1]}}
 
 

@@ -14,7 +14,7 @@ import truths_hip as hips
 from scipy.ndimage import binary_erosion
 
 from DeepRegistrationLib.__main__ import main
-from DeepRegistrationLib.engines.slice_evidence import doubts_of_sides, mirror_lead, mirrored_poses, uncertainty
+from DeepRegistrationLib.engines.slice_evidence import doubts_of_sides, evidence, mirror_lead, mirrored_poses, uncertainty
 from DeepRegistrationLib.engines.slice_maps import into_volume, region_rows
 from DeepRegistrationLib.engines.slice_order import find_placement, mirrored, moves_of
 from DeepRegistrationLib.engines.slice_search import SliceSettings, binary_search, search
@@ -196,6 +196,16 @@ class Folded(hips.Hip):
 
     def values(self, p, contrast):
         return super().values(np.stack([p[..., 0], np.abs(p[..., 1]), p[..., 2]], -1), contrast)
+
+
+@pytest.mark.parametrize("similarity", ("mi", "ngf"))
+def test_a_pose_that_another_measure_does_not_confirm_is_reported(similarity):
+    known, settings = request_of(6, 0.0, 0.0), SliceSettings(search="none", similarity=similarity)
+    found = search(known.problem, [known.truth], settings, RUNTIME, Silent())
+    edge, away = float(known.problem.slices[0].grid.extent.max()), rigid(np.array([3.0, 0.0, 2.0]), np.zeros(3), np.zeros(3))
+    there, off = (evidence(known.problem, replace(found, matrix=m), settings, 0.1) for m in (found.matrix, away @ found.matrix))
+    assert there.measures < 0.005 * edge and not any("disagree by" in reason for reason in there.reasons)
+    assert off.measures == pytest.approx(13**0.5, rel=0.2) and any("gradient directions and mutual information" in reason for reason in off.reasons)
 
 
 def folded_and_plain():

@@ -287,6 +287,7 @@ def pose_rows(result: dict) -> list[dict]:
     rows += [{"figure": "similarity above random poses", "value": found["contrast"], "unit": "SD"},
              {"figure": "lead over the next best pose", "value": found["lead"], "unit": ""},
              {"figure": "halves of the slices apart", "value": found["halves"], "unit": "mm"},
+             {"figure": "gradients and mutual information apart", "value": found["measures"], "unit": "mm"},
              {"figure": "slices that agree", "value": _percent(found["agreeing"]), "unit": "%"},
              {"figure": "pixels in the volume", "value": _percent(found["overlap"]), "unit": "%"}]
     rows += [{"figure": "lead over the mirror image", "value": found["mirror"], "unit": ""}] if "mirror" in found else []

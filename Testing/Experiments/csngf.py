@@ -3,24 +3,26 @@
 As in the publication, the first image of a pair of one subject is turned (any rotation, drawn uniformly) and shifted (up to 30 voxels along each
 axis) and a cube is cut out around its center: 128 voxels along its longest edge (``EDGE``), on a lattice that has nothing in common with the second
 image, which stays as it is. A shift that leaves less than 60 % of the image in the cube, or less than 53 % of the smaller image in the other one,
-is drawn again: the methods state that they need half (T2 and T2* of the neck share 55 % before any displacement). The mask of the cube says where
-the turned image has values; every method gets it. Success: the corners of the cube are less than 5 voxels (mean) from where the true map takes
-them.
+is drawn again: the methods state that they need half. The mask of the cube says where the turned image has values; every method gets it. Success: the
+corners of the cube are less than 5 voxels (mean) from where the true map takes them.
 
-The pairs are all of unlike contrast of one subject in the data, of any two of: T1, PD and angiography of a head; T1, T2, T2* and magnetization
-transfer (``mt1``; ``mt0`` and ``mt_t1w`` are the same sequence) of a neck; two maps of a prostate; a template and a map of its tissue. The true map
-is that of the headers, but for the T1 of the head, which has another origin than the PD and the angiogram: there it is our own rigid alignment of
-T1 and PD by mutual information from the headers (``affine``), which moves the head by 12.8 mm as SimpleITK's does (case.json). The headers of the
+The pairs are all of unlike contrast of one subject in the data whose relation is known, of any two of: T1, PD and angiography of a head; T1, T2 and
+magnetization transfer (``mt1``; ``mt0`` and ``mt_t1w`` are the same sequence) of a neck; two maps of a prostate; a template and a map of its tissue.
+T2* of the neck is left out: by the headers its cord (``t2s_seg``) lies 5.3 mm from that of the T1 and 4.4 mm from that of the T2, twice what counts as
+success there, and our own rigid alignments of it from the headers disagree: T2*, T1, T2 and back moves its corners by 3.5 mm, by way of the MT by 34 mm.
+The true map is that of the headers, but for the T1 of the head, which has another origin than the PD and the angiogram: there it is our own rigid
+alignment of T1 and PD by mutual information from the headers (``affine``), which moves the head by 12.8 mm as SimpleITK's does (case.json). The headers of the
 necks agree to about a voxel only (Dice of the cord in T1 and T2 0.85), and both maps of the prostate come from the same raw images, so that even
 the edges of their noise agree. The angiogram shows vessels alone, which the card of the method lists among its failures: its pairs are stated and
 counted with all others, and the claim is stated once more without them.
 
 Compared in the same run, with the same number of threads: SimpleITK's local mutual information from the image centers; the same from the
 best 3 of 100 rotations that cover all; greedy's random search (1000 rotations, 20 mm) with mutual information; our
-``affine:rigid-global``; and csngf with and without its last step (a local search of mutual information, which the publication has not).
+``affine:rigid-global``; and csngf with and without its last step (local searches of mutual information, which the publication has not).
 
 Settings of csngf were chosen on the T1 template against its gray matter map with added noise, so the pair of this template and its
-white matter map is not independent of them; the other pairs are. Further claims: FFT and definition agree; FFT against a loop over all
+white matter map is not independent of them. That the hypotheses kept lie 15 degrees apart, and that mutual information tells which of the last is right,
+was chosen on other displacements (seeds from 50000) of the two pairs of the neck with MT. Further claims: FFT and definition agree; FFT against a loop over all
 shifts with half overlap at 64^3 (the loop is timed on 200 of them); 5000 rotations on the first level of two volumes of 128^3.
 
 A run that was stopped goes on where it stopped when it is called again with the same ``--out``.
@@ -64,11 +66,8 @@ PAIRS = {
     "prostate ADC, b-value": ("prostate-adc-hbv/adc", "prostate-adc-hbv/hbv"),
     "brain T1, white matter": ("brain3d-mni-tissues/t1", "brain3d-mni-tissues/wm"),
     "neck T1, T2": ("spinal-cord-multicontrast/t1", "spinal-cord-multicontrast/t2"),
-    "neck T1, T2*": ("spinal-cord-multicontrast/t1", "spinal-cord-multicontrast/t2s"),
     "neck T1, MT": ("spinal-cord-multicontrast/t1", "spinal-cord-multicontrast/mt1"),
-    "neck T2, T2*": ("spinal-cord-multicontrast/t2", "spinal-cord-multicontrast/t2s"),
     "neck T2, MT": ("spinal-cord-multicontrast/t2", "spinal-cord-multicontrast/mt1"),
-    "neck T2*, MT": ("spinal-cord-multicontrast/t2s", "spinal-cord-multicontrast/mt1"),
 }
 VESSELS = ("head T1, vessels", "head PD, vessels")
 REGISTERED = {"head T1, PD": PAIRS["head T1, PD"], "head PD, T1": PAIRS["head PD, T1"], "head T1, vessels": PAIRS["head T1, PD"]}
@@ -408,7 +407,7 @@ def main() -> int:
     experiment = Experiment("csngf", __doc__, pair=False)
     if not experiment.arguments.data.is_dir():
         raise SystemExit(f"this experiment needs the real data; {experiment.arguments.data} is not there")
-    every = cases(experiment, 10 if experiment.arguments.full else 2)
+    every = cases(experiment, 10 if experiment.arguments.full else 4)
     rows = compared(experiment, every)
     with experiment.runtime.active():
         experiment.at_most("largest difference of FFT and definition", agreement(experiment), 1e-4)

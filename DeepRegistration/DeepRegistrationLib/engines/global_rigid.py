@@ -39,15 +39,16 @@ BATCH_VALUES = 500_000
 @dataclass(frozen=True)
 class SearchSettings:
     """``factors`` spacing of each level over the finest; ``tried`` rotations of each level, in 2D the first level at most one per
-    degree; ``kept`` hypotheses after each level; ``turns`` largest angle (degrees) about each axis by which the levels after the
-    first turn what was kept, also the least angle between two that are kept; ``blur`` Gaussian sigma in voxels of each level;
+    degree; ``kept`` hypotheses after each level, no two closer than ``apart`` (degrees), so that one peak cannot take every place;
+    ``turns`` largest angle (degrees) about each axis by which the levels after the first turn what was kept; ``blur`` Gaussian sigma in voxels of each level;
     ``finest`` mm, 0 for a 64th of the longer edge, never finer than the voxels; ``overlap`` least share of the smaller image;
     ``epsilon`` gradient per voxel of a level, of images scaled to [0, 1], that counts as noise, 0 for half of the root mean square."""
 
     sampling: str = "covering"
     factors: tuple[float, ...] = (2.0, 2.0, 1.0)
-    tried: tuple[int, ...] = (1000, 300, 24)
-    kept: tuple[int, ...] = (10, 2, 1)
+    tried: tuple[int, ...] = (1000, 300, 48)
+    kept: tuple[int, ...] = (10, 4, 4)
+    apart: float = 15.0
     turns: tuple[float, ...] = (8.0, 2.0)
     blur: tuple[float, ...] = (1.25, 1.25, 1.0)
     finest: float = 0.0
@@ -74,13 +75,13 @@ class Hypothesis:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """``hypotheses`` best first and apart from each other, the last ``level``, and the ``lead`` of the winner on the first level:
-    how far the best similarity near it is above the best elsewhere (more than 30 degrees away), in standard deviations of all that
+    """``hypotheses`` best first and apart from each other, the last ``level``, and the ``leads`` of the hypotheses on the first level:
+    how far the best similarity near one is above the best elsewhere (more than 30 degrees away), in standard deviations of all that
     were tried; negative where another rotation was better at first."""
 
     hypotheses: list[Hypothesis]
     level: Level
-    lead: float
+    leads: list[float]
 
 
 class Level:
@@ -102,6 +103,8 @@ class Level:
         self.spectrum = self.shifts.spectrum(products[0]).conj_physical_()
         offsets = self.moving_grid.points().reshape(-1, fixed.dim) - self.centre
         self.offsets = torch.as_tensor(offsets, dtype=torch.float32, device=fixed.device)
+        unmoved = index_points(self.moving_grid, self.moving.grid, device=fixed.device)
+        self.moving_voxels = float(self._products(self.moving, unmoved, self.epsilons[1])[:, 0].sum())
 
     @property
     def batch(self) -> int:
@@ -124,7 +127,7 @@ class Level:
         grid = self.fixed_grid.moved(matrix)
         moved = self._products(self.moving, index_points(grid, self.moving.grid, device=self.offsets.device), self.epsilons[1])
         common = float((self.products[0] * moved[0, 0]).sum())
-        if common < max(1.0, self.overlap * min(float(moved[:, 0].sum()), self.fixed_voxels)):
+        if common < max(1.0, self.overlap * min(self.moving_voxels, self.fixed_voxels)):
             return float("-inf")
         return float((self.products[1:] * moved[0, 1:]).sum()) / common
 
@@ -177,12 +180,12 @@ def search(fixed: Image, moving: Image, settings: SearchSettings, runtime: Runti
                 trial.all_of(perturbed([h.turn for h in found], settings.tried[k], np.deg2rad(settings.turns[k - 1]), generator))
             else:
                 trial.climb([h.turn for h in found], settings.tried[k], np.deg2rad(settings.turns[k - 1]))
-        found = apart(trial.found, settings.kept[k], settings.turns[min(k, len(settings.turns) - 1)])
+        found = apart(trial.found, settings.kept[k], settings.apart)
         if not found:
             raise InputError(f"no rotation leaves {100 * settings.overlap:g} % of the smaller image in common with the other; "
                              "lower the least overlap, or check the masks")
         everywhere = everywhere or trial.found
-    return Found(found, level, _lead(found[0], everywhere))
+    return Found(found, level, [_lead(h, everywhere) for h in found])
 
 
 def _lead(winner, tried):

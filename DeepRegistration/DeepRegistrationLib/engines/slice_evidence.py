@@ -8,6 +8,8 @@ Evidence, that is about such other optima and about slices that show something e
 * ``contrast``: similarity at the pose above that of random poses within reach, in standard deviations of these;
 * ``lead``: how much better it is than the best other optimum that was refined, as a share of what it is better than random poses;
 * ``halves``: both halves of the slices searched on their own from the pose, distance of their answers in mm;
+* ``measures``: how far from the pose, in mm, another measure of similarity goes on its own: gradient directions, or mutual information where these are
+  what is compared. What one contrast has and the other has not draws each measure elsewhere, which neither curvature nor halves of the slices show;
 * ``agreeing``: share of the slices that, turned about the axis alone, are most like their emulation within ``VOTE_TOLERANCE``;
 * ``overlap``: share of the pixels that lies in the volume.
 
@@ -24,7 +26,7 @@ import numpy as np
 from ..runtime import Silent
 from .search import spread_points
 from .slice_search import THIN, Found, SliceSettings, apart, distance, longest_edge, reach_of, spread_poses
-from .slices import SliceLevel, about_axis, refine
+from .slices import SliceLevel, about_axis, build_levels, refine
 from .starts import worth
 
 TILES = 4
@@ -34,8 +36,8 @@ VOTE_TOLERANCE = 4.6
 LEAST_CONTRAST, LEAST_LEAD, LEAST_AGREEING, LEAST_OVERLAP = 7.0, 0.1, 0.6, 0.5
 MIRRORS = 600
 """Reflections that are compared."""
-MOST_HALVES, MOST_STD = 0.03, 0.015
-"""Shares of the longer edge of the slices: 3.9 and 2 mm of a field of view of 130 mm."""
+MOST_HALVES, MOST_MEASURES, MOST_STD = 0.03, 0.02, 0.015
+"""Shares of the longer edge of the slices: 3.9, 2.6 and 2 mm of a field of view of 130 mm."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Evidence:
     contrast: float
     lead: float
     halves: float
+    measures: float
     agreeing: float
     overlap: float
     reasons: tuple[str, ...] = ()
@@ -130,8 +133,8 @@ def evidence(problem, found: Found, settings: SliceSettings, spread: float) -> E
     here, far = level.cost(found.matrix), _level_of_random(level, problem, found, settings)
     lead = (min(costs) - here) / max(far - here, 1e-12) if costs else 1.0
     curve = axis_curve(found)
-    halves = halves_apart(level, found.matrix)
-    made = Evidence(float((at_pose - mean) / max(deviation, 1e-9)), float(lead), halves, agreeing_share(curve), float(overlap))
+    made = Evidence(float((at_pose - mean) / max(deviation, 1e-9)), float(lead), halves_apart(level, found.matrix),
+                    measures_apart(problem, found, settings), agreeing_share(curve), float(overlap))
     return Evidence(*made.as_dict().values(), reasons_against(made, spread, longest_edge(problem)))
 
 
@@ -180,6 +183,16 @@ def halves_apart(level: SliceLevel, matrix: np.ndarray) -> float:
     return distance(level, *ends)
 
 
+def measures_apart(problem, found: Found, settings: SliceSettings) -> float:
+    """mm between a found pose and where gradient directions (mutual information, where the search compared these) go from there; inf where that
+    leaves the volume."""
+    finest = found.levels[-1]
+    other = "mi" if settings.similarity == "ngf" else "ngf"
+    (level,) = build_levels(problem, [finest.spacing], other, settings.profile, finest.points.device)
+    end, cost = refine(level, found.matrix, 20, Silent(), tolerance=0.05 * level.spacing)
+    return distance(finest, end, found.matrix) if np.isfinite(cost) else float("inf")
+
+
 def axis_curve(found: Found) -> dict:
     """{'degrees' (A,), 'set' (A,), 'slices' (A, S)}: normalized mutual information of the set and of every slice turned about the axis; empty
     without an axis."""
@@ -208,6 +221,9 @@ def reasons_against(found: Evidence, spread: float, edge: float) -> tuple[str, .
     if not found.halves <= MOST_HALVES * edge:
         out.append(f"the two halves of the slices disagree by {found.halves:.1f} mm, at most {MOST_HALVES * edge:.1f} mm is accepted; "
                    "a slice may be out of order, mirrored or disturbed")
+    if not found.measures <= MOST_MEASURES * edge:
+        out.append(f"gradient directions and mutual information disagree by {found.measures:.1f} mm, at most {MOST_MEASURES * edge:.1f} mm is accepted; "
+                   "use slices that cross more edges, or a volume of a contrast that is more alike")
     if found.agreeing < LEAST_AGREEING:
         out.append(f"only {100 * found.agreeing:.0f} % of the slices agree with the turn about the axis; check their order and their directions")
     if found.overlap < LEAST_OVERLAP:

@@ -5,14 +5,16 @@ and opposite directions count alike, so that what is bright in one image may be 
 come from products in the frequency domain (``ops/fft.py``); rotations from the whole group are tried on a coarse lattice and the
 best of them made better on finer ones (``engines/global_rigid.py``). Öfverstedt, Lindblad and Sladoje, WBIR 2022.
 
-The published search ends on whole voxels and tried angles; here, unless ``refine`` is 'none', a local search of mutual information
-(``engines/linear.py``, not part of the publication) takes the best map to a fraction of a voxel.
+The published search ends with its best map, on whole voxels and tried angles. Here several maps far from each other are kept and, unless ``refine`` is
+'none', a local search of mutual information (``engines/linear.py``, not part of the publication) takes each to a fraction of a voxel and tells which is
+right: the images need to share few edges for a search, but more than edges to be told from their own upside-down.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from ..engines.global_rigid import SAMPLINGS, SearchSettings, search
@@ -40,7 +42,7 @@ ALEXA = """@inproceedings{Alexa2022,
   booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition}, pages = {8291--8300}, year = {2022}}"""
 
 PUBLISHED = {"sampling": "random", "factors": (4.0, 2.0, 2.0, 1.0), "tried": (5000, 3000, 300, 0), "kept": (20, 3, 1, 1),
-             "turns": (10.0, 3.0, 0.0), "blur": (1.25, 1.5, 1.0, 1.5), "finest": 0.001, "refine": "none"}
+             "apart": 3.0, "turns": (10.0, 3.0, 0.0), "blur": (1.25, 1.5, 1.0, 1.5), "finest": 0.001, "refine": "none"}
 
 
 @method(Card(
@@ -61,7 +63,7 @@ PUBLISHED = {"sampling": "random", "factors": (4.0, 2.0, 2.0, 1.0), "tried": (50
                           "about 10 s of one core"),
         "search-only": Preset("without the last step: a start for another method, good to about a voxel of a 64th of the image",
                               {"refine": "none"}),
-        "thorough": Preset("5000 rotations and a third of their best; about 40 s of one core", {"tried": (5000, 1000, 60), "kept": (40, 5, 1)}),
+        "thorough": Preset("5000 rotations and a third of their best; about 40 s of one core", {"tried": (5000, 1000, 96), "kept": (40, 8, 8)}),
         "published": Preset("numbers of rotations, levels and random turns as published, at full resolution; for a GPU, and more than "
                             "an hour on a CPU for a 1 mm head", PUBLISHED),
     },
@@ -74,9 +76,11 @@ class CrossSimilarity(Method):
                                advanced=False)
     sampling: str = parameter("covering", "Rotations", "An even covering of all rotations, the same in every run, or random ones.",
                               choices=SAMPLINGS)
-    tried: tuple[int, ...] = parameter((1000, 300, 24), "Rotations tried", "On each level; the first level takes at most 360 in 2D.",
+    tried: tuple[int, ...] = parameter((1000, 300, 48), "Rotations tried", "On each level; the first level takes at most 360 in 2D.",
                                        minimum=0, maximum=1000000)
-    kept: tuple[int, ...] = parameter((10, 2, 1), "Rotations kept", "After each level.", minimum=1, maximum=1000)
+    kept: tuple[int, ...] = parameter((10, 4, 4), "Rotations kept", "After each level; the last step tells which of the last is right.", minimum=1,
+                                      maximum=1000)
+    apart: float = parameter(15.0, "Rotations apart", "Least angle between two that are kept.", unit="degrees", minimum=0.0, maximum=180.0)
     turns: tuple[float, ...] = parameter((8.0, 2.0), "Turns", "Largest turn about each axis on every level after the first.", unit="degrees",
                                          minimum=0.0, maximum=90.0)
     factors: tuple[float, ...] = parameter((2.0, 2.0, 1.0), "Spacing factors", "Spacing of each level over the finest.", minimum=1.0, maximum=64.0)
@@ -91,15 +95,25 @@ class CrossSimilarity(Method):
         share = 1.0 if self.refine == "none" else 0.9
         start = _initial(problem)
         found = search(problem.fixed, problem.moving, settings, runtime, runtime.monitor.part(0.0, share, "search"), start)
-        best = found.hypotheses[0]
-        transform = Affine(torch.as_tensor(best.matrix))
-        scalars = {"similarity": best.similarity, "lead": found.lead}
-        history = [{"stage": "search", "step": 0, "loss": 1 - best.similarity}]
+        best, lead, fine = found.hypotheses[0], found.leads[0], None
         if self.refine != "none":
-            linear = LinearSettings(freedom="rigid", similarity=self.refine)
-            fine = solve_linear(replace(problem, initial=transform), linear, runtime, runtime.monitor.part(share, 1.0, "refinement"))
-            transform, history = fine.transform, history + fine.history
-        return Result(problem, transform, scalars=scalars, history=history, provenance={"search": best.matrix.tolist()})
+            k, fine = self._refined(problem, found, runtime, runtime.monitor.part(share, 1.0, "refinement"))
+            best, lead = found.hypotheses[k], found.leads[k]
+        transform = Affine(torch.as_tensor(best.matrix)) if fine is None else fine.transform
+        history = [{"stage": "search", "step": 0, "loss": 1 - best.similarity}, *([] if fine is None else fine.history)]
+        return Result(problem, transform, scalars={"similarity": best.similarity, "lead": lead}, history=history,
+                      provenance={"search": found.hypotheses[0].matrix.tolist()})
+
+    def _refined(self, problem, found, runtime, monitor):
+        """(number of the hypothesis, LinearSolution) of the lowest cost after a local search from each, of those that keep the least overlap."""
+        settings = LinearSettings(freedom="rigid", similarity=self.refine)
+        solutions, count = [], len(found.hypotheses)
+        for k, hypothesis in enumerate(found.hypotheses):
+            start = replace(problem, initial=Affine(torch.as_tensor(hypothesis.matrix)))
+            solutions.append(solve_linear(start, settings, runtime, monitor.part(k / count, (k + 1) / count, f"{k + 1}/{count}")))
+        overlapping = [k for k, s in enumerate(solutions) if found.level.similarity(s.transform.numpy()) > -np.inf]
+        k = min(overlapping or range(count), key=lambda k: solutions[k].after)
+        return k, solutions[k]
 
 
 def _initial(problem):
