@@ -1,4 +1,4 @@
-"""What the tests of the panel share: the module in the stand-in of the application, small volumes, a runner that follows a script."""
+"""What the tests of the panels share: the module in the stand-in of the application, small volumes, layout at 400 pixels, a runner that follows a script."""
 
 import time
 
@@ -8,6 +8,10 @@ from harness.fixtures import application, no_slot_errors, scene  # noqa: F401
 from harness.fixtures import panel as module_panel  # noqa: F401
 
 from DeepRegistrationLib.geometry import Grid
+
+WIDTH = 400
+"""Pixels that the panel has in the application's window."""
+
 
 @pytest.fixture
 def slicer(application, scene):
@@ -93,6 +97,75 @@ def status(page) -> str:
     label = getattr(page.ui, f"{page.STATUS}StatusLabel")
     assert "\n" not in label.text
     return label.text if not getattr(page.ui, f"{page.STATUS}StatusWidget").isHidden() else ""
+
+
+def lengthen(text: str, factor: float = 1.6) -> str:
+    """A text of ``factor`` times the length, in words of usual length."""
+    more, filler = int(len(text) * factor) - len(text), "verlaengerung der angabe "
+    return text + (" " + (filler * (more // len(filler) + 1)))[:more] if text.strip() else text
+
+
+def texts_of(widget):
+    """(widget, text) of labels, buttons and check boxes that show a text."""
+    import qt
+
+    for kind in (qt.QLabel, qt.QPushButton, qt.QCheckBox, qt.QToolButton):
+        for each in widget.findChildren(kind):
+            if type(each).__name__ in ("QLabel", "QPushButton", "QCheckBox", "QToolButton") and isinstance(each.text, str) and each.text.strip():
+                yield each, each.text
+
+
+def show(slicer, panel, name: str):
+    """The page ``name``, all its boxes unfolded, drawn at 400 pixels."""
+    import qt
+
+    panel.open(name)
+    page = panel.page(name)
+    for box in [child for child in page.widget.findChildren(qt.QWidget) if type(child).__name__ == "ctkCollapsibleGroupBox"]:
+        box.collapsed = False
+    top = panel.widget.window()
+    top.show()
+    draw(slicer, top)
+    return page
+
+
+def draw(slicer, top) -> None:
+    """Lay the window ``top`` out at 400 pixels."""
+    for _ in range(2):
+        top.resize(WIDTH, max(400, top.heightForWidth(WIDTH) if top.hasHeightForWidth() else top.sizeHint().height()))
+        settle(slicer)
+
+
+def clipped(page) -> list[str]:
+    """Texts that their widget does not show whole."""
+    found = []
+    for widget, text in texts_of(page.widget):
+        if not widget.isVisible():
+            continue
+        wraps = type(widget).__name__ == "QLabel" and widget.wordWrap
+        needed = widget.heightForWidth(widget.width) if wraps else widget.sizeHint().width()
+        if (wraps and needed > widget.height + 1) or (not wraps and needed > widget.width + 1):
+            found.append(f"{widget.objectName}: '{text}' needs {needed}, has {widget.height if wraps else widget.width}")
+    return found
+
+
+def without_help(page) -> list[str]:
+    """Names of the controls of a page that do not say what they are for."""
+    import qt
+
+    kinds = (qt.QPushButton, qt.QCheckBox, qt.QToolButton, qt.QComboBox, qt.QSpinBox, qt.QDoubleSpinBox, qt.QTableWidget, qt.QListWidget)
+    return [child.objectName for kind in kinds for child in page.widget.findChildren(kind)
+            if getattr(page.ui, child.objectName or "-", None) is child and not child.toolTip]
+
+
+def check_fits(slicer, panel, page, factor: float = 1.0) -> None:
+    """The page that is shown, with texts of ``factor`` times the length: the panel is not wider than ``WIDTH`` and no text is clipped."""
+    if factor > 1:
+        for widget, text in list(texts_of(page.widget)):
+            widget.text = lengthen(text, factor)
+    draw(slicer, panel.widget.window())
+    assert panel.widget.minimumSizeHint().width() <= WIDTH, "the page with the frame of its section"
+    assert clipped(page) == []
 
 
 class ScriptedJob:

@@ -41,7 +41,7 @@ class Pair(Studio):
         """The panel as it is."""
         self.settle()
         if self.long:
-            from test_panel_layout import lengthen, texts_of
+            from panels import lengthen, texts_of
 
             for widget, text in list(texts_of(self.holder)):
                 if not widget.__dict__.get("lengthened"):

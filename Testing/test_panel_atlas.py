@@ -16,18 +16,20 @@ pytest.importorskip("slicer")
 from panels import (  # noqa: E402, F401
     ScriptedRunner,
     application,
+    check_fits,
     choose,
     module_panel,
     no_slot_errors,
     scene,
     segmentation,
     settle,
+    show,
     slicer,
     status,
     volume,
     wait_until,
+    without_help,
 )
-from test_panel_layout import WIDTH, clipped, draw, lengthen, show, texts_of  # noqa: E402
 
 from DeepRegistrationLib.geometry import Grid  # noqa: E402
 from DeepRegistrationLib.image import Image, Labels  # noqa: E402
@@ -544,27 +546,11 @@ def test_label_maps_of_the_scene_and_a_failure(slicer, structure):
 @pytest.mark.parametrize("factor", [1.0, 1.6])
 @pytest.mark.parametrize("name", ["build", "structure", "identify"])
 def test_fits_400_pixels(slicer, panel, name, factor):
-    page = show(slicer, panel, name)
-    if factor > 1:
-        for widget, text in list(texts_of(page.widget)):
-            widget.text = lengthen(text, factor)
-    draw(slicer, panel.widget.window())
-    assert panel.widget.minimumSizeHint().width() <= WIDTH and clipped(page) == []
+    check_fits(slicer, panel, show(slicer, panel, name), factor)
 
 
 def test_every_control_has_help(slicer, panel):
-    import qt
-
-    silent = []
-    for name in ("build", "structure", "identify"):
-        page = panel.page(name)
-        for kind in (qt.QPushButton, qt.QCheckBox, qt.QComboBox, qt.QSpinBox, qt.QTableWidget, qt.QListWidget):
-            silent += [
-                child.objectName
-                for child in page.widget.findChildren(kind)
-                if getattr(page.ui, child.objectName or "-", None) is child and not child.toolTip
-            ]
-    assert [name for name in silent if name != "atlasButton"] == []
+    assert [without_help(panel.page(name)) for name in ("build", "structure", "identify")] == [[], [], []]
 
 
 def test_the_panel_opens_without_torch():

@@ -12,9 +12,8 @@ pytest.importorskip("PySide6")
 pytest.importorskip("slicer")
 
 from panels import (  # noqa: E402, F401
-    ScriptedRunner, application, choose, module_panel, no_slot_errors, scene, settle, slicer, status, wait_until)
+    ScriptedRunner, application, check_fits, choose, module_panel, no_slot_errors, scene, settle, show, slicer, status, wait_until, without_help)
 from test_jobs_qmri import QUICK, known, scans  # noqa: E402
-from test_panel_layout import WIDTH, clipped, draw, lengthen, show, texts_of  # noqa: E402
 
 import truths_hip  # noqa: E402
 
@@ -505,24 +504,11 @@ def test_the_scene_can_be_closed_while_it_runs(slicer, page):
 def test_fits_400_pixels(slicer, panel, name, factor):
     if name == "slices":
         answered(slicer, panel.page("slices"), known())
-    page = show(slicer, panel, name)
-    if factor > 1:
-        for widget, text in list(texts_of(page.widget)):
-            widget.text = lengthen(text, factor)
-    draw(slicer, panel.widget.window())
-    assert panel.widget.minimumSizeHint().width() <= WIDTH and clipped(page) == []
+    check_fits(slicer, panel, show(slicer, panel, name), factor)
 
 
 def test_every_control_has_help(slicer, panel):
-    import qt
-
-    silent = []
-    for name in ("slices", "motion"):
-        page = panel.page(name)
-        for kind in (qt.QPushButton, qt.QCheckBox, qt.QComboBox, qt.QDoubleSpinBox, qt.QTableWidget, qt.QListWidget):
-            silent += [child.objectName for child in page.widget.findChildren(kind)
-                       if getattr(page.ui, child.objectName or "-", None) is child and not child.toolTip]
-    assert silent == []
+    assert [without_help(panel.page(name)) for name in ("slices", "motion")] == [[], []]
 
 
 def test_the_panel_opens_without_torch():

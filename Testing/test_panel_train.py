@@ -12,8 +12,7 @@ pytest.importorskip("PySide6")
 pytest.importorskip("slicer")
 
 from panels import (  # noqa: E402, F401
-    application, choose, module_panel, no_slot_errors, pair, panel, scene, segmentation, settle, slicer, status, volume, wait_until)
-from test_panel_layout import WIDTH, clipped, draw, lengthen, show, texts_of  # noqa: E402
+    application, check_fits, choose, module_panel, no_slot_errors, pair, panel, scene, segmentation, settle, show, slicer, status, volume, wait_until)
 
 from DeepRegistrationLib.commands import jobs_train, train  # noqa: E402
 from DeepRegistrationLib.exchange import LabelMap, Volume  # noqa: E402
@@ -213,8 +212,4 @@ def test_the_other_recipe_fits_400_pixels_too(slicer, pair, factor):
     page = show(slicer, pair, "train")
     choose(page.ui.recipeBox, "general")
     settle(slicer)
-    if factor > 1:
-        for widget, text in list(texts_of(page.widget)):
-            widget.text = lengthen(text, factor)
-    draw(slicer, pair.widget.window())
-    assert page.widget.minimumSizeHint().width() <= WIDTH and clipped(page) == []
+    check_fits(slicer, pair, page, factor)
