@@ -7,7 +7,7 @@ pytest.importorskip("PySide6")
 pytest.importorskip("slicer")
 
 from panels import application, module_panel, no_slot_errors, scene, settle, slicer, status, wait_until  # noqa: E402, F401
-from test_panel_atlas import panel  # noqa: E402, F401
+from panels_atlas import panel  # noqa: E402, F401
 
 from DeepRegistrationLib.geometry import Grid  # noqa: E402
 from DeepRegistrationLib.io import write_image  # noqa: E402
