@@ -151,8 +151,8 @@ def test_a_failure_is_one_sentence(slicer, page):
 # --------------------------------------------------------------------------------------------------- real runs, scripts
 
 
-def test_a_script_registers_corrects_and_asks_for_motion(slicer):
-    """No panel: an order that is set by hand, its transforms in the scene; what cannot be registered raises."""
+def test_a_script_registers_in_an_order_that_is_set_by_hand(slicer):
+    """No panel: the transforms are in the scene; what cannot be registered raises."""
     from DeepRegistrationUI.qmri_logic import QMRIRegisterLogic
 
     logic = QMRIRegisterLogic(runner=InProcessRunner())
@@ -170,6 +170,22 @@ def test_a_script_registers_corrects_and_asks_for_motion(slicer):
     with pytest.raises(InputError, match="no preset 'none'"):
         logic.register(nodes, volume, preset="none")
     assert logic.getParameterNode().qmriPreset == "default"
+    logic.shutdown()
+
+
+def test_a_script_asks_for_motion(slicer):
+    """No panel: the average and the transforms of scans are in the scene; one scan alone raises."""
+    from DeepRegistrationUI import mrml
+    from DeepRegistrationUI.qmri_logic import QMRIRegisterLogic
+
+    logic = QMRIRegisterLogic(runner=InProcessRunner())
+    nodes = [mrml.volume_node(slicer.mrmlScene, value) for value in scans(3)]
+    found = logic.motion(nodes, values={"rounds": 45}, transforms=True, device="cpu", name="knee")
+    assert slicer.util.getNode("knee average") in found["nodes"].values()
+    shifts = [slicer.util.arrayFromTransformMatrix(slicer.util.getNode(f"knee scan {k}"))[0, 3] for k in (1, 3)]
+    assert abs(shifts[0] - shifts[1]) == pytest.approx(3.0, abs=0.5), "mm, between the first and the last scan"
+    with pytest.raises(InputError, match="1 scan"):
+        logic.motion(nodes[:1])
     logic.shutdown()
 
 
