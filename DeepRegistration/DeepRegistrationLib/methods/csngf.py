@@ -5,9 +5,9 @@ and opposite directions count alike, so that what is bright in one image may be 
 come from products in the frequency domain (``ops/fft.py``); rotations from the whole group are tried on a coarse lattice and the
 best of them made better on finer ones (``engines/global_rigid.py``). Öfverstedt, Lindblad and Sladoje, WBIR 2022.
 
-The published search ends with its best map, on whole voxels and tried angles. Here several maps far from each other are kept and, unless ``refine`` is
-'none', a local search of mutual information (``engines/linear.py``, not part of the publication) takes each to a fraction of a voxel and tells which is
-right: the images need to share few edges for a search, but more than edges to be told from their own upside-down.
+The published search ends with its best map, on whole voxels and tried angles. Here the search keeps several maps that are far from each other and,
+unless ``refine`` is 'none', a local search of mutual information (``engines/linear.py``, not part of the publication) takes each of them to a fraction of
+a voxel; the answer is the one of lowest cost among those that keep the least overlap.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ PUBLISHED = {"sampling": "random", "factors": (4.0, 2.0, 2.0, 1.0), "tried": (50
                    "a small piece of a much larger image; crop or mask it",
                    "single slices of volumes; give two 2D images"),
     presets={
-        "default": Preset("1000 rotations on a coarse lattice (360 in 2D), the best made better, then mutual information; "
-                          "about 10 s of one core"),
+        "default": Preset("1000 rotations on a coarse lattice (360 in 2D), the best made better, mutual information tells which is right; "
+                          "5 to 20 s of one core"),
         "search-only": Preset("without the last step: a start for another method, good to about a voxel of a 64th of the image",
                               {"refine": "none"}),
         "thorough": Preset("5000 rotations and a third of their best; about 40 s of one core", {"tried": (5000, 1000, 96), "kept": (40, 8, 8)}),
