@@ -103,7 +103,7 @@ def test_images_that_cannot_be_used(files, cli, toy, tmp_path, fixed, moving, wo
     (("--method", "toy-shift", "--write", "transform,movie"), "'movie' is no output"),
     (("--method", "toy-shift", "--threads", "0"), "at least 1"),
     (("--method", "toy-shift", "--seed", "x"), "invalid int value"),
-    (("--method", "toy-shift", "--speed", "9"), "unrecognized arguments: --speed"),
+    (("--method", "toy-shift", "--speed", "9"), "unrecognized arguments: --speed 9; 'DeepRegistration register --help' explains"),
 ])
 def test_options_that_cannot_be_used(files, cli, toy, tmp_path, options, words):
     options = [files[o[1:-1]] if o.startswith("{") else o for o in options]

@@ -206,7 +206,7 @@ def test_few_or_equal_subjects_have_no_outliers():
 
 
 @pytest.mark.parametrize("subjects, words", [
-    ((), "a cohort of 0 subjects"),
+    ((), "a cohort of no subjects"),
     (("a", "a"), "'a' occurs 2 times"),
     (("a", "b/c"), "'b/c' cannot be that of a folder"),
 ])
@@ -264,7 +264,7 @@ def test_a_stopped_build_goes_on_to_the_same_numbers(tmp_path):
 def test_the_state_of_another_atlas_is_not_gone_on_with(tmp_path):
     with pytest.raises(Cancelled):
         built(shifted(), StopsAt("subject 2/5"), tmp_path)
-    with pytest.raises(InputError, match="another atlas \\(parameters differ\\)"):
+    with pytest.raises(InputError, match="another atlas \\(different: centering\\)"):
         built(shifted(), work=tmp_path, centering=0.5)
 
 

@@ -141,7 +141,7 @@ class Group:
         object.__setattr__(self, "subjects", tuple(self.subjects))
         names = [subject.name for subject in self.subjects]
         if len(names) < 2:
-            raise InputError(f"a cohort of {len(names)} subjects was given; an atlas needs at least two")
+            raise InputError(f"a cohort of {'one subject' if names else 'no subjects'} was given; an atlas needs at least two")
         for name in names:
             if not name.strip() or name in (".", "..") or any(c in name for c in '/\\:*?"<>|'):
                 raise InputError(f"the subject name '{name}' cannot be that of a folder; use letters, digits, '-' and '_'")

@@ -42,7 +42,7 @@ from DeepRegistrationLib.problem import Group, Pair, Subject
 from DeepRegistrationLib.result import bridge, warp
 from DeepRegistrationLib.runtime import Runtime
 
-PENALTY = {"digits": 3000.0, "slices": 3000.0, "slabs": 10000.0}
+PENALTY = {"digits": 3000.0, "slices": 3000.0, "slabs": 40000.0}
 """Weights of the squared mean displacement; the slabs move by smaller shares of their longest edge, the unit of the penalty."""
 DIGIT, DIGITS = 3, 60
 BASE = {"linear": "none", "centering": 0.0, "outliers": 0.0, "width": 8, "batch": 4}

@@ -1,4 +1,7 @@
-"""atlas: build an atlas of a cohort, and use it for other subjects. Each action is a file ``atlas_<action>.py`` with ``add(actions)``."""
+"""atlas: build an atlas of a cohort, and use it for other subjects.
+
+Each action is a file ``atlas_<action>.py`` with ``add(actions)``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ ACTIONS = (atlas_build, atlas_apply, atlas_structure, atlas_identify)
 
 
 def add(commands) -> None:
-    parser = commands.add_parser("atlas", help="build an atlas of a cohort and use it", description=__doc__)
+    parser = commands.add_parser("atlas", help="build an atlas of a cohort and use it", description=__doc__.splitlines()[0])
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=options.Parser)
     for module in ACTIONS:
         module.add(actions)

@@ -17,7 +17,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import Cancelled, InputError
 from ..runtime import Console, JsonLines, Runtime, Silent, fewer_threads
 from . import options
 from .catalogue import jsonable
@@ -69,7 +69,11 @@ def run(arguments) -> None:
         if processes.shared(first and prepare(arguments.out, arguments.resume, method, problem), runtime.torch_device()):
             note(f"{arguments.out} holds this atlas already; nothing is left to do")
             return
-        result = method.run(problem, runtime)
+        try:
+            result = method.run(problem, runtime)
+        except (KeyboardInterrupt, Cancelled):
+            note(f"{arguments.out / WORK} keeps the subjects that are finished: the same command with --resume goes on from there")
+            raise
         processes.meet()
     if not first:
         return

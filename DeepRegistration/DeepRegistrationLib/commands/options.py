@@ -14,6 +14,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise InputError(f"{message}; '{self.prog} --help' explains the options")
 
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse does, but options that a command does not know are its own mistake, not that of the whole program."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
 
 def add_guides(parser: Parser) -> None:
     """Labels and points of both images."""

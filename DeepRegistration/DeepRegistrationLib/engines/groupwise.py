@@ -124,8 +124,7 @@ class _Flow:
         state = self.store.state()
         if state:
             if state["order"] != self.order:
-                changed = sorted(key for key in {*self.order, *state["order"]} if self.order.get(key) != state["order"].get(key))
-                raise InputError(f"{self.store.folder} holds the state of another atlas ({', '.join(changed)} differ); "
+                raise InputError(f"{self.store.folder} holds the state of another atlas (different: {', '.join(different(self.order, state['order']))}); "
                                  "give the same settings and cohort, or another folder")
             kept = tuple(member for member in self.members if member.name not in state["set_aside"])
             self.built = Built(kept, self.grid, state["rows"], state["set_aside"], state["energy"], state["iterations"])
@@ -274,6 +273,16 @@ class _Flow:
         built = self.built
         self.store.note({"order": self.order, "iterations": built.iterations, "rows": built.rows, "set_aside": built.set_aside,
                          "energy": built.energy})
+
+
+def different(one: dict, other: dict) -> list[str]:
+    """The keys whose values are not the same; those of the inner dict where the values are dicts."""
+    found = []
+    for key in sorted({*one, *other}):
+        a, b = one.get(key), other.get(key)
+        if a != b:
+            found += different(a, b) if isinstance(a, dict) and isinstance(b, dict) else [key]
+    return found
 
 
 def outliers(figures: dict[str, dict], limit: float) -> dict[str, str]:

@@ -92,6 +92,8 @@ def draw_distances(axes, found: CohortStructure) -> None:
         axes.axvline(edge - 0.5, color="white", linewidth=1)
     axes.set_title(f"Distances of {view.distances.kind}, by type", fontsize=10)
     axes.tick_params(labelsize=8)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("subjects", fontsize=9)
     bar = axes.figure.colorbar(shown, ax=axes, fraction=0.046, pad=0.03)
     bar.ax.tick_params(labelsize=8)

@@ -58,10 +58,10 @@ JOSHI = """@article{Joshi2004,
     presets={
         "default": Preset("volumes: two affine iterations, then four deformable ones, coarse to fine"),
         "2d": Preset("slices in one contrast: few steps a subject in two iterations, sharpened", {
-            "method": "instance-optimisation:2d", "similarity": "lncc", "settings": "iterations=20,20,20,15,5", "factors": (2.0, 1.0),
+            "method": "instance-optimisation:2d", "similarity": "lncc", "settings": "iterations=20,20,20,15,5;cautious=false", "factors": (2.0, 1.0),
             "sharpening": 0.4}),
         "fast": Preset("volumes in one contrast: two deformable iterations, as sharp as the subjects; a third of the time, a little less exact", {
-            "similarity": "lncc", "settings": "iterations=50,40,12,4", "factors": (2.0, 1.0), "sharpening": 1.0}),
+            "similarity": "lncc", "settings": "iterations=50,40,12,4;cautious=false", "factors": (2.0, 1.0), "sharpening": 1.0}),
         "mse": Preset("images on one intensity scale: the squared difference", {"similarity": "mse"}),
         "lncc": Preset("one contrast with shading: local correlation", {"similarity": "lncc"}),
         "network": Preset("a network trained with the atlas: hundreds of subjects at one pass each, new ones in a second", {"model": "network"}),
