@@ -53,7 +53,7 @@ class Failure(Exception):
 
 def main(argv: list[str]) -> int:
     """Run the command line ``argv`` and return the exit status."""
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if not argv or argv[0] in ("-h", "--help", "help") or argv in (["experiment", "-h"], ["experiment", "--help"]):
         sys.stdout.write(usage())
         return 0
     try:
@@ -110,7 +110,7 @@ def command_line(command: str, rest: list[str]) -> list[str]:
 def run(arguments: list[str]) -> int:
     """Run the environment's Python; on POSIX it takes the place of this process, so that signals reach it."""
     python = str(venv_python())
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "DEEPREGISTRATION_PROGRAM": "python run.py"}
     if os.name == "posix":
         sys.stdout.flush()
         sys.stderr.flush()

@@ -43,6 +43,8 @@ def files(tmp_path_factory):
     empty = torch.zeros((1, 1, *grid.shape), dtype=torch.int32)
     paths["empty mask"] = folder / "empty.nii.gz"
     write_labels(Labels(empty, grid), paths["empty mask"])
+    paths["no ending"] = folder / "image"
+    paths["no ending"].write_bytes(paths["fixed"].read_bytes())
     paths["text"] = folder / "text.nii.gz"
     paths["text"].write_text("this is not an image")
     paths["unknown"] = folder / "image.docx"
@@ -68,6 +70,7 @@ def files(tmp_path_factory):
     ("absent", "moving", "absent.nii.gz does not exist"),
     ("fixed", "text", "text.nii.gz"),
     ("fixed", "unknown", "'.docx'"),
+    ("fixed", "no ending", "add the ending of its type"),
     ("fixed", "nothing", "empty (0 bytes)"),
     ("fixed", "truncated", "incomplete"),
     ("fixed", "nan", "NaN or infinite"),
@@ -102,8 +105,10 @@ def test_images_that_cannot_be_used(files, cli, toy, tmp_path, fixed, moving, wo
     (("--method", "toy-shift", "--fixed-points", "{2D points}", "--moving-points", "{3D points}"), "3D"),
     (("--method", "toy-shift", "--write", "transform,movie"), "'movie' is no output"),
     (("--method", "toy-shift", "--threads", "0"), "at least 1"),
-    (("--method", "toy-shift", "--seed", "x"), "invalid int value"),
-    (("--method", "toy-shift", "--speed", "9"), "unrecognized arguments: --speed 9; 'DeepRegistration register --help' explains"),
+    (("--method", "toy-shift", "--seed", "x"), "'x' was given; expected a whole number"),
+    (("--method", "toy-shift", "--speed", "9"), "unknown argument '--speed' (did you mean '--seed'?); "),
+    (("--method", "toy-shift", "--fixed-lab", "{empty mask}"), "unknown argument '--fixed-lab' (did you mean '--fixed-labels'?)"),
+    (("--method", "icon-atlas:2d"), "'icon-atlas' has another task (atlas of a cohort): it takes a Group, a Pair was given"),
 ])
 def test_options_that_cannot_be_used(files, cli, toy, tmp_path, options, words):
     options = [files[o[1:-1]] if o.startswith("{") else o for o in options]
@@ -178,13 +183,15 @@ def test_warp_refuses(files, cli, tmp_path, arguments, words):
 def test_warp_refuses_an_unknown_type_of_output(files, cli, tmp_path):
     answer = cli("warp", "--transform", files["2D transform"], "--reference", files["fixed"], "--input", files["moving"], "--out", tmp_path / "o.docx")
     assert "'.docx'" in answer.sentence() and not any(tmp_path.iterdir())
+    answer = cli("warp", "--transform", files["2D transform"], "--reference", files["fixed"], "--input", files["moving"], "--out", tmp_path / "o")
+    assert "has no ending that names a format" in answer.sentence() and not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("text, words", [
     ("", "names no pairs"), ("fixed,moving\n", "names no pairs"), ("fixed,moving\na.nii.gz,\n", "'moving' is empty"),
     ("fixed,moving,colour\na,b,c\n", "unknown column 'colour'"), ("fixed,moving,metod\na,b,c\n", "did you mean 'method'?"),
     ("id,fixed,moving\n../x,a,b\n", "cannot be a folder name"), ("id,fixed,moving\nx,a,b\nx,c,d\n", "occurs 2 times"),
-    ("fixed,moving,seed\na,b,soon\n", "invalid int value"),
+    ("fixed,moving,seed\na,b,soon\n", "expected a whole number"),
 ])
 def test_manifests_that_cannot_be_used(cli, tmp_path, text, words):
     (tmp_path / "m.csv").write_text(text)
@@ -197,6 +204,16 @@ def test_commands_that_are_not_there(cli):
     assert "COMMAND" in cli().sentence()
     assert "invalid choice: 'dance'" in cli("dance").sentence()
     assert "required: ID" in cli("show").sentence()
+    assert "known are affine" in cli("show", "nothing").sentence(), "no method is called anything like it"
+
+
+@pytest.mark.parametrize("program", ["python run.py", ""])
+def test_the_help_that_is_named_is_there(cli, monkeypatch, program):
+    """As the command line was called: from the checkout or as a module."""
+    monkeypatch.setenv("DEEPREGISTRATION_PROGRAM", program)
+    if not program:
+        monkeypatch.delenv("DEEPREGISTRATION_PROGRAM")
+    assert f"'{program or 'python -m DeepRegistrationLib'} atlas build --help' explains" in cli("atlas", "build").sentence()
 
 
 @pytest.mark.parametrize("error, words, status", [

@@ -14,6 +14,8 @@ from truths_sections import sections
 from DeepRegistrationLib.commands.catalogue import references
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.evaluate.metrics import dice_per_label
+from DeepRegistrationLib.geometry import Grid
+from DeepRegistrationLib.image import Image
 from DeepRegistrationLib.method import find
 from DeepRegistrationLib.points import Points
 from DeepRegistrationLib.problem import Pair
@@ -189,3 +191,12 @@ def test_gradient_inverse_consistency_as_regulariser_beats_no_registration_and_i
     result = method.run(truth.problem, Runtime("cpu"))
     assert truth.error(result.transform) < 0.5 * truth.error(lambda x: x)
     assert any("Gradient Inverse Consistency" in entry for entry in references(method))
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (3, 3, 3), (1, 3, 3)])
+def test_images_of_a_few_voxels_are_registered(shape):
+    """The coarsest level is a single voxel."""
+    grid, draw = Grid.from_parts(shape, 2.0), torch.Generator().manual_seed(0)
+    fixed, moving = (Image(torch.rand(1, 1, *shape, generator=draw), grid, name=name) for name in ("fixed", "moving"))
+    result = find("instance-optimisation:fast").run(Pair(fixed, moving), Runtime("cpu"))
+    assert bool(torch.isfinite(result.transform.field(grid)).all())

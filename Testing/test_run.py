@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 
@@ -109,6 +110,20 @@ def test_experiments_are_the_files_of_their_folder(run, monkeypatch, tmp_path):
     assert run.command_line("experiment", ["convex-discrete", "--full"]) == [str(tmp_path / "convex_discrete.py"), "--full"]
     with pytest.raises(run.Failure, match="give one of convex-discrete"):
         run.command_line("experiment", ["convex"])
+
+
+def test_experiments_explain_themselves_before_anything_is_installed(run, capsys):
+    assert run.main(["experiment", "--help"]) == 0 and ", ".join(run.experiments()) in capsys.readouterr().out
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere the library is a child process")
+def test_the_library_is_told_what_it_was_called_by(run, monkeypatch):
+    def replaced(python, arguments, environment):
+        raise SystemExit(f"{environment['DEEPREGISTRATION_PROGRAM']}: {arguments[1:]}")
+
+    monkeypatch.setattr(run.os, "execve", replaced)
+    with pytest.raises(SystemExit, match=r"python run\.py: \['-m', 'DeepRegistrationLib', 'list'\]"):
+        run.run(["-m", "DeepRegistrationLib", "list"])
 
 
 def test_a_wrong_command_is_one_sentence_before_anything_is_installed():

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_parser() -> options.Parser:
     """All commands and their options."""
-    parser = options.Parser(prog="DeepRegistration", description="Medical image registration.", allow_abbrev=False)
+    parser = options.Parser(prog=os.environ.get("DEEPREGISTRATION_PROGRAM", "python -m DeepRegistrationLib"), description="Medical image registration.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=options.Parser)
     for module in (catalogue, register, warp, evaluate, batch, train, atlas, motion, qmri, serve):
         module.add(commands)

@@ -77,7 +77,8 @@ class Method:
 
     def _check_problem(self, problem):
         if not isinstance(problem, self.card.problem):
-            raise InputError(f"method '{self.id}' solves a {self.card.problem.__name__}; a {type(problem).__name__} was given")
+            raise InputError(f"method '{self.id}' has another task ({self.card.task}): it takes a {self.card.problem.__name__}, "
+                             f"a {type(problem).__name__} was given; choose another method")
         if problem.dim not in self.card.dims:
             raise InputError(f"method '{self.id}' works in {' and '.join(f'{d}D' for d in self.card.dims)}; the images are {problem.dim}D")
 
@@ -177,7 +178,7 @@ class Pairwise:
 
 
 def _nearest(word, known) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, known, n=1)
     return f"did you mean '{near[0]}'?" if near else "known are " + ", ".join(known)
 
 

@@ -1,7 +1,7 @@
 """batch: register every pair of a manifest, each in a process of its own; finished pairs are not done again.
 
 MANIFEST is a .csv file with a header line or a .json file with a list of objects. The columns are the options of 'register'
-without their dashes (fixed, moving, fixed_mask, method, init, set, ...); ``id`` names the pair's folder in DIR, and ``set`` may
+without their dashes (fixed, moving, fixed_mask, method, init, set, ...); 'id' names the pair's folder in DIR, and 'set' may
 hold several KEY=VALUE separated by ';'. Paths are relative to the manifest; FILE#N is time point N (from 0) of a 4D file. Options given
 to 'batch' fill the empty cells. A pair that fails is noted in summary.csv and does not stop the rest; the exit status is then 1.
 """

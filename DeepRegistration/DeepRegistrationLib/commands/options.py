@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 from pathlib import Path
 
 from ..errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, except that a mistake is an InputError (one sentence, exit status 2) instead of a page of usage."""
+    """argparse, except that a mistake is an InputError (one sentence, exit status 2) instead of a page of usage, and no option may be shortened."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, allow_abbrev=False, **options)
+        self.register("type", int, whole)
+        self.register("type", float, number)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's; a command complains itself about an option that it does not know, so that its own help is named."""
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            near = difflib.get_close_matches(rest[0], self._option_string_actions, n=1)
+            self.error(f"unknown argument '{rest[0]}'" + (f" (did you mean '{near[0]}'?)" if near else ""))
+        return found, rest
 
     def error(self, message: str):
         raise InputError(f"{message}; '{self.prog} --help' explains the options")
-
-    def parse_known_args(self, args=None, namespace=None):
-        """As argparse does, but options that a command does not know are its own mistake, not that of the whole program."""
-        found, unknown = super().parse_known_args(args, namespace)
-        if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
-        return found, unknown
 
 
 def add_guides(parser: Parser) -> None:
@@ -68,9 +75,25 @@ def settings(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         key, equal, value = pair.partition("=")
         if not equal or not key.strip():
-            raise InputError(f"--set was given '{pair}'; expected KEY=VALUE, for example --set seed=1")
+            raise InputError(f"--set was given '{pair}'; expected KEY=VALUE, where KEY is a parameter that 'show' names")
         out[key.strip()] = value.strip()
     return out
+
+
+def whole(text: str) -> int:
+    """A whole number; ArgumentTypeError otherwise."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' was given; expected a whole number") from None
+
+
+def number(text: str) -> float:
+    """A number; ArgumentTypeError otherwise."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' was given; expected a number") from None
 
 
 def count(text: str) -> int:

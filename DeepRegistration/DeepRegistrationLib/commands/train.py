@@ -21,7 +21,7 @@ from .output import note, say
 
 def add(commands) -> None:
     parser = commands.add_parser("train", help="make a network from synthetic pairs or from your images", description=__doc__)
-    parser.add_argument("recipe", metavar="RECIPE", help="general (needs no images) or unet; 'train list' tells their parameters")
+    parser.add_argument("recipe", metavar="RECIPE", help="a recipe of 'train list', which tells their parameters; 'general' needs no images")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run")
     parser.add_argument("--data", type=Path, metavar="FOLDER|LIST", help="images to learn from: a folder, or a .csv or .json list with the columns "
                                                                          "image, labels, points, subject, split, or those of 'batch'")

@@ -355,15 +355,19 @@ def _scaled(u, factors):
     return u * torch.as_tensor(factors, dtype=u.dtype, device=u.device).reshape(1, -1, *[1] * (u.ndim - 2))
 
 
-def _limit(level, settings):
+def _wide(level, spacing):
+    """The ``spacing``, mm, of the axes along which the field has more than one voxel; of all where it has a single voxel."""
     wide = np.array(level.grid.size) > 1
-    return settings.limit * float(level.grid.spacing[wide].min())
+    return spacing[wide] if wide.any() else spacing
+
+
+def _limit(level, settings):
+    return settings.limit * float(_wide(level, level.grid.spacing).min())
 
 
 def _floor(level):
     """(``NOISE`` of the range per voxel) squared: a gradient below it is taken for noise."""
-    wide = np.array(level.grid.size) > 1
-    return (NOISE / float(level.fixed.grid.spacing[wide].max())) ** 2
+    return (NOISE / float(_wide(level, level.fixed.grid.spacing).max())) ** 2
 
 
 def _step_symmetric(level, state, settings):

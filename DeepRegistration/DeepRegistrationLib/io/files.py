@@ -56,7 +56,8 @@ def require_suffix(path, allowed, what: str) -> str:
     """The suffix of ``path``; InputError where a writer does not know it."""
     kind = suffix(path)
     if kind not in allowed:
-        raise InputError(f"{path} ends in '{kind}', which cannot hold {what}; use one of {', '.join(allowed)}")
+        ending = f"ends in '{kind}', which" if kind else "has no ending that names a format and"
+        raise InputError(f"{path} {ending} cannot hold {what}; use one of {', '.join(allowed)}")
     return kind
 
 

@@ -70,9 +70,9 @@ def _select(volume: Volume, channels: str, path) -> np.ndarray:
         return np.tensordot(np.asarray(LUMINANCE, np.float32), volume.channels_first[:3], (0, 0))[None]
     if colour:
         raise InputError(f"{path} is a color image (RGB, {volume.channels} channels) where one value per voxel is needed; "
-                         "convert it to gray or read it with channels='grey'")
+                         "convert it to gray or, in Python, read it with channels='grey'")
     raise InputError(f"{path} holds {volume.channels} values per voxel where one is needed; "
-                     "extract one component, or read it with channels='vector'")
+                     "extract one component or, in Python, read it with channels='vector'")
 
 
 def read_volume(path, time_as_channels: bool = False) -> Volume:
@@ -133,9 +133,10 @@ def _why_unreadable(path, error) -> str:
                 "resample it onto a regular grid first, for example with nibabel or in 3D Slicer")
     if kind in (".nii", ".nii.gz") and is_version_two(path):
         return f"{path} is a NIfTI-2 file, which ITK cannot read; save it as NIfTI-1, NRRD or MetaImage"
-    if kind in READABLE or kind == "":
-        return (f"{path} could not be read as {kind or 'DICOM'} ({reason(error)}): it is damaged, incomplete or of another type; "
-                "export it again")
+    if kind == "":
+        return f"{path} has no ending and is no DICOM file that can be read ({reason(error)}); add the ending of its type, for example .nii.gz"
+    if kind in READABLE:
+        return f"{path} could not be read as {kind} ({reason(error)}): it is damaged, incomplete or of another type; export it again"
     return f"{path} has the type '{kind}', which is not an image that can be read; convert it to NIfTI, NRRD, MetaImage, DICOM, TIFF or PNG"
 
 
@@ -150,7 +151,7 @@ def _require_axes(reader, path, time_as_channels: bool) -> None:
     if len(size) > 3:
         text = " x ".join(map(str, size))
         raise InputError(f"{path} is {len(size)}D ({text}) where a 2D or 3D image is needed; "
-                         f"name one time point, as in {Path(path).name}#0, or read it with channels='vector'")
+                         f"name one time point, as in {Path(path).name}#0, or, in Python, read it with channels='vector'")
 
 
 def _volume(array: np.ndarray, header, path, affine=None) -> Volume:
