@@ -96,7 +96,7 @@ def test_scores_tell_the_truth_from_nothing(case):
     good = demo.scores(Result(pair, truth, inverse), truth, head, moving)
     bad = demo.scores(Result(pair, Identity(3), Identity(3)), truth, head, moving)
     assert good["TRE brain, mean"][1] < 1e-3 < 8.0 < good["TRE brain, mean"][0] == bad["TRE brain, mean"][1]
-    for tissue in ("CSF", "grey matter", "white matter"):
+    for tissue in ("CSF", "gray matter", "white matter"):
         before, after, unit = good[f"Dice {tissue}"]
         assert after > max(before, 0.7) and unit == "0 to 1"
     assert good["folds in the brain"][1] == 0 and good["inverse error, mean"][1] < 0.1
@@ -177,6 +177,12 @@ def test_a_refused_request_ends_with_status_2_and_no_traceback(monkeypatch, tmp_
     monkeypatch.setattr(demo, "template_files", refuse)
     assert demo.main(["--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == "error: nilearn is not installed; install it\n"
+    (tmp_path / "file").touch()
+    assert demo.main(["--out", str(tmp_path / "file" / "below")]) == 2
+    refused = capsys.readouterr().err
+    assert refused.startswith("error: the file system refused") and "below" in refused and refused.count("\n") == 1
+    assert demo.main(["--size", "tiny"]) == 2
+    assert "choose from 'full', 'quick'" in capsys.readouterr().err
 
 
 def test_the_template_is_found_and_read_through_the_scene():

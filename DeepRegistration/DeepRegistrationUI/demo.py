@@ -5,12 +5,11 @@ T = A o exp(v): v a smooth random velocity, A a rotation, stretch and shift; the
 and noise. So T (fixed mm -> moving mm) and its inverse are known everywhere, and the error of what is found is measured, not
 guessed. Everything goes through a scene of 3D Slicer: nodes in, nodes out, written by Slicer's own storage nodes.
 
-Tissues: 1 CSF, 2 grey, 3 white matter, the largest of the template's tissue maps at a voxel; they are scored, never used.
+Tissues: 1 CSF, 2 gray, 3 white matter, the largest of the template's tissue maps at a voxel; they are scored, never used.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from contextlib import contextmanager
@@ -20,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from DeepRegistrationLib.errors import InputError, RegistrationError
+from DeepRegistrationLib.commands.options import Parser
+from DeepRegistrationLib.errors import InputError, RegistrationError, sentence
 from DeepRegistrationLib.evaluate import metrics, report
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image, Labels
@@ -325,17 +325,18 @@ def finish(folder: Path, tables, pictures, say) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status: 0, 1 where the error did not fall, 2 for a request that cannot be met."""
-    parser = argparse.ArgumentParser(prog="demo", description="register a real volume with a known answer, through a 3D Slicer scene")
+    parser = Parser(prog="python run.py demo", description="register a real volume with a known answer, through a 3D Slicer scene")
     parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR", help="where nodes, pictures and report go (demo-out)")
     parser.add_argument("--seed", type=int, default=0, help="of the random deformation and noise (0)")
     parser.add_argument("--size", choices=tuple(SPACING), default="full", help="full: 1 mm voxels, quick: 2 mm voxels (full)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (auto)")
-    options = parser.parse_args(arguments)
     try:
+        options = parser.parse_args(arguments)
         figures = run(options.out, options.seed, options.size, options.device, lambda text: sys.stdout.write(text + "\n"))
-    except RegistrationError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    except (RegistrationError, OSError) as error:
+        text, status = sentence(error)
+        sys.stderr.write(f"error: {text}\n")
+        return status
     before, after, _ = figures["TRE brain, mean"]
     if not after < before:
         sys.stderr.write(f"error: the mean error in the brain went from {before:.2f} mm to {after:.2f} mm; "

@@ -12,7 +12,7 @@ from ..image import Image, Labels
 from ..io import read_image
 from .synthesize import Source
 
-TISSUES = ((1, "CSF"), (2, "grey matter"), (3, "white matter"))
+TISSUES = ((1, "CSF"), (2, "gray matter"), (3, "white matter"))
 SPACING = 2.0
 
 
