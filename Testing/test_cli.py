@@ -358,6 +358,20 @@ def test_help_needs_no_torch():
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 
 
+def test_help_is_written_for_users():
+    """No markup of the source, and no files of it, in what any command or action says of itself ('serve' is for programs)."""
+    from DeepRegistrationLib.__main__ import build_parser
+
+    waiting, said = [build_parser()], []
+    while waiting:
+        parser = waiting.pop()
+        said.append(parser.description)
+        for action in parser._actions:
+            said.append(action.help or "")
+            waiting += [each for name, each in action.choices.items() if name != "serve"] if isinstance(action.choices, dict) else []
+    assert len(said) > 150 and [text for text in said if "``" in text or ".py" in text] == []
+
+
 def test_a_method_loads_torch_alone():
     """Every other package is loaded by the runs that need it: each costs all others its start."""
     code = ("import sys, DeepRegistrationLib.methods.instance_optimisation, DeepRegistrationLib.commands.register; "

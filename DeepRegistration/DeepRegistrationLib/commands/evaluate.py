@@ -1,4 +1,7 @@
-"""evaluate: score a transform by similarity, overlap, landmarks, folds and the error of its inverse; definitions in evaluate/metrics.py."""
+"""evaluate: score a transform by similarity, overlap, landmarks, folds and the error of its inverse.
+
+The definitions are in ``evaluate/metrics.py``.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from .output import say, staged
 
 
 def add(commands) -> None:
-    parser = commands.add_parser("evaluate", help="score a transform", description=__doc__)
+    parser = commands.add_parser("evaluate", help="score a transform", description=__doc__.splitlines()[0])
     parser.add_argument("--transform", type=Path, required=True, metavar="FILE", help="fixed -> moving, as written by register")
     parser.add_argument("--fixed", type=Path, required=True, metavar="FILE", help="the fixed image")
     parser.add_argument("--moving", type=Path, required=True, metavar="FILE", help="the moving image")
