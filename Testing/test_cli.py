@@ -203,6 +203,25 @@ def test_a_picture_is_carried_into_a_picture(cli, tmp_path):
     assert torch.allclose(carried[..., :-1], (colors[..., :-1] + colors[..., 1:]) / 2, atol=0.5)
 
 
+def test_color_pictures_are_registered_by_their_luminance(cli, toy, tmp_path):
+    truth = contract.smallest_pair(2)
+    for name, image in (("f", truth.problem.fixed), ("m", truth.problem.moving)):
+        gray = (255 * image.data / image.data.max()).round().clamp(0, 255)
+        write_image(Image(torch.cat([gray] * 3, 1), Grid.from_parts(image.grid.shape)), tmp_path / f"{name}.png")
+        write_image(Image(gray, Grid.from_parts(image.grid.shape)), tmp_path / f"{name}.nii.gz")
+    pairs = {kind: ("--fixed", tmp_path / f"f{kind}", "--moving", tmp_path / f"m{kind}") for kind in (".png", ".nii.gz")}
+    refused = cli("register", *pairs[".png"], "--method", toy, "--out", tmp_path / "no")
+    assert refused.status == 2 and "--color gray" in refused.err and not (tmp_path / "no").exists()
+    assert cli("register", *pairs[".png"], "--color", "gray", "--method", toy, "--out", tmp_path / "color", "--quiet").status == 0
+    assert cli("register", *pairs[".nii.gz"], "--method", toy, "--out", tmp_path / "gray", "--quiet").status == 0
+    found = [torch.as_tensor(read_transform(tmp_path / name / "transform.h5").numpy()) for name in ("color", "gray")]
+    torch.testing.assert_close(*found, atol=1e-3, rtol=0)
+    scored = cli("evaluate", "--transform", tmp_path / "color" / "transform.h5", *pairs[".png"], "--color", "gray")
+    assert scored.status == 0 and "ncc" in scored.out.lower()
+    write_manifest(tmp_path / "list.csv", [{"id": "one", "fixed": "f.png", "moving": "m.png", "color": "gray"}])
+    assert cli("batch", tmp_path / "list.csv", "--method", toy, "--write", "transform", "--out", tmp_path / "batch").status == 0
+
+
 def test_warp_brings_labels_and_points_of_the_moving_space_to_the_fixed_space_and_back(pair, cli, tmp_path):
     fixed, moving, truth = pair
     dim, grid = truth.problem.dim, truth.problem.moving.grid
@@ -238,6 +257,20 @@ def test_evaluate_with_labels_and_points(pair, cli, tmp_path):
                  "--fixed-points", tmp_path / "fp.csv", "--moving-points", tmp_path / "mp.csv").json()
     assert scores["tre"]["mean"]["before"] == pytest.approx(np.linalg.norm([2.5, -2.0, 1.0][:dim]), abs=1e-4)
     assert scores["tre"]["max"]["after"] < 1e-4
+
+
+def test_points_in_voxels_are_noticed(pair, cli, tmp_path):
+    fixed, moving, truth = pair
+    dim, identity = truth.problem.dim, Affine.identity(truth.problem.dim)
+    write_transform(identity, tmp_path / "t.tfm")
+    grid, call = truth.problem.fixed.grid, ("evaluate", "--transform", tmp_path / "t.tfm", "--fixed", fixed, "--moving", moving)
+    inner = torch.as_tensor(grid.index_to_world(np.array([[4.0] * dim, [9.0] * dim, [12.0] * dim])))[None]
+    for name, positions in (("mm", inner), ("far", inner + 1000.0)):
+        write_points(Points(positions), tmp_path / f"{name}.csv")
+    quiet = cli(*call, "--fixed-points", tmp_path / "mm.csv", "--moving-points", tmp_path / "mm.csv")
+    told = cli(*call, "--fixed-points", tmp_path / "far.csv", "--moving-points", tmp_path / "mm.csv")
+    assert quiet.status == told.status == 0 and "remark" not in quiet.err
+    assert "3 of 3 fixed points lie outside" in told.err and "moving points" not in told.err
 
 
 def truth_shift(dim: int) -> Affine:

@@ -228,8 +228,8 @@ def test_color_needs_gray(tmp_path):
     sitk.WriteImage(sitk.GetImageFromArray(array, isVector=True), str(tmp_path / "c.png"))
     with pytest.raises(InputError, match=r"RGB, 3 channels\) where one value per voxel is needed; convert it to gray"):
         read_image(tmp_path / "c.png")
-    grey = read_image(tmp_path / "c.png", channels="grey").data[0, 0].numpy()
-    assert np.allclose(grey, array @ np.array([0.299, 0.587, 0.114]), atol=1e-3)
+    gray = read_image(tmp_path / "c.png", channels="gray").data[0, 0].numpy()
+    assert np.allclose(gray, array @ np.array([0.299, 0.587, 0.114]), atol=1e-3)
     assert read_image(tmp_path / "c.png", channels="vector").data.shape == (1, 3, 20, 30)
 
 
@@ -452,7 +452,7 @@ def test_several_series_are_listed(tmp_path):
 def test_multi_frame_dicom(data):
     with pytest.raises(InputError, match="color image"):
         read_image(data / "ultrasound-2dt" / "echo.dcm")
-    image = read_image(data / "ultrasound-2dt" / "echo.dcm", channels="grey")
+    image = read_image(data / "ultrasound-2dt" / "echo.dcm", channels="gray")
     expected = sitk.GetArrayFromImage(sitk.ReadImage(str(data / "ultrasound-2dt" / "sequence.nii.gz")))[:, 0]
     assert image.grid.shape == (30, 240, 320) and np.abs(image.data[0, 0].numpy() - expected).max() <= 0.51
 

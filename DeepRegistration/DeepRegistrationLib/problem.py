@@ -111,7 +111,7 @@ class Subject:
 
     def read(self) -> Image:
         """The image (1, 1, *S) with its mask, checked. InputError for one that cannot be read, is constant or holds NaN."""
-        image = self.image if isinstance(self.image, Image) else read_image(self.image, channels="grey")
+        image = self.image if isinstance(self.image, Image) else read_image(self.image, channels="gray")
         if self.mask is not None:
             image = image.with_mask(self.mask if isinstance(self.mask, Image) else read_labels(self.mask))
         if image.data.shape[:2] != (1, 1):

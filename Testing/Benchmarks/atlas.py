@@ -114,7 +114,7 @@ def cohort_at(spacing: float, paths: list[Path], folder: Path) -> list[Path]:
         return paths
     folder.mkdir(exist_ok=True)
     for path in paths:
-        write_image(read_image(path, channels="grey").smoothed_to(spacing), folder / path.name)
+        write_image(read_image(path, channels="gray").smoothed_to(spacing), folder / path.name)
         segmentation = path.with_name(path.name.replace(".nii.gz", "_seg.nii.gz"))
         if segmentation != path and segmentation.is_file():
             write_image(read_labels(segmentation).smoothed_to(spacing), folder / segmentation.name)
@@ -133,7 +133,7 @@ def judged(atlas: Image, maps: dict, subjects: dict[str, Path]) -> dict:
     moved, likeness, energies, labels = torch.zeros(1, grid.dim, *grid.shape), [], [], []
     for name, transform in maps.items():
         made = SubjectMap(np.eye(grid.dim + 1), transform.field(grid).float(), grid)
-        image = normalised(read_image(subjects[name], channels="grey"))
+        image = normalised(read_image(subjects[name], channels="gray"))
         values, weight = on_atlas(image, made)
         likeness.append(correlation(template.data, values, weight))
         energies.append(gradient_energy(image.data, image.grid))

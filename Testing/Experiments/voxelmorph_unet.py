@@ -125,7 +125,7 @@ def slices(experiment: Experiment) -> tuple[list[Image], str]:
     """Twenty slices of 128 x 128 in [0, 1], and what they are."""
     folder = experiment.arguments.data / "cohort2d-oasis"
     if folder.is_dir():
-        images = [read_image(path, channels="grey") for path in sorted(folder.glob("slice_*.png"))]
+        images = [read_image(path, channels="gray") for path in sorted(folder.glob("slice_*.png"))]
         return [Image(i.data.float() / 255, Grid.from_parts(i.grid.shape)) for i in images], "cohort2d-oasis"
     grid = Grid.from_parts((128, 128))
     phantom = truths.Phantom(3, grid)

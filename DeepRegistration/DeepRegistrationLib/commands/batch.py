@@ -23,7 +23,7 @@ from . import options
 from .output import RECORD, note, say, staged
 
 FILE_COLUMNS = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_labels", "moving_labels", "fixed_points", "moving_points")
-COLUMNS = ("id", *FILE_COLUMNS, "method", "init", "set", "device", "seed", "threads", "write")
+COLUMNS = ("id", *FILE_COLUMNS, "color", "method", "init", "set", "device", "seed", "threads", "write")
 SUMMARY = ("id", "status", "similarity_before", "similarity_after", "folds", "sdlogj", "seconds", "peak_memory_mib", "remark")
 
 
@@ -35,6 +35,7 @@ def add(commands) -> None:
     parser = commands.add_parser("batch", help="register many pairs, resumable", description=__doc__)
     parser.add_argument("manifest", type=Path, metavar="MANIFEST", help=".csv or .json")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="one folder a pair, and summary.csv")
+    options.add_color(parser)
     options.add_method(parser)
     parser.set_defaults(run=run)
 
@@ -102,7 +103,7 @@ def check_row(row: dict, number: int, path: Path) -> None:
 
 def complete(row: dict, arguments) -> dict:
     """The row with the options of 'batch' in its empty cells and its paths relative to the manifest's folder."""
-    out = {key: getattr(arguments, key) for key in ("method", "init", "device", "seed", "threads")}
+    out = {key: getattr(arguments, key) for key in ("color", "method", "init", "device", "seed", "threads")}
     out.update({key: value for key, value in row.items() if value not in (None, "")})
     out["set"] = arguments.set + setting_list(row.get("set"))
     out["write"] = row.get("write") or ",".join(arguments.write)

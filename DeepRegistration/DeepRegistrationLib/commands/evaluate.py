@@ -19,6 +19,7 @@ def add(commands) -> None:
     parser.add_argument("--moving", type=Path, required=True, metavar="FILE", help="the moving image")
     parser.add_argument("--inverse", type=Path, metavar="FILE", help="moving -> fixed (default: the transform is inverted)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON here as well")
+    options.add_color(parser)
     options.add_masks(parser)
     options.add_guides(parser)
     parser.set_defaults(run=run)

@@ -42,6 +42,12 @@ def add_masks(parser: Parser) -> None:
         parser.add_argument(f"--{side}-mask", type=Path, metavar="FILE", help=f"only voxels above 0 of this image count in the {side} image")
 
 
+def add_color(parser: Parser) -> None:
+    """What becomes of color pictures."""
+    parser.add_argument("--color", choices=("refuse", "gray"), default="refuse",
+                        help="gray takes the luminance of color pictures, as of histology; 'warp' carries the colors (default: %(default)s)")
+
+
 def add_method(parser: Parser) -> None:
     """The method, its parameters and where it runs."""
     parser.add_argument("--method", default="instance-optimisation", metavar="ID[:PRESET]", help="see 'list' and 'show' (default: %(default)s)")

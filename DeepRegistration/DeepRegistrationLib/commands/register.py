@@ -26,6 +26,7 @@ def add(commands) -> None:
     parser.add_argument("--moving", type=Path, required=True, metavar="FILE",
                         help="the image that is brought onto it; FILE#N is time point N (from 0) of a 4D file")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; those of an earlier run are replaced")
+    options.add_color(parser)
     options.add_method(parser)
     options.add_masks(parser)
     options.add_guides(parser)
@@ -78,19 +79,32 @@ class Stages:
 
 
 def read_pair(arguments):
-    """The request that the files describe. Raises InputError for a file that cannot be used."""
+    """The request that the files describe; a remark where most of the points lie outside of their image. Raises InputError for a file that
+    cannot be used."""
     from ..io import read_image, read_labels, read_points
     from ..problem import Pair
 
     images, guides = {}, {}
     for side in ("fixed", "moving"):
-        image = read_image(getattr(arguments, side))
+        image = read_image(getattr(arguments, side), channels="gray" if arguments.color == "gray" else "scalar")
         mask = getattr(arguments, f"{side}_mask")
         images[side] = image if mask is None else image.with_mask(read_labels(mask))
         for kind, read in (("labels", read_labels), ("points", read_points)):
             path = getattr(arguments, f"{side}_{kind}")
             guides[f"{side}_{kind}"] = None if path is None else read(path)
+        note_far_points(guides[f"{side}_points"], image, side)
     return Pair(**images, **guides)
+
+
+def note_far_points(points, image, side: str) -> None:
+    """Say so where more than half of the points lie outside of the image: their units or their axes are others, most likely."""
+    if points is None or points.dim != image.dim:
+        return
+    outside = int((~image.grid.contains(points.positions[0].cpu().numpy())).sum())
+    if 2 * outside > len(points):
+        size = " x ".join(f"{edge:.4g}" for edge in image.grid.extent)
+        note(f"remark: {outside} of {len(points)} {side} points lie outside of {image.name} ({size} mm); points are read in mm, "
+             "check their units, their axes and the image's voxel size")
 
 
 def with_start(problem, start: str | None, runtime):
@@ -177,7 +191,7 @@ def describe(arguments, method, result) -> dict:
 
 
 REQUEST = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_labels", "moving_labels", "fixed_points", "moving_points",
-           "method", "init", "set", "device", "seed", "write")
+           "color", "method", "init", "set", "device", "seed", "write")
 
 
 def request(values: dict) -> dict:

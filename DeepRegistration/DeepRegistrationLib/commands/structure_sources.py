@@ -50,7 +50,7 @@ def map_items(path: Path) -> list[Item]:
     from ..io import read_image
 
     return [
-        Item(name, lambda file=scan.image: read_image(file, channels="grey"), _files(name, scan)) for name, scan in read_scans(Path(path))
+        Item(name, lambda file=scan.image: read_image(file, channels="gray"), _files(name, scan)) for name, scan in read_scans(Path(path))
     ]
 
 

@@ -23,7 +23,7 @@ from .nifti import is_version_two, read_voxels
 READABLE = (".nii.gz", ".nii", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".ima", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".png")
 LUMINANCE = (0.299, 0.587, 0.114)
-CHANNELS = ("scalar", "grey", "vector")
+CHANNELS = ("scalar", "gray", "vector")
 LARGEST_SHEAR = 0.05
 """Shift in voxels at the far end of a volume below which directions count as orthogonal."""
 
@@ -47,7 +47,7 @@ def read_image(path, *, dtype=torch.float32, channels: str = "scalar") -> Image:
     """An image file or a folder with one DICOM series as an Image (1, C, *S) of ``dtype``.
 
     path: a file, a folder, 'folder#SeriesUID' where a folder holds several series, or 'file#N' for time point N (from 0) of a 4D file.
-    channels: 'scalar' asks for one value per voxel; 'grey' also takes colour (its luminance, ITU-R BT.601); 'vector'
+    channels: 'scalar' asks for one value per voxel; 'gray' also takes color (its luminance, ITU-R BT.601); 'vector'
     takes every component of a vector image and every time point of a series as a channel.
     Raises InputError for what is missing, empty, incomplete, of another type, or has other channels than asked for.
     """
@@ -66,11 +66,11 @@ def _select(volume: Volume, channels: str, path) -> np.ndarray:
     if volume.channels == 1 or channels == "vector":
         return volume.channels_first
     colour = volume.channels in (3, 4) and volume.array.dtype in (np.uint8, np.uint16)
-    if channels == "grey" and colour:
+    if channels == "gray" and colour:
         return np.tensordot(np.asarray(LUMINANCE, np.float32), volume.channels_first[:3], (0, 0))[None]
     if colour:
         raise InputError(f"{path} is a color image (RGB, {volume.channels} channels) where one value per voxel is needed; "
-                         "convert it to gray or, in Python, read it with channels='grey'")
+                         "convert it to gray, or read it as gray with --color gray, in Python channels='gray'")
     raise InputError(f"{path} holds {volume.channels} values per voxel where one is needed; "
                      "extract one component or, in Python, read it with channels='vector'")
 

@@ -15,7 +15,7 @@ INSTANCE = "0020|0013"
 
 def read_slice(path) -> Image:
     """One slice (1, 1, *S) as stored; NaN stay, they mark pixels without a value. InputError as ``read_image``."""
-    return read_image(path, channels="grey")
+    return read_image(path, channels="gray")
 
 
 def compared(image: Image) -> Image:

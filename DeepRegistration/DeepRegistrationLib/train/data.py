@@ -126,7 +126,7 @@ class Scans:
 
 def read_scan(scan: Scan, lattice: Lattice) -> Seen:
     """The files of a scan on the lattice. InputError for one that cannot be read or is empty there."""
-    image = read_image(scan.image, channels="grey")
+    image = read_image(scan.image, channels="gray")
     if scan.mask is not None:
         image = image.with_mask(read_labels(scan.mask))
     plane = Plane.of(image.grid) if 1 in image.grid.shape and image.dim == 3 else None
