@@ -63,7 +63,7 @@ HELD = {"choice": (48, 98), "report": (24, 99)}
 """Number and seed of the held-out pairs on which weights are chosen, and of those that are reported."""
 SETTINGS = TrainingSettings(steps=1000, rate=2e-3, validate=20, checkpoint=50)
 WEIGHTS = {"icon": (0.01, 0.03, 0.1), "gradicon": (0.01, 0.03, 0.1)}
-CHOSEN = {"icon": 0.03, "gradicon": 0.03}
+CHOSEN = {"icon": 0.03, "gradicon": 0.01}
 FOLDS_PERCENT, COORDINATE_FOLDS_PERCENT, LEFT_PERCENT, SHARE_OF_TIME = 0.1, 0.5, 5.0, 0.2
 PAIRS = ((1, "fourier"), (2, "fourier"), (1, "hash"))
 
