@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from functools import lru_cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import truths_hip as hips
 from scipy.ndimage import binary_erosion
 
 from DeepRegistrationLib.__main__ import main
+from DeepRegistrationLib.engines import slice_evidence
 from DeepRegistrationLib.engines.slice_evidence import doubts_of_sides, evidence, mirror_lead, mirrored_poses, uncertainty
 from DeepRegistrationLib.engines.slice_maps import into_volume, region_rows
 from DeepRegistrationLib.engines.slice_order import find_placement, mirrored, moves_of
@@ -206,6 +208,15 @@ def test_a_pose_that_another_measure_does_not_confirm_is_reported(similarity):
     there, off = (evidence(known.problem, replace(found, matrix=m), settings, 0.1) for m in (found.matrix, away @ found.matrix))
     assert there.measures < 0.005 * edge and not any("gradient directions" in reason for reason in there.reasons)
     assert off.measures == pytest.approx(13**0.5, rel=0.2) and any("gradient directions and mutual information" in reason for reason in off.reasons)
+
+
+def test_what_another_measure_cannot_tell_is_not_held_against_a_pose(monkeypatch):
+    known, settings = request_of(6, 0.0, 0.0), SliceSettings(search="none")
+    found = search(known.problem, [known.truth], settings, RUNTIME, Silent())
+    off = replace(found, matrix=rigid(np.array([3.0, 0.0, 2.0]), np.zeros(3), np.zeros(3)) @ found.matrix)
+    for own, expected in ((1.0, 13**0.5), (2.5, 0.0), (np.inf, 13**0.5)):
+        monkeypatch.setattr(slice_evidence, "uncertainty", lambda level, matrix, own=own: SimpleNamespace(distance=own))
+        assert slice_evidence.measures_apart(known.problem, off, settings) == pytest.approx(expected, rel=0.2)
 
 
 def folded_and_plain():

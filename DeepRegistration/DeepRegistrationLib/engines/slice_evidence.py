@@ -9,7 +9,8 @@ Evidence, that is about such other optima and about slices that show something e
 * ``lead``: how much better it is than the best other optimum that was refined, as a share of what it is better than random poses;
 * ``halves``: both halves of the slices searched on their own from the pose, distance of their answers in mm;
 * ``measures``: how far from the pose, in mm, another measure of similarity goes on its own: gradient directions, or mutual information where these are
-  what is compared. What one contrast has and the other has not draws each measure elsewhere, which neither curvature nor halves of the slices show.
+  what is compared; 0 where that is within what it can tell. What one contrast has and the other has not draws each measure elsewhere, which neither
+  curvature nor halves of the slices show.
   With two standard deviations it bounds the error, as a bias that is not corrected for (Guide to the Expression of Uncertainty in Measurement, F.2.4.5);
 * ``agreeing``: share of the slices that, turned about the axis alone, are most like their emulation within ``VOTE_TOLERANCE``;
 * ``overlap``: share of the pixels that lies in the volume.
@@ -185,13 +186,16 @@ def halves_apart(level: SliceLevel, matrix: np.ndarray) -> float:
 
 
 def measures_apart(problem, found: Found, settings: SliceSettings) -> float:
-    """mm between a found pose and where gradient directions (mutual information, where the search compared these) go from there; inf where that
-    leaves the volume."""
+    """mm between a found pose and where gradient directions (mutual information, where the search compared these) go from there; 0 where that is
+    within two standard deviations of their own answer, inf where it leaves the volume."""
     finest = found.levels[-1]
     other = "mi" if settings.similarity == "ngf" else "ngf"
     (level,) = build_levels(problem, [finest.spacing], other, settings.profile, finest.points.device)
     end, cost = refine(level, found.matrix, 20, Silent(), tolerance=0.05 * level.spacing)
-    return distance(finest, end, found.matrix) if np.isfinite(cost) else float("inf")
+    if not np.isfinite(cost):
+        return float("inf")
+    apart_by, own = distance(finest, end, found.matrix), uncertainty(level, end).distance
+    return 0.0 if apart_by <= 2 * own < np.inf else apart_by
 
 
 def axis_curve(found: Found) -> dict:
