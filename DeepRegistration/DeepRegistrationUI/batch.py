@@ -127,7 +127,7 @@ class Batch:
     def _files(self):
         """The process of a pair of files; None where its folder already holds the answer."""
         arguments = argparse.Namespace(
-            manifest=Path(self.row["manifest"]), method=self.template.method, init=self.template.start or None, device=self.template.device,
+            manifest=Path(self.row["manifest"]), color="refuse", method=self.template.method, init=self.template.start or None, device=self.template.device,
             seed=self.template.seed, threads=self.template.threads, set=command.setting_list(self.template.values),
             write=("transform", "inverse", "affine", "warped", "jacobian", "scores"))
         line = command.command_line(command.complete(self.row["row"], arguments), self.folder / self.row["id"])
