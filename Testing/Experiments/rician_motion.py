@@ -193,7 +193,7 @@ def picture(rows, real) -> bytes:
         for noise, color in zip(NOISES, ("#0072b2", "#e69f00")):
             axes.plot(LEVELS, curve(rows, noise, key), marker="o", color=color, label=noise)
         axes.axhline(np.mean([r["before"][key] for r in rows]), color="0.5", linestyle="--", label="before")
-        axes.set(xlabel="sigma of the noise (gray and white matter 40 and 30, fluid 140, others 50)", ylabel=title, ylim=(0, None))
+        axes.set(xlabel="sigma of the noise (gray matter 40, fluid 140)", ylabel=title, ylim=(0, None))
         axes.legend()
     if real:
         plain, result = real
