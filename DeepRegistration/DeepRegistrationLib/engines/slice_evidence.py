@@ -231,9 +231,9 @@ def reasons_against(found: Evidence, spread: float, edge: float) -> tuple[str, .
     if found.overlap < LEAST_OVERLAP:
         out.append(f"only {100 * found.overlap:.0f} % of the slices lies in the volume; use a volume that covers them")
     if not found.measures + 2 * spread <= MOST_ERROR * edge:
-        out.append(f"gradient directions and mutual information disagree by {found.measures:.2f} mm and two standard deviations of the pose are "
-                   f"{2 * spread:.2f} mm, together at most {MOST_ERROR * edge:.2f} mm is accepted; use slices that cross more edges, or a volume of a "
-                   "contrast that is more alike")
+        out.append(f"the pose is known to {found.measures + 2 * spread:.2f} mm only (two standard deviations, {2 * spread:.2f} mm, and what gradient "
+                   f"directions and mutual information disagree by, {found.measures:.2f} mm), at most {MOST_ERROR * edge:.2f} mm is accepted; use slices "
+                   "that cross more edges, or a volume of a contrast that is more alike")
     return tuple(out)
 
 
