@@ -325,3 +325,9 @@ def test_refused_input_leaves_nothing(asked, cli, tmp_path, change, words):
     given = {"--atlas": folder, "--slice": folder / "slice.mha", "--out": tmp_path / "out", **change}
     assert words in cli("atlas", "identify", "--quiet", *(part for pair in given.items() for part in pair)).sentence()
     assert not (tmp_path / "out").exists()
+
+
+def test_show_cite_and_list_know_it(cli):
+    shown = cli("show", "slice-identification").out
+    assert "command    atlas identify" in shown and "missing = 0.45" in shown
+    assert "Antanavicius" in cli("cite", "slice-identification").out and "'atlas identify' runs it" in cli("list").out

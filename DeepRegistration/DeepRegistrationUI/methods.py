@@ -31,7 +31,7 @@ class Methods:
 
     @cached_property
     def analyses(self) -> dict[str, dict]:
-        """Analysis id -> its entry: what has a card and parameters but registers nothing."""
+        """Analysis id -> its entry: what has a card and parameters but registers no pair."""
         return {entry["id"]: entry for entry in json.loads(self.path.read_text("utf-8"))["analyses"]}
 
     def tasks(self) -> list[str]:

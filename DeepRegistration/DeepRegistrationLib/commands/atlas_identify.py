@@ -178,7 +178,7 @@ def train(plates, belongs: str, settings, candidates: list[Path], runtime: Runti
                                licence="that of the atlas", trained_on=f"{plates.count} {belongs} ({plates.volume.name})",
                                network="PlateEmbedding", arguments=shape_of(plates), spacing=(plates.pixel, plates.pixel),
                                shape=(plates.size, plates.size), scaling="robust", training=f"{text}; {seconds:.0f} s",
-                               limits=LIMITS, reference="Lukoyanov et al., WBIR 2022")
+                               limits=LIMITS, reference="Antanavicius et al., WBIR 2022")
     weights.write(file, network, card)
     return network, file, True
 

@@ -46,11 +46,11 @@ def run_list(arguments) -> None:
     elif arguments.markdown:
         say(markdown(known))
     else:
-        width = max((len(name) for name in known), default=0)
+        width = max(len(name) for name in (*known, *analyses()))
         for name, cls in known.items():
             say(f"{name:<{width}}  {cls.card.title} ({dims(cls)}); presets {', '.join(cls.card.presets)}")
         for name, cls in analyses().items():
-            say(f"{name:<{width}}  {cls.card.title} ({dims(cls)}); 'atlas structure' runs it")
+            say(f"{name:<{width}}  {cls.card.title} ({dims(cls)}); '{cls.command}' runs it")
 
 
 def run_show(arguments) -> None:
@@ -87,7 +87,7 @@ def catalogue() -> dict:
     """All methods as JSON types, for programs that have no torch: {"version", "methods": [{"id", "title", "summary", "task", "problem",
     "dims", "symmetric", "covariate", "licence", "weights", "assumptions", "failure_modes", "references", "presets" {name: {"help", "values"}},
     "parameters" [{"name", "type", "default", "label", "help", "unit", "minimum", "maximum", "choices", "advanced"}]}],
-    "analyses": the same of what registers nothing}.
+    "analyses": the same of what registers no pair}.
 
     type: 'int', 'float', 'bool', 'str', or 'list of' one of these.
     """
@@ -138,10 +138,11 @@ def lookup(name: str):
 
 
 def analyses() -> dict[str, type]:
-    """What has a card and parameters as a method has, but registers nothing: id -> class."""
+    """What has a card and parameters as a method has, but registers no pair: id -> class, whose ``command`` runs it."""
     from ..evaluate.cohort import CohortTypes
+    from ..train.plates import PlateTraining
 
-    return {CohortTypes.id: CohortTypes}
+    return {cls.id: cls for cls in (CohortTypes, PlateTraining)}
 
 
 def dims(cls) -> str:
@@ -176,6 +177,7 @@ def card_text(cls) -> str:
     card = cls.card
     lines = [f"{cls.id}: {card.title}", "", card.summary, "", f"for        {card.task}", f"problem    {card.problem.__name__}, {dims(cls)}",
              f"symmetric  {'yes' if card.symmetric else 'no'}", f"license    {card.licence}"]
+    lines += [f"command    {cls.command}"] if cls.id in analyses() else []
     lines += [f"weights    {weights}" for weights in card.weights]
     for title, items in (("assumes", card.assumptions), ("fails when", card.failure_modes)):
         lines += ["", title] + [f"  - {item}" for item in items] if items else []

@@ -1,6 +1,6 @@
 """The pose of a slice as an oblique plane of an atlas, and the plates ranked by it.
 
-The plates that an embedding ranks first (Lukoyanov et al., WBIR 2022) are starts. What was torn off moves the center of what is left, so the slice
+The plates that an embedding ranks first (Antanavicius et al., WBIR 2022) are starts. What was torn off moves the center of what is left, so the slice
 is first laid over every plate: the product of both, locally normalized, summed over the slice's tissue for all shifts at once (by Fourier
 transforms) and a few turns; where it fits best are further starts. From these the plane is tilted, turned, moved and scaled so that its local
 correlation with the slice rises (``plate_agreement``), the best ones once more from other tilts, in ever finer pixels. The plates are ranked

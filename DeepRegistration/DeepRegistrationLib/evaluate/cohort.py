@@ -247,6 +247,7 @@ class CohortTypes:
 
     id: ClassVar[str] = "cortical-types"
     card: ClassVar[Card] = CARD
+    command: ClassVar[str] = "atlas structure"
 
     def analyze(self, sources, runtime, covariates: dict[str, dict] | None = None) -> CohortStructure:
         """The structure of the subjects that all of ``sources`` (Distances) have; ``covariates``: name -> {subject:

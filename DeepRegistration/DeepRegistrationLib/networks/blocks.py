@@ -17,7 +17,7 @@ SLOPE = 0.2
 class Convolution(nn.Module):
     """Convolution of ``dim`` axes with ``size`` taps an axis, zero padding and an optional ``stride``.
 
-    (B, inputs, *S) -> (B, outputs, *S / stride). Weights start as Kaiming et al., ICCV 2015, for leaky rectifiers.
+    (B, inputs, *S) -> (B, outputs, *S / stride). Weights start as He et al., ICCV 2015, for leaky rectifiers.
     """
 
     def __init__(self, dim: int, inputs: int, outputs: int, size: int = 3, stride: int = 1):

@@ -1,7 +1,7 @@
 """A small residual network that gives a 2D picture a place on the unit sphere of an embedding space.
 
 h = S(picture) / |S(picture)|, S a residual backbone (He et al., CVPR 2016) with a perceptron of two layers behind it; pictures that
-show the same plate of an atlas are to lie close. Lukoyanov et al., WBIR 2022, whose network begins with weights from photographs; this one
+show the same plate of an atlas are to lie close. Antanavicius et al., WBIR 2022, whose network begins with weights from photographs; this one
 is small enough to be trained for one atlas in minutes. Normalization by groups: a picture's place does not depend on its batch.
 """
 
