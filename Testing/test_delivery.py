@@ -211,7 +211,7 @@ def test_nodes_that_cannot_be_registered_are_refused_in_one_sentence(scene):
     gone = mrml.volume_node(scene, ball(name="gone"))
     scene.RemoveNode(gone)
     for nodes, more, sentence in (
-            ((fixed, fixed), {}, "'fixed' is both the fixed and the moving volume"), ((fixed, colour), {}, "'photo' is a color image"),
+            ((fixed, fixed), {}, "'fixed' is both the fixed and the moving volume"), ((fixed, colour), {}, "'photo' is a color picture"),
             ((flat, moving), {}, "'flat' is a single slice and 'moving' is a volume"), ((empty, moving), {}, "'empty' holds no voxels"),
             ((fixed, bent), {}, "'bent' is under the non-linear transform 'warp'"), ((fixed, None), {}, "no moving volume was given"),
             ((fixed, gone), {}, "'gone' is not in the scene any more"), ((fixed, moving), {"fixed_points": markups}, "no placed point"),

@@ -15,7 +15,7 @@ from panels import (  # noqa: E402, F401
     answer, application, landmarks, module_panel, no_slot_errors, pair, panel, scene, segmentation, settle, slicer, status, volume, wait_until)
 
 from DeepRegistrationLib.errors import InputError  # noqa: E402
-from DeepRegistrationUI import records  # noqa: E402
+from DeepRegistrationUI import mrml, records  # noqa: E402
 from DeepRegistrationUI.job import WorkerRunner  # noqa: E402
 
 
@@ -227,10 +227,20 @@ def test_volume_under_a_nonlinear_transform(slicer, pair):
 def test_color_image(slicer, pair):
     photo = volume(slicer, "photo", channels=3)
     slicer.util.updateVolumeFromArray(photo, slicer.util.arrayFromVolume(photo).astype(np.uint8))
+    turned = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode", "turned")
+    turned.SetMatrixTransformToParent(mrml.vtk_matrix([[0, -1, 0, 5], [1, 0, 0, 2], [0, 0, 1, 0], [0, 0, 0, 1]]))
+    photo.SetAndObserveTransformNodeID(turned.GetID())
     pair.node.movingVolume = photo
     settle(slicer)
-    page, runner = apply(slicer, pair)
-    assert "'photo' is a color image" in status(page) and not runner.jobs
+    page, _ = apply(slicer, pair)
+    assert "'photo' is a color picture" in page.ui.missingLabel.text and not page.ui.applyButton.enabled and not page.ui.grayButton.isHidden()
+    page.ui.grayButton.click()
+    settle(slicer)
+    gray = pair.node.movingVolume
+    assert gray.GetName() == "photo gray" and page.ui.grayButton.isHidden() and page.ui.applyButton.enabled
+    assert np.allclose(slicer.util.arrayFromVolume(gray), slicer.util.arrayFromVolume(photo) @ [0.299, 0.587, 0.114], atol=1e-3)
+    placed = [mrml.grid_of(node).affine for node in (gray, photo)]
+    assert np.array_equal(*placed) and gray.GetTransformNodeID() == photo.GetTransformNodeID()
 
 
 @pytest.mark.parametrize("live", [False, True])

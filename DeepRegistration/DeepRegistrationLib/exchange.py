@@ -24,6 +24,8 @@ EVENTS, REQUEST, RESULT = "events.jsonl", "request.json", "result.json"
 """Files in the folder of a job."""
 CHUNK = 4 << 20
 """Bytes that one step of ``write_steps`` writes at most."""
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the gray value of a color, ITU-R BT.601."""
 KIND = "exchange"
 """Key of an entry that says which kind of value it stands for."""
 
@@ -38,6 +40,10 @@ class Volume:
 
     def __post_init__(self):
         _require_shape(self.array.shape[-3:] if self.array.ndim in (3, 4) else self.array.shape, self.grid, self.name)
+
+    def luminance(self) -> "Volume":
+        """The gray values (z, y, x), float32, of a color picture."""
+        return Volume(np.tensordot(np.asarray(LUMINANCE, np.float32), self.array[:3], (0, 0)), self.grid, self.name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,8 @@ from DeepRegistrationLib.errors import Cancelled, InputError, RegistrationError
 from . import records, torchgate
 from .evaluation import Evaluation
 from .methods import Methods
-from .registration import ALL_OUTPUTS, Choices, Registration, missing
+from .outputs import gray_node
+from .registration import ALL_OUTPUTS, Choices, Registration, colored, missing
 from .state import DEFAULT_METHOD, DeepRegistrationParameterNode
 
 PAUSE = 0.005
@@ -88,6 +89,14 @@ class DeepRegistrationLogic(ScriptedLoadableModuleLogic):
     def missing(self, choices: Choices) -> str:
         """What has to be chosen before a run, in one sentence; '' where nothing is missing."""
         return missing(choices)
+
+    def colored(self, choices: Choices) -> list:
+        """The chosen volume nodes that are color pictures; ``gray`` makes what can be registered."""
+        return colored(choices)
+
+    def gray(self, node):
+        """A new scalar volume node with the luminance of a color volume node, at its place. InputError where it is no color picture."""
+        return gray_node(node)
 
     def start(self, choices: Choices, listener=None) -> Registration:
         """Start a registration; ``tick`` drives it and ``listener(registration, event)`` hears of it. InputError says what is wrong."""

@@ -73,9 +73,26 @@ def _check_volumes(fixed, moving) -> None:
         raise InputError(f"'{fixed.GetName()}' is both the fixed and the moving volume; choose two different volumes")
     for node in (fixed, moving):
         mrml.grid_of(node)
-        values = mrml.array_of(node)
-        if values.ndim == 4 and values.shape[3] in (3, 4) and values.dtype == np.uint8:
-            raise InputError(f"'{node.GetName()}' is a color image of {values.shape[3]} channels; convert it to gray first (Vector to Scalar Volume)")
+        if mrml.is_color(node):
+            raise InputError(color_sentence(node))
+
+
+def color_sentence(node) -> str:
+    """What to do with a color picture where gray values are needed."""
+    return (f"'{node.GetName()}' is a color picture where one value per voxel is needed; press 'Convert to gray' (in Python: logic.gray(node)), "
+            "register that, and carry the colors along with Transfer.")
+
+
+def gray_node(node):
+    """A new scalar volume node with the luminance of a color volume node, at its place and under its transform. InputError where it has none."""
+    if not mrml.is_color(node):
+        raise InputError(f"'{node.GetName()}' is no color picture; it is registered as it is")
+    scene, matrix = node.GetScene(), mrml.vtk_matrix(np.eye(4))
+    made = mrml.volume_node(scene, mrml.volume_of(node).luminance(), scene.GenerateUniqueName(f"{node.GetName()} gray"))
+    node.GetIJKToRASMatrix(matrix)
+    made.SetIJKToRASMatrix(matrix)
+    made.SetAndObserveTransformNodeID(node.GetTransformNodeID())
+    return made
 
 
 def evaluate_request(roles: dict, **guides) -> dict:

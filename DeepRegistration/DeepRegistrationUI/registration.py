@@ -78,11 +78,18 @@ def missing(choices: Choices) -> str:
     for node in (fixed, moving):
         if node.GetImageData() is None or node.GetImageData().GetNumberOfPoints() == 0:
             return f"'{node.GetName()}' holds no voxels; load an image into it or choose another volume."
+    if colored(choices):
+        return outputs.color_sentence(colored(choices)[0])
     if choices.start_by_node and choices.start is None:
         return "Choose the transform to start from, or another start."
     if choices.start == LANDMARKS and choices.fixed_points is None and choices.moving_points is None:
         return "Choose the landmarks of both volumes to start from, or another start."
     return _missing_guides(choices)
+
+
+def colored(choices: Choices) -> list:
+    """The chosen volumes that are color pictures."""
+    return [node for node in choices.nodes() if mrml.is_color(node)]
 
 
 def _missing_guides(choices: Choices) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
+from ..exchange import LUMINANCE
 from ..geometry import Grid
 from ..image import Image, Labels
 from . import dicom
@@ -22,7 +23,6 @@ from .nifti import is_version_two, read_voxels
 
 READABLE = (".nii.gz", ".nii", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".ima", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".png")
-LUMINANCE = (0.299, 0.587, 0.114)
 CHANNELS = ("scalar", "gray", "vector")
 LARGEST_SHEAR = 0.05
 """Shift in voxels at the far end of a volume below which directions count as orthogonal."""

@@ -26,6 +26,12 @@ def volume_of(node) -> Volume:
     return Volume(np.moveaxis(values, -1, 0) if values.ndim == 4 else values, grid_of(node), node.GetName())
 
 
+def is_color(node) -> bool:
+    """Does a volume node hold red, green and blue (and opacity) of a picture, rather than channels of measured values?"""
+    data = node.GetImageData()
+    return data is not None and data.GetNumberOfScalarComponents() in (3, 4) and data.GetScalarTypeAsString() in ("unsigned char", "unsigned short")
+
+
 def labelmap_of(node, reference=None, segments: tuple[str, ...] = ()) -> LabelMap:
     """LabelMap of a label map node (or a scalar volume of whole numbers), or of a segmentation node on the voxels of ``reference``.
 

@@ -43,7 +43,7 @@ class RegisterPage(Page):
         self.placing = Placing(self.ui, lambda: self.panel.node_changed())
         self.connect()
         self.show_running(False)
-        self.ui.offersWidget.visible = self.ui.nextWidget.visible = False
+        self.ui.offersWidget.visible = self.ui.nextWidget.visible = self.ui.grayButton.visible = False
         self.show_devices()
 
     def connect(self) -> None:
@@ -53,7 +53,7 @@ class RegisterPage(Page):
             getattr(self.ui, name).connect("currentIndexChanged(int)", lambda index, chosen=chosen: None if self.filling else chosen())
         for name, pressed in (("applyButton", self.apply_or_cancel), ("resetButton", self.reset), ("continueButton", self.continue_run),
                               ("toQualityButton", self.to_quality), ("halfResolutionButton", lambda: self.again("half_resolution")),
-                              ("cpuButton", lambda: self.again("cpu"))):
+                              ("cpuButton", lambda: self.again("cpu")), ("grayButton", self.convert_to_gray)):
             getattr(self.ui, name).connect("clicked()", pressed)
         self.ui.citationLabel.connect("linkActivated(QString)", self.copy_citation)
 
@@ -123,6 +123,7 @@ class RegisterPage(Page):
         self.ui.applyButton.toolTip = missing or (_("Stop the registration") if self.running else _("Register the moving to the fixed volume"))
         self.ui.missingLabel.text = missing
         self.ui.missingLabel.visible = bool(missing)
+        self.ui.grayButton.visible = bool(missing and self.logic.colored(self.choices()))
 
     @property
     def running(self) -> bool:
@@ -177,6 +178,15 @@ class RegisterPage(Page):
     def segments_chosen(self) -> None:
         for name in ("fixedMaskSegment", "movingMaskSegment"):
             self.put(name, self.chosen(getattr(self.ui, f"{name}Box")))
+
+    def convert_to_gray(self) -> None:
+        """The luminance of every color picture that is chosen, in its place."""
+        try:
+            for name in ("fixedVolume", "movingVolume"):
+                if getattr(self.node, name) in self.logic.colored(self.choices()):
+                    setattr(self.node, name, self.logic.gray(getattr(self.node, name)))
+        except InputError as error:
+            self.say("error", str(error))
 
     def copy_citation(self, link=None) -> None:
         slicer.app.clipboard().setText(self.logic.methods.bibtex(self.node.method))
