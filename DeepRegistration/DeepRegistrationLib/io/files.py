@@ -123,6 +123,10 @@ def unheard():
         os.close(nowhere)
 
 
+UNKNOWN = ("Unable to determine ImageIO reader", "unsupported type", "failed to read file", "Could not create Transform IO object")
+"""What ITK says of a file of another type; the rest of such a line is of no help."""
+
+
 def reason(error: Exception) -> str:
     """The telling line of an error, without the class names and addresses that ITK puts in front."""
     if isinstance(error, OSError) and error.strerror:
@@ -131,7 +135,8 @@ def reason(error: Exception) -> str:
     line = lines[-1] if lines else type(error).__name__
     for mark in ("sitk::ERROR:", "ITK ERROR:", "): "):
         line = line.split(mark, 1)[-1].strip()
-    return line[:160].rstrip(".")
+    unknown = any(words in line for words in UNKNOWN)
+    return "its content is of no type that is known" if unknown else line[:160].rstrip(".")
 
 
 def gzip_file(source: Path, target: Path, level: int, threads: int) -> None:
