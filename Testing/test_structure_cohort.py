@@ -12,7 +12,7 @@ from truths_cohort import names, planted
 from DeepRegistrationLib.engines.cohort_types import Fit, chosen, find_types
 from DeepRegistrationLib.engines.embedding import correlation_dimension, isomap, paths
 from DeepRegistrationLib.errors import Cancelled, InputError
-from DeepRegistrationLib.evaluate.cohort import CohortTypes, Distances, common
+from DeepRegistrationLib.evaluate.cohort import CohortTypes, Distances, alone, common
 from DeepRegistrationLib.evaluate.regression import coded, effects, holm
 from DeepRegistrationLib.ops.distances import (
     feature_distances,
@@ -72,6 +72,17 @@ def test_hellinger_in_closed_form():
         and d[0, 2] == pytest.approx(np.sqrt(2))
         and d[0, 3] == pytest.approx(np.sqrt(2 * (1 - np.sqrt(0.5))))
     )
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+def test_a_subject_far_from_all_others_is_named(dim):
+    points = drawn(dim).normal(size=(30, dim))
+    assert not [text for text in analyzed(points).remarks if "alone" in text]
+    points[7] = 12
+    (text,) = [text for text in analyzed(points).remarks if "alone" in text]
+    assert text.startswith(f"{names(30)[7]} lies alone: by features")
+    copies = np.repeat(points[:1], 29, 0)
+    assert not alone(Distances("features", names(30), euclidean(np.r_[copies, points[7:8]]))), "copies are no usual distance"
 
 
 @pytest.mark.parametrize("bad", [[[1, -1], [1, 1]], [[0, 0], [1, 1]]])
