@@ -14,6 +14,8 @@ import torch
 from trainings import OBJECTIVE, CancelAt, blobs, run, small, view
 
 from DeepRegistrationLib.errors import Cancelled, ConvergenceError, InputError
+from DeepRegistrationLib.networks.composition import MultiResolution
+from DeepRegistrationLib.ops.filters import gaussian
 from DeepRegistrationLib.runtime import Monitor, Runtime
 from DeepRegistrationLib.terms import Alignment, Term
 from DeepRegistrationLib.train import loop, precision, processes
@@ -200,6 +202,17 @@ def test_half_precision_stays_inside_the_network(monkeypatch, tmp_path):
     _, full = run(tmp_path / "full", 40, half=False)
     assert half[-1]["cost"] == pytest.approx(full[-1]["cost"], rel=0.2) and half[-1]["cost"] != full[-1]["cost"]
     assert torch.load(tmp_path / "half" / "checkpoint.pt", weights_only=True)["scaler"]["scale"] > 1
+
+
+def test_networks_in_16_bits_place_in_single_precision():
+    """A network of two resolutions reads the moving image where its first part says; positions near 1000 voxels would be rounded to half a voxel."""
+    torch.manual_seed(0)
+    network = MultiResolution(2, 2, (4, 4), (4, 4), (4,))
+    for part in (network.network.first.network, network.network.second):
+        torch.nn.init.normal_(part.flow.weight, 0, 0.1)
+    fixed, moving = gaussian(torch.rand(2, 1, 8, 1024), 2.0).split(1)
+    single, half = (each(fixed, moving).detach() for each in (network, precision.Half(network)))
+    assert 1 < float(single.abs().max()) and 0 < float((half - single).abs().max()) < 0.004, "voxels"
 
 
 # --------------------------------------------------------------------------------------------------- several processes

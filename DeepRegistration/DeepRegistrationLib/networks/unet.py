@@ -8,7 +8,7 @@ encoder had at that size:
 Ronneberger et al., MICCAI 2015. With down = 'stride' its first convolution of a level reads every second voxel and the sizes are those
 of VoxelMorph-2 (Balakrishnan et al., CVPR 2018); with 'pool' the maximum of every block is kept, as in the package ``voxelmorph`` since
 2020. With ``half`` the last doubling is left out and the output lattice is twice as coarse. What is said is in voxels of the output
-lattice, components (x, y, z); ``heads`` makes transforms of it.
+lattice, components (x, y, z), and in the precision of the images where the convolutions have 16 bits; ``heads`` makes transforms of it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class UNet(nn.Module):
         x = self.decoder[0](x)
         for stages in [*self.decoder[1:], nn.Sequential(*self.tail, self.flow)][: self.levels - self.half]:
             x = stages[1:](of_doubled(stages[0], x, kept.pop()))
-        return self.flow(self.tail(x)) if self.half else x
+        return (self.flow(self.tail(x)) if self.half else x).to(fixed.dtype)
 
     def next_draw(self) -> int:
         """Counts the samples that training has taken from a probabilistic network; the count is saved with it, so a resumed run goes on."""
