@@ -52,6 +52,21 @@ def drawn_on(slicer, node, labels, names):
     return made
 
 
+def beside(slicer, nodes, name: str, factor: float, unit: str = "") -> list:
+    """Maps on the pixels of slices: their values times ``factor``."""
+    from DeepRegistrationUI import mrml
+
+    made = []
+    for node in nodes:
+        value = exchange.Volume(factor * mrml.array_of(node), mrml.grid_of(node), node.GetName().replace("T2", name))
+        made.append(mrml.volume_node(slicer.mrmlScene, value))
+        if unit:
+            units = slicer.vtkCodedEntry()
+            units.SetValueSchemeMeaning(unit, "UCUM", unit)
+            made[-1].SetVoxelValueUnits(units)
+    return made
+
+
 def result_of(truth, registered: bool = True, plane=None, flips=None) -> dict:
     """What the worker would answer for a known set: the true maps, and the slices themselves as their emulation."""
     count = len(truth.problem.slices)

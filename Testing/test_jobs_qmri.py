@@ -51,8 +51,8 @@ def test_slices_are_placed_and_told_about(tmp_path):
     assert row["plane"] == 2 and row["flips"] == [False, False] and row["own_shift_mm"] < 1e-6 and 0.1 < row["similarity"] < 1
     assert row["emulated"].grid == truth.problem.slices[2].grid and row["inside"] > 0.5 and "measured" not in row
     assert made["std"]["distance_mm"] < 3 and len(made["curve"]["degrees"]) == len(made["curve"]["set"])
-    values = made["map"].array
-    assert made["map"].grid == truth.problem.volume.grid and 0.01 < np.isfinite(values).mean() < 0.5
+    values = made["maps"][0].array
+    assert made["maps"][0].grid == truth.problem.volume.grid and 0.01 < np.isfinite(values).mean() < 0.5
     measured = truth.problem.slices[0].data
     assert np.nanmin(values) >= float(min(s.data.min() for s in truth.problem.slices)) and measured.max() > 20, "values are not rescaled"
 
@@ -106,6 +106,46 @@ def test_pixels_without_a_value_do_not_count(tmp_path):
         value.array[:, :8] = np.nan
     made = do(sent, Silent(), tmp_path)
     assert farthest(made, truth) < 3.0, "mm"
+
+
+def test_slices_without_places_lie_about_the_axis_of_the_localizer(tmp_path):
+    """All headers are one and the same; center and normal of the localizer are known to some mm and degrees, where the first slice begins is not."""
+    truth = known()
+    axis, start = np.array([0.76, 0.15, -0.6]), truth.problem.slices[0].grid
+    header = Grid.from_parts(start.shape, start.spacing)
+    sent = request(truth.problem, axis=((11.0, 2.0, -9.0), axis.tolist()), degrees=30.0)
+    sent["slices"] = [exchange.Volume(value.array, header, value.name) for value in sent["slices"]]
+    made = do(sent, Silent(), tmp_path)
+    assert made["registered"], made["reasons"]
+    points = header.points().reshape(-1, 3)
+    for row, true, image in zip(made["slices"], truth.each, truth.problem.slices):
+        true = true @ image.grid.affine @ header.inverse_affine
+        assert truths_hip.errors(row["matrix"].matrix, true, points)[2] < 2.0, "mm, from the header that all have"
+        assert row["emulated"].grid == header and row["own_shift_mm"] < 1e-6
+    with pytest.raises(InputError, match="there is none; give the center and the normal"):
+        do({**sent, "axis": None}, Silent(), tmp_path)
+    with pytest.raises(InputError, match="slices 61 degrees apart were asked for, 6 of them"):
+        do({**sent, "degrees": 61.0}, Silent(), tmp_path)
+
+
+def test_further_maps_go_along_in_their_own_units(tmp_path):
+    """T1 is ten times the slices' values and missing on one slice: each quantity has a volume, a row a structure, and a column of the surface."""
+    truth = known()
+    labels = truths_hip.Hip(0).labels(truth.problem.volume.grid.points())
+    structures = exchange.LabelMap(labels.astype(np.uint8), truth.problem.volume.grid, ((truths_hip.FEMUR, "femur"), (truths_hip.SOCKET, "socket")))
+    sent = request(truth.problem, map=True, quantity={"name": "T2", "unit": "ms"}, structures=structures, surface_mm=3.0)
+    ten = [exchange.Volume(10 * value.array, value.grid, "T1") for value in sent["slices"]]
+    made = do({**sent, "maps": [{"name": "T1", "unit": "s", "images": [None, *ten[1:]]}]}, Silent(), tmp_path)
+    own, other = (value.array for value in made["maps"])
+    both = np.isfinite(own) & np.isfinite(other)
+    assert [value.name for value in made["maps"]] == ["T2 (ms)", "T1 (s)"] and 0 < np.isfinite(other).sum() < np.isfinite(own).sum()
+    assert np.median(other[both] / own[both]) == pytest.approx(10, rel=1e-4)
+    rows = {(row["map"], row["region"]): row for row in made["regions"]}
+    assert rows["T1", "femur"]["unit"] == "s" and rows["T1", "femur"]["pixels"] < rows["T2", "femur"]["pixels"]
+    assert rows["T1", "femur"]["mean"] == pytest.approx(10 * rows["T2", "femur"]["mean"], rel=0.1) and ("T2", "socket") in rows
+    assert all(f'Name="{name}"' in (tmp_path / "surface.vtp").read_text() for name in ("T2 (ms)", "T1 (s)"))
+    with pytest.raises(InputError, match="'T1' does not lie on the pixels of 'slice 1'"):
+        do({**sent, "maps": [{"name": "T1", "unit": "", "images": [*ten[1:], None]}]}, Silent(), tmp_path)
 
 
 def test_a_folder_of_files(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ pytest.importorskip("slicer")
 
 from panels import (  # noqa: E402, F401
     ScriptedRunner, application, check_fits, choose, module_panel, no_slot_errors, scene, settle, show, slicer, status, wait_until, without_help)
-from panels_qmri import answered, chosen, corner, drawn_on, load, page, panel, told  # noqa: E402, F401
+from panels_qmri import answered, beside, chosen, corner, drawn_on, load, page, panel, told  # noqa: E402, F401
 from test_jobs_qmri import QUICK, known, scans  # noqa: E402
 
 import truths_hip  # noqa: E402
@@ -73,6 +74,74 @@ def test_the_request_is_what_was_chosen(slicer, page):
     assert page.logic._runner.jobs[-1].cancelled
     wait_until(slicer, lambda: not page.running, 5)
     assert status(page) == "The registration was stopped; the scene is as it was." and page.ui.qmriCheckTable.isHidden()
+
+
+def test_other_maps_on_the_pixels_of_the_slices_go_along(slicer, page):
+    import qt
+
+    nodes, volume = chosen(slicer, page, known())
+    assert page.ui.qmriBesideBox.isHidden(), "nothing to take along"
+    for node in nodes:
+        node.SetName(f"T2 {node.GetName()}")
+    beside(slicer, nodes, "T1", 10.0, "ms")
+    beside(slicer, nodes[:5], "T2*", 0.5)
+    settle(slicer)
+    assert page.ui.qmriSlicesList.count == 17 and page.list.checked() == nodes and not page.ui.qmriBesideBox.isHidden()
+    page.ui.qmriButton.click()
+    request = page.logic._runner.jobs[-1].request
+    assert request["quantity"] == {"name": "T2", "unit": ""} and [(each["name"], each["unit"]) for each in request["maps"]] == [("T1", "ms"), ("T2*", "")]
+    assert request["maps"][0]["images"][2].name == "T1 slice 3" and request["maps"][1]["images"][5] is None
+    page.ui.qmriButton.click()
+    wait_until(slicer, lambda: not page.running, 5)
+    page.ui.qmriBesideBox.checked = False
+    settle(slicer)
+    page.ui.qmriButton.click()
+    assert page.logic._runner.jobs[-1].request["maps"] == [] and not page.ui.qmriBesideBox.isHidden()
+    page.ui.qmriButton.click()
+    wait_until(slicer, lambda: not page.running, 5)
+    page.ui.qmriSlicesList.item(6).setCheckState(qt.Qt.Checked)
+    settle(slicer)
+    assert page.ui.qmriMissingLabel.text.startswith("'T2 slice 1' and 'T1 slice 1' lie on the same pixels; uncheck one") and not page.ui.qmriButton.enabled
+
+
+@pytest.mark.parametrize("names, found", [(("s1 T2", "s1 T1", "s1 PD"), ["T1", "PD"]), (("t2map_001", "t1map_001", "t1map_001"), ["map 1", "map 2"]),
+                                          (("T2", "T2", "T1"), ["map 1", "map 2"])])
+def test_quantities_are_named_by_what_a_slice_is_not_called(slicer, names, found):
+    from DeepRegistrationUI import mrml
+    from DeepRegistrationUI.qmri_maps import maps_beside
+
+    image = known().problem.slices[0]
+    nodes = [mrml.volume_node(slicer.mrmlScene, exchange.Volume(image.data[0, 0].numpy(), image.grid, name)) for name in names]
+    assert list(maps_beside(nodes[:1], nodes)) == found
+
+
+@pytest.mark.parametrize("kind", ["Plane", "Line"])
+def test_slices_without_places_lie_about_an_axis(slicer, page, kind):
+    truth = known()
+    header = truth.problem.slices[0].grid
+    slices = tuple(replace(image, grid=header) for image in truth.problem.slices)
+    nodes, volume = chosen(slicer, page, replace(truth, problem=replace(truth.problem, slices=slices)))
+    assert page.list.checked() == nodes
+    assert page.ui.qmriMissingLabel.text.startswith("'slice 1' and 'slice 2' lie on the same pixels")
+    page.ui.qmriAngleBox.value = 30.0
+    settle(slicer)
+    assert page.ui.qmriMissingLabel.text == "Choose the axis about which the slices are placed."
+    node = slicer.mrmlScene.AddNewNodeByClass(f"vtkMRMLMarkups{kind}Node", "localizer")
+    settle(slicer)
+    page.ui.qmriAxisSelector.setCurrentNode(node)
+    settle(slicer)
+    page.ui.qmriButton.click()
+    assert status(page).startswith("'localizer' is no plane and no line that has been placed")
+    if kind == "Plane":
+        node.SetCenter([1.0, 2.0, 3.0])
+        node.SetNormal([0.0, 0.6, 0.8])
+    else:
+        node.AddControlPoint([1.0, 1.4, 2.2])
+        node.AddControlPoint([1.0, 2.6, 3.8])
+    page.ui.qmriButton.click()
+    request = page.logic._runner.jobs[-1].request
+    point, direction = (np.array(part) for part in request["axis"])
+    assert request["degrees"] == 30.0 and np.allclose(point, [-1, -2, 3]) and np.allclose(direction / np.linalg.norm(direction), [0, -0.6, 0.8])
 
 
 def test_segments_that_were_drawn_go_along(slicer, page):

@@ -7,7 +7,7 @@ pytest.importorskip("PySide6")
 pytest.importorskip("slicer")
 
 from panels import application, module_panel, no_slot_errors, scene, settle, slicer, status, wait_until  # noqa: E402, F401
-from panels_qmri import answered, chosen, corner, drawn_on, page, panel, result_of, told  # noqa: E402, F401
+from panels_qmri import answered, beside, chosen, corner, drawn_on, page, panel, result_of, told  # noqa: E402, F401
 from test_jobs_qmri import known  # noqa: E402
 
 import truths_hip  # noqa: E402
@@ -138,6 +138,31 @@ def test_values_on_the_surface_of_a_segmentation(slicer, page):
     values = vtk_to_numpy(model.GetPolyData().GetPointData().GetArray("value"))
     assert away.mean() < 1.5 and 0.2 < np.isfinite(values).mean() < 0.9 and 0 < np.nanmedian(values) < 60
     assert model.GetDisplayNode().GetScalarVisibility() and model.GetDisplayNode().GetActiveScalarName() == "value"
+    table, shown = slicer.util.getNode(f"Slices in {volume.GetName()}, regions"), page.ui.qmriRegionsTable
+    assert table.GetNumberOfRows() == 1 and table.GetCellText(0, 1) == "femur" and float(table.GetTable().GetValueByName(0, "mean").ToDouble()) > 5
+    assert not shown.isHidden() and [shown.item(0, k).text() for k in (0, 1)] == ["femur", "value"] and int(shown.item(0, 4).text()) > 100
+
+
+def test_maps_that_go_along_follow_their_slices(slicer, page):
+    nodes, volume = chosen(slicer, page, known())
+    others = beside(slicer, nodes[:3], "T1", 10.0)
+    settle(slicer)
+    truth, before = known(), [corner(node) for node in others]
+    page.ui.qmriButton.click()
+    made = result_of(truth)
+    size = truth.problem.volume.grid.shape
+    made["maps"] = [exchange.Volume(np.full(size, k, np.float32), truth.problem.volume.grid, name) for k, name in enumerate(("value", "T1 (ms)"))]
+    made["regions"] = [{"map": name, "unit": "ms", "label": 1, "region": "bone", "pixels": 9, "mean": 5.0, "sd": None, "median": 5.0, "p05": 4.0, "p95": 6.0,
+                        "area_mm2": 10.0} for name in ("value", "T1")]
+    page.logic._runner.say("done", result=made)
+    wait_until(slicer, lambda: not page.running, 5)
+    for k, node in enumerate(others):
+        assert np.allclose(corner(node), truth.each[k][:3, :3] @ before[k] + truth.each[k][:3, 3], atol=1e-6)
+    assert slicer.util.getNode(f"Slices in {volume.GetName()}, T1 (ms)") is not None and page.ui.qmriRegionsTable.rowCount == 2
+    settle(slicer)
+    assert page.list.checked() == nodes, "none of them becomes a slice after it has moved"
+    page.ui.qmriButton.click()
+    assert len(page.logic._runner.jobs[-1].request["maps"]) == 1 and page.logic._runner.jobs[-1].request["maps"][0]["images"][3] is None
 
 
 # -------------------------------------------------------------------------------------------------- order and directions

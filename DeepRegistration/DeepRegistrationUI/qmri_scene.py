@@ -59,9 +59,9 @@ def slices_request(slices, volume, segments: bool = False) -> dict:
     return request
 
 
-def surface_request(segmentation, volume, distance: float) -> dict:
-    """What a 'qmri' request says of the surface of a ``segmentation`` of the ``volume`` node; nothing where there is none."""
-    return {} if segmentation is None else {"surface": mrml.labelmap_of(segmentation, volume), "surface_mm": distance}
+def structures_request(segmentation, volume, distance: float) -> dict:
+    """What a 'qmri' request says of the structures of a ``segmentation`` of the ``volume`` node; nothing where there is none."""
+    return {} if segmentation is None else {"structures": mrml.labelmap_of(segmentation, volume), "surface_mm": distance}
 
 
 def drawn_on(volume):
@@ -160,11 +160,12 @@ def scans_request(scans) -> dict:
 # -------------------------------------------------------------------------------------------------------------- results
 
 
-def deliver_slices(result: dict, slices, volume, name: str = "", emulated: bool = True) -> dict:
-    """Put a registered ``result`` of the job 'qmri' into the scene of ``volume``. slices: their nodes, None where the result brings them.
+def deliver_slices(result: dict, slices, volume, name: str = "", emulated: bool = True, maps=()) -> dict:
+    """Put a registered ``result`` of the job 'qmri' into the scene of ``volume``. slices: their nodes, None where the result brings them; ``maps``: nodes of
+    further maps, each a list with a node or None a slice, that go where the slices go.
 
-    Returns role -> node: 'set', 'slice 1', ... (transforms), 'measured 1', ..., 'emulated 1', ..., 'map', 'slices' and 'pose' (tables). InputError
-    where the volume or a slice was deleted meanwhile.
+    Returns role -> node: 'set', 'slice 1', ... (transforms), 'measured 1', ..., 'emulated 1', ..., 'map' and 'map 2', ..., 'surface', 'slices', 'pose'
+    and 'regions' (tables). InputError where the volume or a slice was deleted meanwhile.
     """
     scene, rows, name = volume.GetScene(), result["slices"], name or f"Slices in {volume.GetName()}"
     names = ["the volume", *(row["name"] for row in rows)]
@@ -172,7 +173,7 @@ def deliver_slices(result: dict, slices, volume, name: str = "", emulated: bool 
     if lost is not None:
         raise InputError(f"'{lost}' was deleted during the registration, so its result was not put into the scene; register again")
     slices = [mrml.volume_node(scene, row["measured"], row["name"]) for row in rows] if slices is None else slices
-    back, nodes = np.linalg.inv(result["matrix"].matrix), {}
+    back, nodes, maps = np.linalg.inv(result["matrix"].matrix), {}, list(maps)
     nodes["set"] = _marked(mrml.transform_node(scene, [Matrix(back)], name, volume), "set")
     for k, (row, node) in enumerate(zip(rows, slices), 1):
         own = _marked(mrml.transform_node(scene, [Matrix(np.linalg.inv(back @ row["matrix"].matrix))], f"{name}, {row['name']}", volume, node), "slice")
@@ -183,8 +184,8 @@ def deliver_slices(result: dict, slices, volume, name: str = "", emulated: bool 
             nodes[f"deformation {k}"] = _marked(mrml.transform_node(scene, [inverse], f"{name}, {row['name']}, deformation", volume, node), "deformation")
             nodes[f"deformation {k}"].SetAndObserveTransformNodeID(own.GetID())
             own = nodes[f"deformation {k}"]
-        for each in (node, segmentation_of(node)):
-            placement = None if each is None else _put(each, own)
+        for each in (node, segmentation_of(node), *(nodes_of_map[k - 1] for nodes_of_map in maps)):
+            placement = None if each is None or each.GetScene() is not scene else _put(each, own)
             if placement is not None:
                 nodes[f"placement of {each.GetName()}"] = placement
         nodes[f"measured {k}"] = node
@@ -192,11 +193,14 @@ def deliver_slices(result: dict, slices, volume, name: str = "", emulated: bool 
             nodes[f"emulated {k}"] = _marked(mrml.volume_node(scene, row["emulated"], display=False), "emulated")
             look_like(nodes[f"emulated {k}"], volume)
             nodes[f"emulated {k}"].SetAndObserveTransformNodeID(own.GetID())
-    if "map" in result:
-        nodes["map"] = _marked(mrml.volume_node(scene, result["map"], f"{name}, values", display=False), "map")
-        look_like(nodes["map"], slices[0])
+    for k, value in enumerate(result.get("maps", ())):
+        role = f"map {k + 1}" if k else "map"
+        nodes[role] = _marked(mrml.volume_node(scene, value, f"{name}, {value.name}", display=False), "map")
+        look_like(nodes[role], next((node for node in maps[k - 1] if node is not None), slices[0]) if k else slices[0])
     if "surface" in result:
         nodes["surface"] = _marked(model_with_values(scene, result["surface"], f"{name}, values on the surface"), "surface")
+    if result.get("regions"):
+        nodes["regions"] = table_from_rows(region_rows(result), f"{name}, regions", scene)
     nodes["slices"] = table_from_rows(slice_rows(result), f"{name}, slices", scene)
     nodes["pose"] = table_from_rows(pose_rows(result), f"{name}, pose", scene)
     gather(scene, name, [node for role, node in nodes.items() if not role.startswith("measured")])
@@ -215,7 +219,7 @@ def model_with_values(scene, path: str, name: str):
     node = scene.AddNewNodeByClass("vtkMRMLModelNode", name)
     node.SetAndObservePolyData(turn.GetOutput())
     node.CreateDefaultDisplayNodes()
-    display, values = node.GetDisplayNode(), vtk_to_numpy(turn.GetOutput().GetPointData().GetArray("value"))
+    display, values = node.GetDisplayNode(), vtk_to_numpy(turn.GetOutput().GetPointData().GetScalars())
     color_by_values(display, values[np.isfinite(values)])
     return node
 
@@ -271,6 +275,13 @@ def slice_rows(result: dict) -> list[dict]:
     return [{"slice": row["name"], "plane": row["plane"] + 1, "mirrored": mirrored(row["flips"]), "similarity": row["similarity"],
              "inside (%)": 100 * row["inside"], "own shift (mm)": row["own_shift_mm"], "own turn (degrees)": row["own_turn_degrees"],
              **({"largest deformation (mm)": row["bend_mm"]} if "bend_mm" in row else {})} for row in result["slices"]]
+
+
+def region_rows(result: dict) -> list[dict]:
+    """A row a map and structure, units in a column; none where no structures were given."""
+    heads = {"map": "map", "region": "region", "unit": "unit", "pixels": "pixels", "area (mm2)": "area_mm2", "mean": "mean", "SD": "sd", "median": "median",
+             "5 %": "p05", "95 %": "p95"}
+    return [{head: row[key] for head, key in heads.items()} for row in result.get("regions", ())]
 
 
 def mirrored(flips) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from slicer import vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode, vtkMRMLStorableNode
+from slicer import vtkMRMLMarkupsNode, vtkMRMLScalarVolumeNode, vtkMRMLSegmentationNode, vtkMRMLStorableNode
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
 LISTS = ("QMRIRegisterSlices.ui", "QMRIRegisterMotion.ui")
@@ -22,11 +22,14 @@ class QMRIRegisterParameterNode:
     qmriData: str
     qmriVolume: vtkMRMLScalarVolumeNode
     qmriThickness: Annotated[float, WithinRange(0.0, 100.0)] = 0.0  # mm, 0: that of the headers
+    qmriAxis: vtkMRMLMarkupsNode  # a plane or a line
+    qmriAngle: Annotated[float, WithinRange(0.0, 180.0)] = 0.0  # degrees between slices about the axis, 0: they lie where their headers say
     qmriSegments: bool = False
     qmriPreset: str = "default"
     qmriValues: str = "{}"  # JSON: parameter name -> value that differs from the preset
     qmriEmulated: bool = True
     qmriMap: bool = False
+    qmriBeside: bool = True
     qmriSurface: vtkMRMLSegmentationNode
     qmriSurfaceDistance: Annotated[float, WithinRange(0.1, 50.0)] = 2.0  # mm
 

@@ -33,15 +33,17 @@ identify: ``atlas`` Volume; ``slice`` a file or a Volume of one slice, ``axis`` 
     [rows] and ``frames`` [(4, 4)], (u, v, w) mm -> LPS mm: of the slice (pictures alone), the plane, each plate; ``matrix`` Matrix slice -> atlas;
     ``slice`` and ``plane`` Volumes.
 qmri: ``volume`` Volume; ``slices`` [Volume] of one slice each (NaN marks pixels without a value), or ``dicom`` a folder; ``segments`` [LabelMap] with
-    ``volume_segment`` LabelMap, a bone in both; ``thickness`` mm (0: the headers'); ``method`` 'qmri:PRESET' and ``values``; ``placement``
-    {plane: [the plane of which slice each one lies on, from 0], flips: [(along u, along v)]}: order and directions as the user has set them; ``map``: also
-    carry the values into the volume; ``surface`` LabelMap of the volume with ``surface_mm``: values on the surface of what is above 0, from pixels at most
-    that far away; ``live`` {interval_s}: preview events with ``pictures`` (S, 64, 64), each slice as the volume shows it now;
+    ``volume_segment`` LabelMap, a bone in both; ``thickness`` mm (0: the headers'); ``axis`` (point, direction) LPS mm that all planes share, with
+    ``degrees``: the headers do not count, slice k lies k * degrees about it; ``method`` 'qmri:PRESET' and ``values``; ``placement``
+    {plane: [the plane of which slice each one lies on, from 0], flips: [(along u, along v)]}: order and directions as the user has set them;
+    ``quantity`` {name, unit} of the slices' values and further ``maps`` [{name, unit, images: a Volume or None a slice, on its pixels}]; ``map``: also
+    carry the values into the volume; ``structures`` LabelMap of the volume: values per label, and with ``surface_mm`` on the surface of what is above 0,
+    from pixels at most that far away; ``live`` {interval_s}: preview events with ``pictures`` (S, 64, 64), each slice as the volume shows it now;
     ``device``, ``seed``, ``threads``. -> ``registered``, ``reasons``, ``remarks``, ``matrix`` Matrix of the set and ``slices``
     [{name, plane, flips, matrix, similarity, inside, own_shift_mm, own_turn_degrees, emulated Volume; deformation Lattice where one was
     kept, bend_mm, bend_gain and bend_gain_error where one was asked for; measured Volume with ``dicom``}], both slice
-    -> volume; ``std`` {shift_mm, turn_degrees, distance_mm}, ``evidence``, ``start``, ``curve`` {degrees, set}, ``map`` Volume (NaN between),
-    ``surface`` path of a .vtp file in LPS mm, ``surface_covered`` share, ``provenance``.
+    -> volume; ``std`` {shift_mm, turn_degrees, distance_mm}, ``evidence``, ``start``, ``curve`` {degrees, set}, ``maps`` [Volume] (NaN between),
+    ``surface`` path of a .vtp file in LPS mm, ``surface_covered`` share, ``regions`` rows (see ``slice_maps.region_rows``), ``provenance``.
 bones: ``slices`` [Volume] of one slice each and ``strokes`` [LabelMap or None], 1 bone and 2 anything else; ``seed``. -> ``segments`` [LabelMap], 1 bone.
 motion: ``scans`` [Volume], each one scan or one a channel; ``method`` 'rician-motion:PRESET', ``values``, ``device``, ``seed``, ``threads``.
     -> ``average``, ``signal``, ``sigma`` Volumes, ``transforms`` [Matrix] reference -> scan, ``motion`` a row a scan, ``scalars``, ``provenance``.

@@ -18,20 +18,22 @@ def qmri(request: dict, monitor, folder: Path) -> dict:
     """Register slices. InputError for values that cannot be used, and what the method raises."""
     import numpy as np
 
-    from ..engines.slice_order import moves_of, placed
+    from ..engines.slice_order import Placement, moved, moves_of, placed
     from ..method import find
     from ..runtime import Runtime
     from .register import plain
 
     monitor.progress(0.0, "preparing")
-    problem = _problem(request)
+    sent = _problem(request)
+    about = _about(request, sent)
+    problem, maps = moved(sent, about), _maps(request, sent.slices)
     monitor.check()
     wanted, values = _wanted(request, len(problem.slices)), dict(request.get("values") or {})
     method = find(request.get("method", "qmri"), values if wanted is None else {**values, "placing": "keep"})
     runtime = Runtime(request.get("device", "auto"), int(request.get("seed", 0)), int(request.get("threads", 0)), monitor=monitor.part(0.0, 0.95))
-    moves = np.tile(np.eye(4), (len(problem.slices), 1, 1)) if wanted is None else moves_of(problem, wanted)
+    moves = about if wanted is None else moves_of(problem, wanted) @ about
     if request.get("live"):
-        monitor.interval, monitor.sketch = float(request["live"]["interval_s"]), _sketch(problem, moves)
+        monitor.interval, monitor.sketch = float(request["live"]["interval_s"]), _sketch(sent, moves)
     result = method.run(problem if wanted is None else placed(problem, wanted), runtime)
     monitor.sketch = None
     plane, flips = (result.plane, result.flips) if wanted is None else (wanted.plane, wanted.flips)
@@ -40,10 +42,11 @@ def qmri(request: dict, monitor, folder: Path) -> dict:
             "std": {"shift_mm": result.shift_std, "turn_degrees": result.turn_std, "distance_mm": result.distance_std},
             "curve": {name: result.curve[name] for name in ("degrees", "set")} if result.curve else {}, "provenance": result.provenance}
     bends = tuple(bend.before(move) for bend, move in zip(result.bends, moves))
-    rows = _rows(problem, result, matrices, plane, flips, bends)
+    to_plane = moves_of(problem, Placement(plane, flips, np.eye(4), 0.0)) @ about
+    rows = _rows(sent.slices, result, matrices, to_plane, plane, flips, bends)
     if request.get("dicom"):
-        rows = [{**row, "measured": volume_of(image)} for row, image in zip(rows, problem.slices)]
-    extra = {**_map(request, problem, matrices, bends, monitor.part(0.95, 1.0)), **_surface(request, problem, matrices, bends, folder)}
+        rows = [{**row, "measured": volume_of(image)} for row, image in zip(rows, sent.slices)]
+    extra = {**_in_volume(request, sent, maps, matrices, bends, monitor.part(0.95, 1.0)), **_structures(request, maps, matrices, bends, folder)}
     return {**plain(told), **extra, "matrix": _matrix(result.transform.numpy()), "slices": rows}
 
 
@@ -76,7 +79,42 @@ def _problem(request: dict):
     segments = request.get("segments")
     segments = None if segments is None else tuple(labels_of(value) for value in segments)
     bone = None if request.get("volume_segment") is None else labels_of(request["volume_segment"])
-    return Slices(tuple(compared(image) for image in slices), image_of(request["volume"]), float(request.get("thickness", 0.0)), segments, bone)
+    return Slices(tuple(compared(image) for image in slices), image_of(request["volume"]), float(request.get("thickness", 0.0)), segments, bone,
+                  request.get("axis"))
+
+
+def _about(request: dict, problem):
+    """(S, 4, 4) from where the slices were sent with to where the search begins: places about an axis, where the request has one and an angle.
+    InputError for an axis without a direction."""
+    import numpy as np
+
+    from ..engines.slice_order import moves_about
+
+    if not request.get("degrees"):
+        return np.tile(np.eye(4), (len(problem.slices), 1, 1))
+    if problem.axis is None:
+        raise InputError("slices were to be placed about an axis, but there is none; give the center and the normal of the localizer")
+    return moves_about(problem.slices, problem.axis, float(request["degrees"]))
+
+
+def _maps(request: dict, slices) -> list[tuple]:
+    """[(name, unit, one image a slice)]: the values of the slices themselves, then those of further maps. InputError where these lie elsewhere."""
+    import torch
+
+    from ..image import Image
+    from .jobs_pair import image_of
+
+    def on(value, like):
+        if value is None:
+            return Image(torch.full_like(like.data, float("nan"), dtype=torch.float32), like.grid)
+        image = image_of(value)
+        if image.grid != like.grid:
+            raise InputError(f"'{value.name}' does not lie on the pixels of '{like.name}'; resample it, or leave it out")
+        return image
+
+    own = request.get("quantity") or {"name": "value", "unit": ""}
+    others = [(each["name"], each["unit"], [on(*pair) for pair in zip(each["images"], slices, strict=True)]) for each in request.get("maps") or ()]
+    return [(own["name"], own["unit"], list(slices)), *others]
 
 
 def _sketch(problem, moves):
@@ -110,16 +148,16 @@ def _wanted(request: dict, count: int):
     return Placement(tuple(plane), tuple((bool(u), bool(v)) for u, v in flips), np.eye(4), float("inf"))
 
 
-def _rows(problem, result, matrices, plane, flips, bends) -> list[dict]:
-    """One dict a slice: its map, where it was found to lie, its own motion against the set, and what the volume shows there."""
+def _rows(slices, result, matrices, moves, plane, flips, bends) -> list[dict]:
+    """One dict a slice as it was sent: its map, where it was found to lie, its own motion against the set, and what the volume shows there. ``moves``
+    (S, 4, 4) to where it lies in the set."""
     import numpy as np
 
-    from ..engines.slice_order import Placement, moves_of
     from ..exchange import Volume
     from .register import plain
 
-    moves, rows = moves_of(problem, Placement(plane, flips, np.eye(4), 0.0)), []
-    for k, (image, matrix) in enumerate(zip(problem.slices, matrices)):
+    rows = []
+    for k, (image, matrix) in enumerate(zip(slices, matrices)):
         own = np.linalg.inv(result.transform.numpy()) @ matrix @ np.linalg.inv(moves[k])
         middle = moves[k, :3, :3] @ image.grid.centre + moves[k, :3, 3]
         turn = np.arccos(np.clip((np.trace(own[:3, :3]) - 1) / 2, -1, 1))
@@ -155,29 +193,34 @@ def _likeness(image, made) -> dict:
     return {"similarity": float(normalised_information(table)), "inside": float(both.sum() / valid.sum())}
 
 
-def _map(request: dict, problem, matrices, bends, monitor) -> dict:
-    """'map': the slices' values on the voxels of the volume, NaN where there is none, where the request asks for it."""
+def _in_volume(request: dict, problem, maps, matrices, bends, monitor) -> dict:
+    """'maps': the values on the voxels of the volume, NaN where there is none, a Volume a map, where the request asks for it."""
     from ..engines.slice_maps import into_volume
 
     if not request.get("map"):
         return {}
-    return {"map": volume_of(into_volume(problem.slices, matrices, problem.volume.grid, problem.thickness, monitor, "slices", bends))}
+    return {"maps": [volume_of(into_volume(images, matrices, problem.volume.grid, problem.thickness, monitor.part(k / len(maps), (k + 1) / len(maps)),
+                                           f"{name} ({unit})" if unit else name, bends)) for k, (name, unit, images) in enumerate(maps)]}
 
 
-def _surface(request: dict, problem, matrices, bends, folder: Path) -> dict:
-    """'surface': the path of a .vtp file (LPS mm) with the slices' values on the surface of ``surface``, and the share of it that has one."""
+def _structures(request: dict, maps, matrices, bends, folder: Path) -> dict:
+    """'surface': the path of a .vtp file (LPS mm) with the values on the surface of all of ``structures``, the share of it that has one, and 'regions': a row
+    a map and structure."""
     import numpy as np
 
+    from ..engines.slice_maps import region_rows
     from ..engines.slice_surface import surface_with_values
     from ..io.surfaces import write_surface
     from .jobs_pair import labels_of
+    from .register import plain
 
-    if request.get("surface") is None:
+    if request.get("structures") is None:
         return {}
-    maps, distance = [("value", "", problem.slices)], float(request.get("surface_mm", 2.0))
-    vertices, triangles, columns = surface_with_values(labels_of(request["surface"]), maps, matrices, bends, distance)
+    labels, distance = labels_of(request["structures"]), float(request.get("surface_mm", 2.0))
+    vertices, triangles, columns = surface_with_values(labels, maps, matrices, bends, distance)
     write_surface(folder / "surface.vtp", vertices, triangles, columns)
-    return {"surface": str(folder / "surface.vtp"), "surface_covered": float(np.isfinite(columns["value"]).mean())}
+    rows = [row for name, unit, images in maps for row in region_rows(images, matrices, labels, name, unit, bends)]
+    return {"surface": str(folder / "surface.vtp"), "surface_covered": float(np.isfinite(next(iter(columns.values()))).mean()), "regions": plain(rows)}
 
 
 def volume_of(image):

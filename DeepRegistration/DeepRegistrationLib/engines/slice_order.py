@@ -24,7 +24,7 @@ from ..ops.sample import sample
 from ..runtime import fewer_threads
 from . import sampled
 from .slice_search import SliceSettings, apart, distance, longest_edge, reach_of, spread_poses
-from .slices import SliceLevel, build_levels, normalised_information, refine
+from .slices import SliceLevel, build_levels, normalised_information, placed_about, refine
 
 FLIPS = ((False, False), (True, False), (False, True), (True, True))
 """(along u, along v) of the directions that are tried; u runs along rows of pixels, v from row to row."""
@@ -73,12 +73,31 @@ def moves_of(problem, placement: Placement) -> np.ndarray:
     return np.stack(out)
 
 
-def placed(problem, placement: Placement):
-    """The problem with every picture where ``placement`` has it."""
-    moves = moves_of(problem, placement)
+def moves_about(images, axis, degrees: float) -> np.ndarray:
+    """(S, 4, 4) rigid motion of one-slice ``images`` from where their headers have them to where ``placed_about`` has them: slice k turned by k * ``degrees``
+    about ``axis`` (point, direction). InputError where the slices are more than a whole turn, or not apart at all."""
+    if not 0 < abs(degrees) * len(images) <= 360:
+        raise InputError(f"slices {degrees:g} degrees apart were asked for, {len(images)} of them; give the angle between neighbors, for six slices 30")
+    out = []
+    for k, image in enumerate(images):
+        target, flat = placed_about(image, axis, k * degrees).grid.affine.copy(), image.grid.size.index(1)
+        header = image.grid.affine[:, [*(n for n in range(3) if n != flat), flat, 3]]
+        if np.linalg.det(target[:3, :3]) * np.linalg.det(header[:3, :3]) < 0:
+            target[:3, 2] *= -1
+        out.append(target @ np.linalg.inv(header))
+    return np.stack(out)
+
+
+def moved(problem, moves):
+    """The problem with every slice (and its segment) carried along its motion of ``moves`` (S, 4, 4)."""
     slices = tuple(replace(image, grid=image.grid.moved(m)) for image, m in zip(problem.slices, moves))
     segments = problem.segments and tuple(replace(image, grid=image.grid.moved(m)) for image, m in zip(problem.segments, moves))
     return replace(problem, slices=slices, segments=segments)
+
+
+def placed(problem, placement: Placement):
+    """The problem with every picture where ``placement`` has it."""
+    return moved(problem, moves_of(problem, placement))
 
 
 class Table:

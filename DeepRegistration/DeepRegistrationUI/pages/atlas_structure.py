@@ -57,7 +57,7 @@ class AtlasStructurePage(Page):
         )
         for edit, name in self.edits():
             edit.connect("currentPathChanged(QString)", lambda path, name=name: self.put(name, path or ""))
-        self.list = CheckList(self.ui.structureNodesList, self.show_readiness, new_are_checked=True)
+        self.list = CheckList(self.ui.structureNodesList, self.show_readiness, usual=list)
         self.ui.structureTypesTable.connect("itemSelectionChanged()", self.show_readiness)
         for name, pressed in (
             ("structureRunButton", self.run_or_stop),

@@ -7,11 +7,11 @@ import slicer
 
 
 class CheckList:
-    """The QListWidget ``widget`` as such a list; ``changed()`` is called when the user checks or unchecks a node. ``new_are_checked``: nodes that
-    come into the scene take part until they are unchecked."""
+    """The QListWidget ``widget`` as such a list; ``changed()`` is called when the user checks or unchecks a node. ``usual(nodes)``: those of the
+    nodes that take part, when they come into the scene, until they are unchecked."""
 
-    def __init__(self, widget, changed, new_are_checked: bool = False):
-        self.widget, self.changed, self.new_are_checked = widget, changed, new_are_checked
+    def __init__(self, widget, changed, usual=lambda nodes: ()):
+        self.widget, self.changed, self.usual = widget, changed, usual
         self.listed, self.filling = [], False
         widget.connect("itemChanged(QListWidgetItem*)", lambda item: None if self.filling else self.changed())
 
@@ -21,14 +21,14 @@ class CheckList:
         if found == self.listed:
             return
         old, checked = {identifier for identifier, _ in self.listed}, {node.GetID() for node in self.checked()}
+        usual = {node.GetID() for node in self.usual(nodes)} - old
         self.listed, self.filling = found, True
         self.widget.clear()
         for identifier, shown in found:
             item = qt.QListWidgetItem(shown)
             item.setFlags(item.flags() | qt.Qt.ItemIsUserCheckable)
             item.setData(qt.Qt.UserRole, identifier)
-            wanted = identifier in checked or (self.new_are_checked and identifier not in old)
-            item.setCheckState(qt.Qt.Checked if wanted else qt.Qt.Unchecked)
+            item.setCheckState(qt.Qt.Checked if identifier in checked | usual else qt.Qt.Unchecked)
             self.widget.addItem(item)
         self.filling = False
 

@@ -9,8 +9,9 @@ from slicer.i18n import tr as _
 
 from ..curves import drawn
 from ..qmri_check import SliceCheck, flat, spacing_of
-from ..qmri_scene import (bones_request, deliver_bones, deliver_slices, is_slice, mirrored, pose_rows, segmentation_of, show_slice, slices_request,
-                          strokes_on, surface_request)
+from ..qmri_maps import axis_request, maps_beside, maps_request, on_same_pixels, usual_slices
+from ..qmri_scene import (bones_request, deliver_bones, deliver_slices, is_slice, mirrored, pose_rows, region_rows, segmentation_of, show_slice,
+                          slices_request, strokes_on, structures_request)
 from ..qmri_state import METHOD
 from ..thumbnails import side_by_side
 from .checklist import CheckList
@@ -24,21 +25,23 @@ LIVE_INTERVAL, LIVE_PIXELS = 0.2, 96
 LEARN = _("Learn the bone from what you have drawn on one slice or, better, two or three: in the Segment Editor a first segment with strokes in the "
           "bone and a second one with strokes anywhere else, or one segment with the whole bone.")
 RESULTS = ("qmriAnswerLabel", "qmriCheckTable", "qmriCorrectRow", "qmriAgainRow", "qmriFiguresTable")
+REGION_COLUMNS = ("region", "map", "mean", "SD", "pixels", "unit")
 
 
 class SlicesPage(MethodPage):
     """See the file's first line. ``found`` is the result that is shown, ``check`` its order and directions, ``sent`` the selection that it belongs to
-    and ``nodes`` the slices of the scene, None while they are files; ``pending``: both of these and the volume, for ``work``."""
+    and ``nodes`` the slices of the scene, None while they are files; ``pending``: both of these, the volume and the maps that go along, for ``work``."""
 
     UI = "QMRIRegisterSlices.ui"
     STATUS = "qmri"
     METHOD = METHOD
+    SELECTORS = {"qmriAxisSelector": "qmriAxis"}
     STOPPED = "The registration was stopped; the scene is as it was."
 
     def __init__(self, panel, layout):
         super().__init__(panel, layout)
         self.pending, self.found, self.check, self.sent, self.nodes = None, None, None, None, None
-        self.list = CheckList(self.ui.qmriSlicesList, self.show_readiness, new_are_checked=True)
+        self.list = CheckList(self.ui.qmriSlicesList, self.show_readiness, usual=usual_slices)
         self.choice(self.ui.qmriSourceBox, lambda: self.put("qmriSource", self.chosen(self.ui.qmriSourceBox)))
         self.ui.qmriDataEdit.connect("currentPathChanged(QString)", lambda path: self.put("qmriData", path or ""))
         self.ui.qmriSegmentsBox.connect("toggled(bool)", lambda on: self.show_readiness())
@@ -67,9 +70,17 @@ class SlicesPage(MethodPage):
         files = self.node.qmriSource == "folder"
         self.ui.qmriDataEdit.visible = self.ui.qmriDataEditLabel.visible = files
         self.ui.qmriSlicesList.visible = self.ui.qmriSegmentsBox.visible = not files
-        self.list.show([node for node in volumes(slicer.mrmlScene) if is_slice(node)])
+        self.list.show(self.candidates())
         self.show_method()
         self.show_readiness()
+
+    def candidates(self) -> list:
+        """All volumes of one slice of the scene."""
+        return [node for node in volumes(slicer.mrmlScene) if is_slice(node)]
+
+    def maps(self) -> dict[str, list]:
+        """Volumes that are not checked and lie on the pixels of a checked slice, by quantity; none where they are to stay."""
+        return maps_beside(self.list.checked(), self.candidates()) if self.node.qmriBeside and self.node.qmriSource != "folder" else {}
 
     def selection(self):
         """What is to be registered: the path of a folder, or the IDs of nodes."""
@@ -84,8 +95,22 @@ class SlicesPage(MethodPage):
             return _("Check at least two slices.")
         if self.node.qmriVolume is None:
             return _("Choose the volume.")
-        if self.node.qmriSegments and self.node.qmriSource != "folder":
-            bare = next((node for node in (*self.list.checked(), self.node.qmriVolume) if segmentation_of(node) is None), None)
+        if self.node.qmriAngle > 0 and self.node.qmriAxis is None:
+            return _("Choose the axis about which the slices are placed.")
+        return self.missing_on_slices()
+
+    def missing_on_slices(self) -> str:
+        """What stands in the way on the checked slices; '' where nothing does."""
+        if self.node.qmriSource == "folder":
+            return ""
+        checked = self.list.checked()
+        first = on_same_pixels(checked)
+        twice = next((k for k, n in enumerate(first) if n != k), None)
+        if twice is not None and not self.node.qmriAngle:
+            return _("'{one}' and '{other}' lie on the same pixels; uncheck one, it can go along as a map, or place the slices about an axis.").format(
+                one=checked[first[twice]].GetName(), other=checked[twice].GetName())
+        if self.node.qmriSegments:
+            bare = next((node for node in (*checked, self.node.qmriVolume) if segmentation_of(node) is None), None)
             if bare is not None:
                 return _("'{name}' has no segmentation of the bone; draw one on it in the Segment Editor, or learn it.").format(name=bare.GetName())
         return ""
@@ -95,6 +120,8 @@ class SlicesPage(MethodPage):
             return
         missing, chosen, files = self.missing(), self.selected_rows(), self.node.qmriSource == "folder"
         drawn = [] if files else [node for node in self.list.checked() if strokes_on(node) is not None]
+        maps = self.maps()
+        self.ui.qmriBesideBox.visible = bool(maps) or not self.node.qmriBeside and bool(maps_beside(self.list.checked(), self.candidates()))
         self.ui.qmriBonesButton.visible = self.node.qmriSegments and not files
         self.ui.qmriBonesButton.enabled = bool(drawn) and not self.running
         self.ui.qmriBonesButton.toolTip = LEARN if drawn else _("Draw strokes on a slice first. ") + LEARN
@@ -103,7 +130,8 @@ class SlicesPage(MethodPage):
         self.ui.qmriButton.toolTip = missing or (_("Stop; the scene stays as it is") if self.running else _("Find where the slices lie in the volume"))
         self.ui.qmriMissingLabel.text = missing
         self.ui.qmriMissingLabel.visible = bool(missing) and not self.running
-        for name in ("qmriForm", "qmriSlicesList", "qmriChoiceForm", "qmriSegmentsBox", "qmriAdvancedBox", "qmriEmulatedBox", "qmriMapBox", "qmriSurfaceForm"):
+        for name in ("qmriForm", "qmriSlicesList", "qmriChoiceForm", "qmriSegmentsBox", "qmriAdvancedBox", "qmriEmulatedBox", "qmriMapBox", "qmriBesideBox",
+                     "qmriSurfaceForm"):
             getattr(self.ui, name).enabled = not self.running
         same = self.check is not None and not self.running and not missing and self.sent == self.selection()
         self.ui.qmriMirrorRowsButton.enabled = self.ui.qmriMirrorColumnsButton.enabled = same and bool(chosen)
@@ -125,7 +153,7 @@ class SlicesPage(MethodPage):
         """Submit the job that learns the bone on the checked slices."""
         self.logic.ensure_for_bones()
         nodes = self.list.checked()
-        self.pending = [node.GetID() for node in nodes], nodes, None
+        self.pending = [node.GetID() for node in nodes], nodes, None, {}
         self.begin({**bones_request(nodes), "seed": self.node.seed})
 
     def start(self, placement) -> None:
@@ -135,10 +163,11 @@ class SlicesPage(MethodPage):
         nodes = None if files else self.list.checked()
         request = slices_request(node.qmriData if files else nodes, node.qmriVolume, node.qmriSegments and not files)
         request |= {**self.request_of_method(), "thickness": node.qmriThickness, "map": node.qmriMap, "placement": placement}
-        request |= {"live": {"interval_s": LIVE_INTERVAL}}
-        request |= surface_request(node.qmriSurface, node.qmriVolume, node.qmriSurfaceDistance)
+        request |= {"live": {"interval_s": LIVE_INTERVAL}, **axis_request(node.qmriAxis, node.qmriAngle)}
+        maps = self.maps()
+        request |= maps_request(nodes, maps) | structures_request(node.qmriSurface, node.qmriVolume, node.qmriSurfaceDistance)
         known = self.nodes if files and self.sent == self.selection() else None
-        self.pending = self.selection(), known if files else nodes, node.qmriVolume
+        self.pending = self.selection(), known if files else nodes, node.qmriVolume, maps
         self.begin(request)
 
     def on_event(self, work, event: dict) -> None:
@@ -175,7 +204,7 @@ class SlicesPage(MethodPage):
             self.say("done", _("The bone was learned on {count} slices; look at the segmentations and correct them before they are used.").format(
                 count=len(made)))
             return
-        self.found, (self.sent, self.nodes, volume) = self.work.result, self.pending
+        self.found, (self.sent, self.nodes, volume, maps) = self.work.result, self.pending
         rows, sent = self.found["slices"], self.work.request.get("slices")
         measured = [row["measured"] for row in rows] if sent is None else sent
         self.check = SliceCheck(rows, [value.array for value in measured])
@@ -183,7 +212,7 @@ class SlicesPage(MethodPage):
         if not self.found["registered"]:
             self.say("warning", _("The slices are not registered; the scene is as it was."))
             return
-        nodes = deliver_slices(self.found, self.nodes, volume, emulated=self.node.qmriEmulated)
+        nodes = deliver_slices(self.found, self.nodes, volume, emulated=self.node.qmriEmulated, maps=maps.values())
         self.nodes = [nodes[f"measured {k + 1}"] for k in range(len(rows))]
         show_slice(self.nodes[0], volume)
         self.say("done", _("The slices lie in the volume; transforms and tables are in a folder of the module Data."))
@@ -196,10 +225,12 @@ class SlicesPage(MethodPage):
         for name in RESULTS:
             getattr(self.ui, name).visible = there
         self.ui.qmriCurveLabel.visible = there and bool(self.found["curve"])
+        self.ui.qmriRegionsTable.visible = there and self.found["registered"] and bool(self.found.get("regions"))
         if not there:
             return
         self.ui.qmriAnswerLabel.text = answer(self.found)
         fill_table(self.ui.qmriFiguresTable, [{**row, "value": None if row["value"] is None else f"{row['value']:.3g}"} for row in pose_rows(self.found)])
+        fill_table(self.ui.qmriRegionsTable, region_rows(self.found), REGION_COLUMNS)
         if self.found["curve"]:
             degrees, values = self.found["curve"]["degrees"], self.found["curve"]["set"]
             points = [(angle - degrees[0], value) for angle, value in zip(degrees, values)]
