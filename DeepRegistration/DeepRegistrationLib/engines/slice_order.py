@@ -23,7 +23,7 @@ from ..geometry import Grid
 from ..ops.sample import sample
 from ..runtime import fewer_threads
 from . import sampled
-from .slice_search import SliceSettings, apart, distance, longest_edge, reach_of, spread_poses
+from .slice_search import SliceSettings, apart, distance, longest_edge, out_of_reach, reach_of, spread_poses
 from .slices import SliceLevel, build_levels, normalised_information, placed_about, refine
 
 FLIPS = ((False, False), (True, False), (False, True), (True, True))
@@ -195,8 +195,7 @@ def find_placement(problem, starts, settings: SliceSettings, order: bool, flips:
                 if overlap >= coarse.level.lowest:
                     scored.append((placement, -(1 - placement.cost) * overlap))
         if not scored:
-            raise InputError("no pose within reach of the start brings the slices into the volume; check that both belong together, give an "
-                             "initial transform, or let the search reach farther")
+            raise out_of_reach(problem)
         kept = _apart(coarse.level, scored, settings.kept[0], 2 * coarse.level.spacing)
         kept = [_alternate(coarse, p, monitor.part(0.6 + 0.3 * n / len(kept), 0.6 + 0.3 * (n + 1) / len(kept))) for n, p in enumerate(kept)]
         kept = _apart(coarse.level, [(p, p.cost) for p in kept], 6, coarse.level.spacing)

@@ -101,6 +101,13 @@ def reach_of(problem, settings: SliceSettings) -> tuple[float, float]:
     return settings.shift or 0.15 * longest_edge(problem), np.deg2rad(settings.angle)
 
 
+def out_of_reach(problem) -> InputError:
+    """What to say where no pose has the slices in the volume; files in other units than mm are seen by the sizes."""
+    edges = " x ".join(f"{edge:.3g}" for edge in problem.volume.grid.extent)
+    return InputError(f"no pose within reach of the start brings the slices, {longest_edge(problem):.3g} mm long, into the volume of {edges} mm; check that "
+                      "both belong together and are in mm, give an initial transform, or let the search reach farther")
+
+
 def spread_poses(level: SliceLevel, starts, count: int, shift: float, turn: float) -> np.ndarray:
     """(starts + count, 4, 4): the starts, and poses that fill the reach around them evenly."""
     unit = 2 * spread_points(count, 6, np.full(6, 0.5)) - 1
@@ -182,8 +189,7 @@ def _first(level, problem, starts, settings, found, monitor) -> list:
             together, _, overlap = thin.scores(some)
             scored += [(m, -worth(1 - t, o)) for m, t, o in zip(some, together, overlap) if o >= level.lowest]
         if not scored:
-            raise InputError("no pose within reach of the start brings the slices into the volume; check that both belong together, give an "
-                             "initial transform, or let the search reach farther")
+            raise out_of_reach(problem)
         poses = [m for m, _ in apart(thin, scored, settings.kept[0], 2 * level.spacing)] + list(starts)
     out = []
     for k in monitor.part(0.4, 1.0).steps(len(poses), f"{len(poses)} hypotheses"):

@@ -102,6 +102,9 @@ class SlicesToVolume(Method):
                                   minimum=0.0)
 
     def solve(self, problem, runtime):
+        if all(image.grid == problem.slices[0].grid for image in problem.slices[1:]):
+            raise InputError(f"all {len(problem.slices)} slices lie on the same pixels, so their headers do not say how they lie to each other; place them "
+                             "about an axis, the center and the normal of the localizer")
         settings = SliceSettings(search=self.search, similarity=self.similarity, profile=self.profile, angle=self.angle, shift=self.shift, tried=self.tried,
                                  first_turn=self.first_turn, finest=self.finest, iterations=self.steps, own_shift=self.own_shift, own_turn=self.own_turn)
         monitor = runtime.monitor
