@@ -314,9 +314,9 @@ def test_requests_that_cannot_be_used_say_why():
             replace(problem, **change)
     assert isinstance(problem, Slices) and problem.dim == 3
     bare = replace(problem, segments=None, volume_segment=None)
-    small = np.diag([1e-3, 1e-3, 1e-3, 1]) @ problem.volume.grid.affine
+    in_meters = replace(bare.volume, grid=Grid(bare.volume.grid.shape, np.diag([1e-3, 1e-3, 1e-3, 1]) @ bare.volume.grid.affine))
     meant = {"all 6 slices lie on the same pixels": replace(bare, slices=bare.slices[:1] * 6),
-             "slices, 130 mm long, into the volume of 0.17 x 0.17 x 0.17 mm": replace(bare, volume=replace(bare.volume, grid=Grid(bare.volume.grid.shape, small)))}
+             "slices, 130 mm long, into the volume of 0.17 x 0.17 x 0.17 mm": replace(bare, volume=in_meters)}
     for text, asked in meant.items():
         with pytest.raises(InputError, match=text):
             find("qmri", {"tried": 50}).run(asked, RUNTIME)
