@@ -204,3 +204,17 @@ def test_motion_of_repeated_scans(tmp_path, joined):
     assert made["average"].grid == sent[0].grid and 2 < np.nanmean(made["sigma"].array) < 8 and len(made["transforms"]) == 4
     with pytest.raises(InputError, match="motion is found in volumes of several slices"):
         do({"command": "motion", "scans": [volume(known().problem.slices[0])] * 2}, Silent(), tmp_path)
+
+
+def test_motion_with_tissue_maps(tmp_path):
+    """Maps of the two blobs that the scans are made of; how bright they are is told, one scale aside."""
+    sent = scans()
+    x = sent[0].grid.points() - sent[0].grid.centre
+    maps = [np.exp(-(x**2 / [90.0, 120.0, 60.0]).sum(-1)), np.exp(-((x - [6, 4, -3]) ** 2).sum(-1) / 30)]
+    tissues = [exchange.Volume(value.astype(np.float32), sent[0].grid, f"tissue {k + 1}") for k, value in enumerate(maps)]
+    asked = {"command": "motion", "scans": sent, "tissues": tissues, "device": "cpu", "values": {"rounds": 30, "means": [100.0, 40.0], "spreads": [5.0, 5.0]}}
+    made = do(asked, Silent(), tmp_path)
+    assert np.abs([row["shift_x_mm"] - 1.5 * (k - 1.5) for k, row in enumerate(made["motion"])]).max() < 0.5, "against the maps, not against each other"
+    other = exchange.Volume(tissues[0].array, sent[0].grid.moved(np.diag([2.0, 2, 2, 1])), "far")
+    with pytest.raises(InputError, match="the tissue maps tissue 1 and far lie on different lattices"):
+        do({**asked, "tissues": [tissues[0], other]}, Silent(), tmp_path)

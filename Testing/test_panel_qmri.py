@@ -303,6 +303,27 @@ def test_motion_of_volumes_of_the_scene(slicer, motion):
     assert motion.ui.motionShiftsLabel.pixmap.width() == 340 and motion.ui.motionTurnsLabel.pixmap.width() == 340
 
 
+def test_tissue_maps_go_along_with_the_scans(slicer, motion):
+    import qt
+
+    from DeepRegistrationUI import mrml
+
+    for value in scans():
+        mrml.volume_node(slicer.mrmlScene, value)
+    settle(slicer)
+    assert motion.ui.motionTissuesBox.collapsed and motion.ui.motionTissuesList.count == 4
+    for k in range(3):
+        motion.ui.motionScansList.item(k).setCheckState(qt.Qt.Checked)
+    motion.ui.motionTissuesList.item(2).setCheckState(qt.Qt.Checked)
+    settle(slicer)
+    assert motion.ui.motionMissingLabel.text == "'scan 3' is checked as a scan and as a tissue map; uncheck one."
+    motion.ui.motionScansList.item(2).setCheckState(qt.Qt.Unchecked)
+    settle(slicer)
+    motion.ui.motionRunButton.click()
+    request = motion.logic._runner.jobs[-1].request
+    assert [value.name for value in request["scans"]] == ["scan 1", "scan 2"] and [value.name for value in request["tissues"]] == ["scan 3"]
+
+
 def test_a_sequence_of_scans_is_sent(slicer, motion):
     from DeepRegistrationUI import mrml
 

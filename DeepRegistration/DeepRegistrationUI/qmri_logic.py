@@ -70,16 +70,16 @@ class QMRIRegisterLogic(DeepRegistrationLogic):
         self.ensure_for_bones()
         return deliver_bones(self._done({**bones_request(slices), "seed": seed}), slices)
 
-    def motion(self, scans, preset: str = "default", values: dict | None = None, *, transforms: bool = False, device: str = "auto", seed: int = 0,
-               threads: int = 0, name: str = "Motion") -> dict:
+    def motion(self, scans, preset: str = "default", values: dict | None = None, *, tissues=(), transforms: bool = False, device: str = "auto",
+               seed: int = 0, threads: int = 0, name: str = "Motion") -> dict:
         """Find how repeated ``scans`` moved: volume nodes on one lattice, one volume with a scan a component, or a sequence of volumes.
 
-        preset: of the method 'rician-motion'. Returns the job's result (see commands/jobs.py) with 'nodes', role -> node. Raises as ``register``.
+        preset: of the method 'rician-motion'. tissues: maps in the space of the scans, given like these, in the order of the method's intensities. Returns the job's result (see commands/jobs.py) with 'nodes', role -> node. Raises as ``register``.
         """
         from .qmri_scene import deliver_motion, scans_request
 
         self.motion_methods.split(f"{MOTION}:{preset}")
-        request = scans_request(scans)
+        request = scans_request(scans, tissues)
         request |= {"method": f"{MOTION}:{preset}", "values": dict(values or {}), "device": device, "seed": seed, "threads": threads}
         result = self._done(request)
         return {**result, "nodes": deliver_motion(result, name, transforms)}

@@ -146,15 +146,22 @@ def our_transform(node):
     return parent
 
 
-def scans_request(scans) -> dict:
-    """The values of a 'motion' request: ``scans`` are volume nodes on one lattice, one volume with a scan a component, or a sequence of volumes."""
-    nodes = list(scans) if isinstance(scans, (list, tuple)) else [scans]
+def scans_request(scans, tissues=()) -> dict:
+    """The values of a 'motion' request: ``scans`` are volume nodes on one lattice, one volume with a scan a component, or a sequence of volumes;
+    ``tissues`` the same for tissue maps."""
+    request = {"command": "motion", "scans": [mrml.volume_of(node) for node in _volumes(scans)]}
+    return request | ({"tissues": [mrml.volume_of(node) for node in _volumes(tissues)]} if tissues else {})
+
+
+def _volumes(given) -> list:
+    """The volume nodes of a list of them, or of one volume or sequence. InputError for other nodes."""
+    nodes = list(given) if isinstance(given, (list, tuple)) else [given]
     if len(nodes) == 1 and nodes[0].IsA("vtkMRMLSequenceNode"):
         nodes = [nodes[0].GetNthDataNode(k) for k in range(nodes[0].GetNumberOfDataNodes())]
     other = next((node for node in nodes if not node.IsA("vtkMRMLVolumeNode")), None)
     if other is not None:
         raise InputError(f"'{other.GetName()}' is no volume; choose volumes, or a sequence of volumes")
-    return {"command": "motion", "scans": [mrml.volume_of(node) for node in nodes]}
+    return nodes
 
 
 # -------------------------------------------------------------------------------------------------------------- results

@@ -45,7 +45,8 @@ qmri: ``volume`` Volume; ``slices`` [Volume] of one slice each (NaN marks pixels
     -> volume; ``std`` {shift_mm, turn_degrees, distance_mm}, ``evidence``, ``start``, ``curve`` {degrees, set}, ``maps`` [Volume] (NaN between),
     ``surface`` path of a .vtp file in LPS mm, ``surface_covered`` share, ``regions`` rows (see ``slice_maps.region_rows``), ``provenance``.
 bones: ``slices`` [Volume] of one slice each and ``strokes`` [LabelMap or None], 1 bone and 2 anything else; ``seed``. -> ``segments`` [LabelMap], 1 bone.
-motion: ``scans`` [Volume], each one scan or one a channel; ``method`` 'rician-motion:PRESET', ``values``, ``device``, ``seed``, ``threads``.
+motion: ``scans`` [Volume], each one scan or one a channel; ``tissues`` likewise, maps from 0 to 1 in the space of the scans, or none; ``method``
+    'rician-motion:PRESET', ``values``, ``device``, ``seed``, ``threads``.
     -> ``average``, ``signal``, ``sigma`` Volumes, ``transforms`` [Matrix] reference -> scan, ``motion`` a row a scan, ``scalars``, ``provenance``.
 catalogue: -> ``catalogue``, see ``catalogue.catalogue``.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import InputError
-from .motion import IMAGES
+from .motion import IMAGES, joined_tissues
 
 
 def motion(request: dict, monitor, folder: Path) -> dict:
@@ -19,7 +19,7 @@ def motion(request: dict, monitor, folder: Path) -> dict:
 
     monitor.progress(0.0, "preparing")
     method = find(request.get("method", "rician-motion"), request.get("values") or {})
-    series = Series(tuple(_frames(request)))
+    series = Series(tuple(_frames(request, "scans")), joined_tissues(list(_frames(request, "tissues"))))
     monitor.check()
     runtime = Runtime(request.get("device", "auto"), int(request.get("seed", 0)), int(request.get("threads", 0)), monitor=monitor)
     result = method.run(series, runtime)
@@ -27,12 +27,12 @@ def motion(request: dict, monitor, folder: Path) -> dict:
     return {**plain(told), **{name: volume_of(getattr(result, name)) for name in IMAGES}, "transforms": [Matrix(t.numpy()) for t in result.transforms]}
 
 
-def _frames(request: dict):
-    """The scans: one a Volume, or one a channel of it. InputError for slices, which have no third direction to move in."""
+def _frames(request: dict, key: str):
+    """The scans or tissue maps of ``key``: one a Volume, or one a channel of it. InputError for slices, which have no third direction to move in."""
     from ..image import Image
     from .jobs_pair import image_of
 
-    for value in request.get("scans") or ():
+    for value in request.get(key) or ():
         if 1 in value.grid.shape:
             raise InputError(f"'{value.name}' has {' x '.join(map(str, value.grid.size))} voxels; motion is found in volumes of several slices")
         whole = image_of(value)

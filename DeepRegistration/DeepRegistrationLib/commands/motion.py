@@ -56,17 +56,22 @@ def run(arguments) -> None:
 
 def read_series(scans: list[Path], tissues: list[Path]):
     """The Series of files, each with one scan (map) or many. InputError for a file that cannot be used."""
-    import torch
-
-    from ..image import Image
     from ..problem import Series
 
     frames = [frame for path in scans for frame in read_each(path)]
-    maps = [frame for path in tissues for frame in read_each(path)]
+    return Series(tuple(frames), joined_tissues([frame for path in tissues for frame in read_each(path)]))
+
+
+def joined_tissues(maps: list):
+    """One Image with a tissue a channel, None without ``maps``. InputError for maps on different lattices."""
+    import torch
+
+    from ..image import Image
+
     for one in maps:
         if not one.grid.same_as(maps[0].grid):
             raise InputError(f"the tissue maps {maps[0].name} and {one.name} lie on different lattices; resample them onto one")
-    return Series(tuple(frames), Image(torch.cat([m.data for m in maps], 1), maps[0].grid, name="tissue maps") if maps else None)
+    return Image(torch.cat([m.data for m in maps], 1), maps[0].grid, name="tissue maps") if maps else None
 
 
 def read_each(path: Path) -> list:

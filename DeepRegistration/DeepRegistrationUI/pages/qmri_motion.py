@@ -29,6 +29,7 @@ class MotionPage(MethodPage):
         super().__init__(panel, layout)
         self.found = None
         self.list = CheckList(self.ui.motionScansList, self.show_readiness)
+        self.tissues = CheckList(self.ui.motionTissuesList, self.show_readiness)
         self.choice(self.ui.motionSourceBox, lambda: self.put("motionSource", self.chosen(self.ui.motionSourceBox)))
         self.buttons({"motionRunButton": self.run_or_cancel})
         self.show_found()
@@ -47,7 +48,9 @@ class MotionPage(MethodPage):
         series = self.node.motionSource == "series"
         self.ui.motionSeriesSelector.visible = self.ui.motionSeriesSelectorLabel.visible = series
         self.ui.motionScansList.visible = not series
-        self.list.show([node for node in volumes(slicer.mrmlScene) if is_scan(node)])
+        found = [node for node in volumes(slicer.mrmlScene) if is_scan(node)]
+        self.list.show(found)
+        self.tissues.show(found)
         self.show_method()
         self.show_readiness()
 
@@ -55,6 +58,9 @@ class MotionPage(MethodPage):
         """What has to be chosen before a run; '' where nothing is missing."""
         if self.node.motionSource == "series":
             return "" if self.node.motionSeries is not None else _("Choose a series.")
+        both = next((node for node in self.list.checked() if node in self.tissues.checked()), None)
+        if both is not None:
+            return _("'{name}' is checked as a scan and as a tissue map; uncheck one.").format(name=both.GetName())
         return "" if len(self.list.checked()) > 1 else _("Check at least two scans.")
 
     def show_readiness(self) -> None:
@@ -67,7 +73,7 @@ class MotionPage(MethodPage):
                                                       _("Find how the scans moved, and make their average and a map of the noise"))
         self.ui.motionMissingLabel.text = missing
         self.ui.motionMissingLabel.visible = bool(missing) and not self.running
-        for name in ("motionForm", "motionScansList", "motionChoiceForm", "motionAdvancedBox", "motionTransformsBox"):
+        for name in ("motionForm", "motionScansList", "motionTissuesBox", "motionChoiceForm", "motionAdvancedBox", "motionTransformsBox"):
             getattr(self.ui, name).enabled = not self.running
 
     # -------------------------------------------------------------------------------------------------------------- run
@@ -78,7 +84,7 @@ class MotionPage(MethodPage):
             return
         self.logic.ensure_torch()
         node = self.node
-        request = scans_request(node.motionSeries if node.motionSource == "series" else self.list.checked())
+        request = scans_request(node.motionSeries if node.motionSource == "series" else self.list.checked(), self.tissues.checked())
         self.begin(request | self.request_of_method())
 
     def take_result(self) -> None:
@@ -112,6 +118,7 @@ class MotionPage(MethodPage):
     def close(self) -> None:
         self.work, self.found = None, None
         self.list.clear()
+        self.tissues.clear()
         self.show_found()
         self.show_running(False)
 
