@@ -74,7 +74,8 @@ class QMRIRegisterLogic(DeepRegistrationLogic):
                seed: int = 0, threads: int = 0, name: str = "Motion") -> dict:
         """Find how repeated ``scans`` moved: volume nodes on one lattice, one volume with a scan a component, or a sequence of volumes.
 
-        preset: of the method 'rician-motion'. tissues: maps in the space of the scans, given like these, in the order of the method's intensities. Returns the job's result (see commands/jobs.py) with 'nodes', role -> node. Raises as ``register``.
+        preset: of the method 'rician-motion'. tissues: maps in the space of the scans, given like these, in the order of the method's
+        intensities. Returns the job's result (see commands/jobs.py) with 'nodes', role -> node. Raises as ``register``.
         """
         from .qmri_scene import deliver_motion, scans_request
 
