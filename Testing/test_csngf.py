@@ -19,6 +19,7 @@ from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image
 from DeepRegistrationLib.io import read_transform, write_image
 from DeepRegistrationLib.method import find
+from DeepRegistrationLib.methods import csngf
 from DeepRegistrationLib.ops.fft import Shifts, best_shift, cross_similarity, gradient_products
 from DeepRegistrationLib.problem import Pair
 from DeepRegistrationLib.runtime import Runtime, Silent
@@ -95,23 +96,57 @@ def test_both_ways_of_choosing_rotations_reach_the_truth(dim):
     for sampling in ("covering", "random"):
         settings = SearchSettings(sampling, tried=tried)
         found = search(case.pair.fixed, case.pair.moving, settings, Runtime("cpu"), Silent())
-        assert case.error(Affine(torch.as_tensor(found.hypotheses[0].matrix))) < 4.0, sampling
-        assert found.leads[0] > 0 and found.level.similarity(found.hypotheses[0].matrix) == pytest.approx(found.hypotheses[0].similarity, rel=0.25)
+        best = found.hypotheses[0]
+        assert case.error(Affine(torch.as_tensor(best.matrix))) < 4.0, sampling
+        assert found.lead(best.turn) > 0 and found.level.similarity(best.matrix) == pytest.approx(best.similarity, rel=0.25)
+
+
+def half_turned(case):
+    """The true map of ``case`` followed by half a turn about the center of the moving image."""
+    turned = np.eye(case.pair.dim + 1)
+    turned[:2, :2] *= -1
+    centre = case.pair.moving.grid.centre
+    turned[:-1, -1] = centre - turned[:-1, :-1] @ centre
+    return turned @ case.truth.numpy()
+
+
+def last_step(case, hypotheses):
+    """(Hypothesis, LinearSolution) that the last step makes of ``hypotheses``."""
+    level = Level(*(prepared(i, torch.device("cpu")) for i in (case.pair.fixed, case.pair.moving)), 4.0, 1.0, 0.5, 1e-5)
+    return find("csngf")._refined(case.pair, Found(hypotheses, level, hypotheses), Runtime("cpu"), Silent())
 
 
 @BOTH
-def test_the_last_step_tells_which_hypothesis_is_right(dim):
+def test_the_last_step_tells_which_hypothesis_is_right(dim, monkeypatch):
     """A better similarity of gradients at a wrong turn does not win against mutual information at the right one."""
+    monkeypatch.setattr(csngf, "likely_starts", lambda *_: [])
     case = linear_pair(38, dim, "rigid", "inverted", truth=any_turn(38, dim))
-    turned = np.eye(dim + 1)
-    turned[:2, :2] *= -1
-    centre = case.pair.moving.grid.centre
-    turned[:dim, dim] = centre - turned[:dim, :dim] @ centre
-    wrong = Hypothesis(turned[:dim, :dim] @ case.truth.numpy()[:dim, :dim], turned @ case.truth.numpy(), 0.99)
-    right = Hypothesis(case.truth.numpy()[:dim, :dim], Affine.translation([2.0] * dim).numpy() @ case.truth.numpy(), 0.5)
-    level = Level(*(prepared(i, torch.device("cpu")) for i in (case.pair.fixed, case.pair.moving)), 4.0, 1.0, 0.5, 1e-5)
-    chosen, solution = find("csngf")._refined(case.pair, Found([wrong, right], level, [1.0, -1.0]), Runtime("cpu"), Silent())
-    assert chosen == 1 and case.error(solution.transform) < 0.5
+    near = Affine.translation([2.0] * dim).numpy() @ case.truth.numpy()
+    wrong, right = (Hypothesis(m[:dim, :dim], m, s) for m, s in ((half_turned(case), 0.99), (near, 0.5)))
+    chosen, solution = last_step(case, [wrong, right])
+    assert chosen is right and case.error(solution.transform) < 0.5
+
+
+@BOTH
+def test_a_global_search_by_mutual_information_helps_out(dim):
+    """Where gradient directions kept wrong turns only, the starts of the other search find the right one."""
+    case = linear_pair(38, dim, "rigid", "inverted", truth=any_turn(38, dim))
+    matrix = half_turned(case)
+    chosen, solution = last_step(case, [Hypothesis(matrix[:dim, :dim], matrix, 0.99)])
+    assert case.error(solution.transform) < 0.5 and case.error(Affine(torch.as_tensor(chosen.matrix))) < 10
+
+
+def test_a_small_piece_is_found_without_the_other_search():
+    """Where the search by mutual information has no start with overlap, the one by gradient directions is alone."""
+    case = linear_pair(38, 2, "rigid", "inverted", truth=any_turn(38, 2))
+
+    def nothing(*_):
+        raise InputError("no start")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(csngf, "likely_starts", nothing)
+        matrix = Affine.translation([2.0] * 2).numpy() @ case.truth.numpy()
+        assert case.error(last_step(case, [Hypothesis(matrix[:2, :2], matrix, 0.9)])[1].transform) < 0.5
 
 
 def test_one_peak_does_not_take_the_place_of_others():

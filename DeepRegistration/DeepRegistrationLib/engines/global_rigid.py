@@ -75,13 +75,20 @@ class Hypothesis:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """``hypotheses`` best first and apart from each other, the last ``level``, and the ``leads`` of the hypotheses on the first level:
-    how far the best similarity near one is above the best elsewhere (more than 30 degrees away), in standard deviations of all that
-    were tried; negative where another rotation was better at first."""
+    """``hypotheses`` best first and apart from each other, the last ``level``, and all that was ``tried`` on the first one."""
 
     hypotheses: list[Hypothesis]
     level: Level
-    leads: list[float]
+    tried: list[Hypothesis]
+
+    def lead(self, turn: np.ndarray) -> float:
+        """How far the best similarity near a rotation (dim, dim) is above the best elsewhere (more than 30 degrees away) on the first level,
+        in standard deviations of all that were tried; negative where another rotation was better."""
+        scores = np.array([h.similarity for h in self.tried])
+        near = np.array([angle_between(h.turn, turn) for h in self.tried]) <= np.deg2rad(30)
+        if near.all() or not near.any():
+            return 0.0
+        return float((scores[near].max() - scores[~near].max()) / max(scores.std(), 1e-12))
 
 
 class Level:
@@ -185,15 +192,7 @@ def search(fixed: Image, moving: Image, settings: SearchSettings, runtime: Runti
             raise InputError(f"no rotation leaves {100 * settings.overlap:g} % of the smaller image in common with the other; "
                              "lower the least overlap, or check the masks")
         everywhere = everywhere or trial.found
-    return Found(found, level, [_lead(h, everywhere) for h in found])
-
-
-def _lead(winner, tried):
-    scores = np.array([h.similarity for h in tried])
-    near = np.array([angle_between(h.turn, winner.turn) for h in tried]) <= np.deg2rad(30)
-    if near.all() or not near.any():
-        return 0.0
-    return float((scores[near].max() - scores[~near].max()) / max(scores.std(), 1e-12))
+    return Found(found, level, everywhere)
 
 
 class Trial:

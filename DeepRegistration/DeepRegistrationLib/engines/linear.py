@@ -101,7 +101,7 @@ def solve_linear(pair, settings: LinearSettings = LinearSettings(), runtime: Run
     history: list = []
     with fewer_threads(len(levels[-1].offsets), MOST_SAMPLES):
         starts = candidates(levels[0], initial, settings, pair, monitor.part(0.0, 0.1, "starts"))
-        base, name = _best_start(levels[0], starts, settings, monitor.part(0.1, 0.3, "start"), history)
+        base, name = _likely(levels[0], starts, settings, monitor.part(0.1, 0.3, "start"), history)[0]
         start = initial if initial is not None else np.eye(pair.fixed.dim + 1)
         for i, level in enumerate(levels):
             part = monitor.part(0.3 + 0.7 * i / len(levels), 0.3 + 0.7 * (i + 1) / len(levels))
@@ -111,6 +111,20 @@ def solve_linear(pair, settings: LinearSettings = LinearSettings(), runtime: Run
                 base, _ = refine(level, base, kind, settings.iterations, share, history)
             monitor.preview(Affine(torch.as_tensor(base)))
         return _finished(levels[-1], start if settings.freedom != "none" else base, base, name, history)
+
+
+def likely_starts(pair, settings: LinearSettings, runtime: Runtime, monitor: Monitor) -> list[np.ndarray]:
+    """The maps (dim + 1, dim + 1) fixed mm -> moving mm that ``settings.start`` offers, after a short search on the coarsest level, most
+    promising first; of those that came to lie within one voxel of it, one. Raises as ``solve_linear``."""
+    with fewer_threads(max(pair.fixed.grid.voxels, pair.moving.grid.voxels)):
+        level = build_levels(pair.fixed, pair.moving, settings, runtime)[0]
+    with fewer_threads(len(level.offsets), MOST_SAMPLES):
+        starts = candidates(level, _initial_matrix(pair), settings, pair, monitor.part(0.0, 0.5, "starts"))
+        kept: list[np.ndarray] = []
+        for matrix, _ in _likely(level, starts, settings, monitor.part(0.5, 1.0, "start"), []):
+            if all(level.distance(matrix, other) > level.spacing for other in kept):
+                kept.append(matrix)
+        return kept
 
 
 def _finished(level, start, base, name, history):
@@ -214,12 +228,12 @@ def _directions(kind, level):
     return torch.as_tensor(scale[:, None] * basis)
 
 
-def _best_start(level, starts, settings, monitor, history):
-    """The most promising of ``starts`` (name -> matrix) after a short rigid search: (matrix, name)."""
+def _likely(level, starts, settings, monitor, history):
+    """``starts`` (name -> matrix) after a short rigid search, most promising first: [(matrix, name)]; one alone is left as it is."""
     kind = "translation" if settings.freedom == "translation" else "rigid"
     if len(starts) == 1:
         (name, matrix), = starts.items()
-        return matrix, name
+        return [(matrix, name)]
     level, found = level.thinned(FEWEST_SAMPLES), []
     for k, (name, matrix) in enumerate(starts.items()):
         part = monitor.part(k / len(starts), (k + 1) / len(starts))
@@ -230,5 +244,4 @@ def _best_start(level, starts, settings, monitor, history):
     if not found:
         raise InputError("no start of the search brings the two images together; check the masks and the headers, "
                          "or give an initial transform")
-    best = max(found, key=lambda entry: entry[0])
-    return best[2], best[1]
+    return [(matrix, name) for _, name, matrix in sorted(found, key=lambda entry: entry[0], reverse=True)]

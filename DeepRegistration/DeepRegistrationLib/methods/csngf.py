@@ -6,8 +6,8 @@ come from products in the frequency domain (``ops/fft.py``); rotations from the 
 best of them made better on finer ones (``engines/global_rigid.py``). Öfverstedt, Lindblad and Sladoje, WBIR 2022.
 
 The published search ends with its best map, on whole voxels and tried angles. Here the search keeps several maps that are far from each other and,
-unless ``refine`` is 'none', a local search of mutual information (``engines/linear.py``, not part of the publication) takes each of them to a fraction of
-a voxel; the answer is the one of lowest cost among those that keep the least overlap.
+unless ``refine`` is 'none', the best starts of a global search by mutual information join them; a local search of mutual information takes each to a fraction
+of a voxel (both in ``engines/linear.py``, not part of the publication), and the answer is the one of lowest cost among those that keep the least overlap.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..engines.global_rigid import SAMPLINGS, SearchSettings, search
-from ..engines.linear import SIMILARITIES, LinearSettings, solve_linear
+from ..engines.global_rigid import SAMPLINGS, Hypothesis, SearchSettings, search
+from ..engines.linear import SIMILARITIES, LinearSettings, likely_starts, solve_linear
 from ..errors import InputError
 from ..method import Card, Method, Preset, method
 from ..parameters import parameter
@@ -41,6 +41,9 @@ ALEXA = """@inproceedings{Alexa2022,
   title = {Super-Fibonacci Spirals: Fast, Low-Discrepancy Sampling of {SO(3)}},
   booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition}, pages = {8291--8300}, year = {2022}}"""
 
+FURTHER = 4
+"""Starts of a global search by the measure of the last step that join what the search by gradient directions kept."""
+
 PUBLISHED = {"sampling": "random", "factors": (4.0, 2.0, 2.0, 1.0), "tried": (5000, 3000, 300, 0), "kept": (20, 3, 1, 1),
              "apart": 3.0, "turns": (10.0, 3.0, 0.0), "blur": (1.25, 1.5, 1.0, 1.5), "finest": 0.001, "refine": "none"}
 
@@ -59,8 +62,8 @@ PUBLISHED = {"sampling": "random", "factors": (4.0, 2.0, 2.0, 1.0), "tried": (50
                    "a small piece of a much larger image; crop or mask it",
                    "single slices of volumes; give two 2D images"),
     presets={
-        "default": Preset("1000 rotations on a coarse lattice (360 in 2D), the best made better, mutual information tells which is right; "
-                          "5 to 20 s of one core"),
+        "default": Preset("1000 rotations on a coarse lattice (360 in 2D), the best made better and joined by those of a search by mutual "
+                          "information, which then tells which is right; 5 to 20 s of one core"),
         "search-only": Preset("without the last step: a start for another method, good to about a voxel of a 64th of the image",
                               {"refine": "none"}),
         "thorough": Preset("5000 rotations and a third of their best; about 40 s of one core", {"tried": (5000, 1000, 96), "kept": (40, 8, 8)}),
@@ -92,28 +95,38 @@ class CrossSimilarity(Method):
 
     def solve(self, problem, runtime):
         settings = SearchSettings(**{k: v for k, v in self.values().items() if k != "refine"})
-        share = 1.0 if self.refine == "none" else 0.9
+        share = 1.0 if self.refine == "none" else 0.7
         start = _initial(problem)
         found = search(problem.fixed, problem.moving, settings, runtime, runtime.monitor.part(0.0, share, "search"), start)
-        best, lead, fine = found.hypotheses[0], found.leads[0], None
+        best, fine = found.hypotheses[0], None
         if self.refine != "none":
-            k, fine = self._refined(problem, found, runtime, runtime.monitor.part(share, 1.0, "refinement"))
-            best, lead = found.hypotheses[k], found.leads[k]
+            best, fine = self._refined(problem, found, runtime, runtime.monitor.part(share, 1.0, "refinement"))
         transform = Affine(torch.as_tensor(best.matrix)) if fine is None else fine.transform
         history = [{"stage": "search", "step": 0, "loss": 1 - best.similarity}, *([] if fine is None else fine.history)]
-        return Result(problem, transform, scalars={"similarity": best.similarity, "lead": lead}, history=history,
+        return Result(problem, transform, scalars={"similarity": best.similarity, "lead": found.lead(best.turn)}, history=history,
                       provenance={"search": found.hypotheses[0].matrix.tolist()})
 
     def _refined(self, problem, found, runtime, monitor):
-        """(number of the hypothesis, LinearSolution) of the lowest cost after a local search from each, of those that keep the least overlap."""
+        """(Hypothesis, LinearSolution) of the lowest cost after a local search from each, of those that keep the least overlap."""
         settings = LinearSettings(freedom="rigid", similarity=self.refine)
-        solutions, count = [], len(found.hypotheses)
-        for k, hypothesis in enumerate(found.hypotheses):
+        hypotheses = [*found.hypotheses, *_further(problem, found.level, settings, runtime, monitor.part(0.0, 0.4, "further starts"))]
+        solutions, count, part = [], len(hypotheses), monitor.part(0.4, 1.0)
+        for k, hypothesis in enumerate(hypotheses):
             start = replace(problem, initial=Affine(torch.as_tensor(hypothesis.matrix)))
-            solutions.append(solve_linear(start, settings, runtime, monitor.part(k / count, (k + 1) / count, f"{k + 1}/{count}")))
+            solutions.append(solve_linear(start, settings, runtime, part.part(k / count, (k + 1) / count, f"{k + 1}/{count}")))
         overlapping = [k for k, s in enumerate(solutions) if found.level.similarity(s.transform.numpy()) > -np.inf]
         k = min(overlapping or range(count), key=lambda k: solutions[k].after)
-        return k, solutions[k]
+        return hypotheses[k], solutions[k]
+
+
+def _further(problem, level, settings, runtime, monitor):
+    """The best starts of a global search by the measure of the last step, as Hypotheses; those that keep too little overlap are left out."""
+    try:
+        starts = likely_starts(replace(problem, initial=None), replace(settings, start="global"), runtime, monitor)
+    except InputError:  # no start of that search has overlap; the other search has found some
+        return []
+    every = [Hypothesis(matrix[:-1, :-1], matrix, level.similarity(matrix)) for matrix in starts]
+    return [h for h in every if h.similarity > -np.inf][:FURTHER]
 
 
 def _initial(problem):
