@@ -162,8 +162,10 @@ def test_a_folder_of_files(tmp_path):
         for tag, text in headers.items():
             made.SetMetaData(tag, text)
         sitk.WriteImage(made, str(tmp_path / f"slice{9 - k}.dcm"))
-    sent = {**request(truth.problem), "dicom": str(tmp_path)}
-    made = do({**sent, "slices": None}, Silent(), tmp_path)
+    sent, watching = {**request(truth.problem), "dicom": str(tmp_path), "live": {"interval_s": 0.0}}, Watching()
+    made = do({**sent, "slices": None}, watching, tmp_path)
+    measured, seen = watching.seen[-1]
+    assert measured.shape == seen.shape == (6, 64, 64) and np.corrcoef(measured[np.isfinite(seen)], seen[np.isfinite(seen)])[0, 1] > 0.5
     first = made["slices"][0]["measured"]
     assert len(made["slices"]) == 6 and np.allclose(first.array, 10 * truth.problem.slices[0].data[0, 0].numpy(), atol=0.51)
     assert np.allclose(first.grid.affine, truth.problem.slices[0].grid.affine, atol=1e-2), "instances in their order, where the headers have them"

@@ -209,6 +209,19 @@ def test_the_search_is_shown_while_it_runs(slicer, page):
     assert page.ui.qmriCheckTable.isHidden(), "nothing is left of a search that was stopped"
 
 
+def test_files_are_shown_beside_the_volume_while_they_are_searched(slicer, page, tmp_path):
+    chosen(slicer, page, known())
+    page.node.qmriSource, page.node.qmriData = "folder", str(tmp_path)
+    settle(slicer)
+    page.ui.qmriButton.click()
+    shades = np.tile(np.linspace(0, 1, 64), (2, 6, 64, 1))
+    page.logic._runner.say("preview", pictures=shades, linear=np.eye(4), grid=None, step=1)
+    wait_until(slicer, lambda: not page.ui.qmriCheckTable.isHidden(), 5)
+    assert page.ui.qmriCheckTable.rowCount == 6 and told(page)[0] == "searching"
+    pixmap = page.ui.qmriCheckTable.cellWidget(0, 0).pixmap
+    assert pixmap.width() > 1.9 * pixmap.height(), "two pictures side by side"
+
+
 def test_a_failure_is_one_sentence(slicer, page):
     chosen(slicer, page, known())
     page.ui.qmriButton.click()

@@ -33,7 +33,7 @@ def qmri(request: dict, monitor, folder: Path) -> dict:
     runtime = Runtime(request.get("device", "auto"), int(request.get("seed", 0)), int(request.get("threads", 0)), monitor=monitor.part(0.0, 0.95))
     moves = about if wanted is None else moves_of(problem, wanted) @ about
     if request.get("live"):
-        monitor.interval, monitor.sketch = float(request["live"]["interval_s"]), _sketch(sent, moves)
+        monitor.interval, monitor.sketch = float(request["live"]["interval_s"]), _sketch(sent, moves, bool(request.get("dicom")))
     result = method.run(problem if wanted is None else placed(problem, wanted), runtime)
     monitor.sketch = None
     plane, flips = (result.plane, result.flips) if wanted is None else (wanted.plane, wanted.flips)
@@ -117,19 +117,21 @@ def _maps(request: dict, slices) -> list[tuple]:
     return [(own["name"], own["unit"], list(slices)), *others]
 
 
-def _sketch(problem, moves):
-    """A function of a ``PoseOfSet``: (its matrix as a list, (S, LIVE, LIVE) float32 what the volume shows on every slice as it was sent, NaN outside)."""
+def _sketch(problem, moves, with_measured: bool):
+    """A function of a ``PoseOfSet``: (its matrix as a list, (S, LIVE, LIVE) float32 what the volume shows on every slice as it was sent, NaN outside;
+    ``with_measured`` (2, S, LIVE, LIVE), the slices themselves first)."""
     import numpy as np
 
     from ..engines.slices import emulate, thickness_of
 
     volume = problem.volume.smoothed_to(np.maximum(problem.volume.grid.spacing, float(problem.volume.grid.extent.max()) / LIVE))
     grids = [s.grid.resample(np.where(np.array(s.grid.size) == 1, s.grid.spacing, s.grid.extent / LIVE)) for s in problem.slices]
+    measured = np.stack([image.at(grid).data.cpu().numpy().reshape(LIVE, LIVE) for image, grid in zip(problem.slices, grids)]).astype(np.float32)
 
     def pictures(pose):
-        made = [emulate(volume, grid, pose.numpy() @ placed @ move, problem.thickness or thickness_of(grid), fill=float("nan")).data
-                for grid, placed, move in zip(grids, pose.moves, moves)]
-        return pose.numpy().tolist(), np.stack([data.cpu().numpy().reshape(LIVE, LIVE) for data in made])
+        made = np.stack([emulate(volume, grid, pose.numpy() @ placed @ move, problem.thickness or thickness_of(grid), fill=float("nan"))
+                         .data.cpu().numpy().reshape(LIVE, LIVE) for grid, placed, move in zip(grids, pose.moves, moves)])
+        return pose.numpy().tolist(), np.stack([measured, made]) if with_measured else made
 
     return pictures
 

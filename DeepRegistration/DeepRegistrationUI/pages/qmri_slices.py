@@ -79,8 +79,8 @@ class SlicesPage(MethodPage):
         return [node for node in volumes(slicer.mrmlScene) if is_slice(node)]
 
     def maps(self) -> dict[str, list]:
-        """Volumes that are not checked and lie on the pixels of a checked slice, by quantity; none where they are to stay."""
-        return maps_beside(self.list.checked(), self.candidates()) if self.node.qmriBeside and self.node.qmriSource != "folder" else {}
+        """Volumes that are not checked and lie on the pixels of a checked slice, by quantity; none where the slices are files."""
+        return {} if self.node.qmriSource == "folder" else maps_beside(self.list.checked(), self.candidates())
 
     def selection(self):
         """What is to be registered: the path of a folder, or the IDs of nodes."""
@@ -120,8 +120,7 @@ class SlicesPage(MethodPage):
             return
         missing, chosen, files = self.missing(), self.selected_rows(), self.node.qmriSource == "folder"
         drawn = [] if files else [node for node in self.list.checked() if strokes_on(node) is not None]
-        maps = self.maps()
-        self.ui.qmriBesideBox.visible = bool(maps) or not self.node.qmriBeside and bool(maps_beside(self.list.checked(), self.candidates()))
+        self.ui.qmriBesideBox.visible = bool(self.maps())
         self.ui.qmriBonesButton.visible = self.node.qmriSegments and not files
         self.ui.qmriBonesButton.enabled = bool(drawn) and not self.running
         self.ui.qmriBonesButton.toolTip = LEARN if drawn else _("Draw strokes on a slice first. ") + LEARN
@@ -164,7 +163,7 @@ class SlicesPage(MethodPage):
         request = slices_request(node.qmriData if files else nodes, node.qmriVolume, node.qmriSegments and not files)
         request |= {**self.request_of_method(), "thickness": node.qmriThickness, "map": node.qmriMap, "placement": placement}
         request |= {"live": {"interval_s": LIVE_INTERVAL}, **axis_request(node.qmriAxis, node.qmriAngle)}
-        maps = self.maps()
+        maps = self.maps() if node.qmriBeside else {}
         request |= maps_request(nodes, maps) | structures_request(node.qmriSurface, node.qmriVolume, node.qmriSurfaceDistance)
         known = self.nodes if files and self.sent == self.selection() else None
         self.pending = self.selection(), known if files else nodes, node.qmriVolume, maps
@@ -179,22 +178,24 @@ class SlicesPage(MethodPage):
                 self.show_found()
 
     def show_live(self, pictures) -> None:
-        """Every measured slice beside what the volume shows there at the pose that is tried now; only the latter of files, which the worker reads."""
+        """Every measured slice beside what the volume shows there at the pose that is tried now; ``pictures`` has both of slices that are files."""
         table, sent = self.ui.qmriCheckTable, self.work.request.get("slices")
+        measured, emulated = (None, pictures) if sent is not None else pictures
         table.visible = True
-        table.setRowCount(len(pictures))
-        for k, picture in enumerate(pictures):
-            pair, spacings = [picture], [(1.0, 1.0)]
-            if sent is not None:
-                measured, spacing = flat(sent[k].array), spacing_of(sent[k].grid)
-                step, extent = -(-max(measured.shape) // LIVE_PIXELS), np.multiply(measured.shape[::-1], spacing)
-                pair.insert(0, measured[::step, ::step])
-                spacings = [tuple(step * s for s in spacing), tuple(extent / picture.shape[::-1])]
+        table.setRowCount(len(emulated))
+        for k, picture in enumerate(emulated):
+            name, spacings = "", [(1.0, 1.0)] * 2
+            if sent is None:
+                shown = measured[k]
+            else:
+                whole, spacing, name = flat(sent[k].array), spacing_of(sent[k].grid), sent[k].name
+                step, extent = -(-max(whole.shape) // LIVE_PIXELS), np.multiply(whole.shape[::-1], spacing)
+                shown, spacings = whole[::step, ::step], [tuple(step * s for s in spacing), tuple(extent / picture.shape[::-1])]
             label = table.cellWidget(k, 0) or qt.QLabel()
-            label.pixmap = side_by_side(pair, spacings, SIDE)
+            label.pixmap = side_by_side((shown, picture), spacings, SIDE)
             label.alignment = qt.Qt.AlignCenter
             table.setCellWidget(k, 0, label)
-            table.setItem(k, 1, qt.QTableWidgetItem("\n".join([sent[k].name] * (sent is not None) + [_("searching")])))
+            table.setItem(k, 1, qt.QTableWidgetItem("\n".join([name] * bool(name) + [_("searching")])))
             table.setRowHeight(k, SIDE + 4)
 
     def take_result(self) -> None:
