@@ -90,6 +90,7 @@ def test_a_run_is_followed(slicer, page, tmp_path):
     runner.say("done", result={"summary": {"steps": 40, "validation": {"dice": 0.71234, "score": 0.7}, "remarks": ["a.nii is damaged"]}})
     wait_until(slicer, lambda: not page.running, 5)
     assert status(page) == "40 steps are done; mean Dice of validation 0.712; set aside: a.nii is damaged"
+    assert training.told({"steps": 20, "ordered": 40}) == "20 of 40 steps are done, no validation was better for a while."
     assert "is done; choose another folder" in page.ui.trainMissingLabel.text and not page.ui.trainButton.enabled
     page.ui.trainUseButton.click()
     assert page.node.method == "voxelmorph-unet:default" and json.loads(page.node.values) == {"weights": str(weights)}

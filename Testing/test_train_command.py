@@ -108,10 +108,21 @@ def test_going_on_needs_the_folder_only(tmp_path):
         carry_out(ordered(tmp_path / "parts", data=folder, seed=2), runtime(AfterFive()))
     parts = carry_out(Order("unet", tmp_path / "parts", resume=True), runtime())
     assert parts["sha256"] == whole["sha256"] and parts["validation"]["score"] == whole["validation"]["score"]
-    with pytest.raises(InputError, match="has another seed; leave it away"):
+    with pytest.raises(InputError, match=r"has another seed \(2, not 7\); leave it away"):
         carry_out(Order("unet", tmp_path / "parts", seed=7, resume=True), runtime())
+    with pytest.raises(InputError, match=r"has another width \(2, not 4\)"):
+        carry_out(Order("unet", tmp_path / "parts", {"width": 4}, resume=True), runtime())
+    assert carry_out(Order("unet", tmp_path / "parts", {"width": 2}, resume=True), runtime())["sha256"] == whole["sha256"], "a part of the order may be told"
     with pytest.raises(InputError, match="has another recipe"):
         carry_out(Order("general", tmp_path / "parts", resume=True), runtime())
+
+
+def test_an_early_end_is_told(tmp_path, cli):
+    folder = cohorts.write(tmp_path / "images", 4)
+    values = ("rate=1e-7", "validate=1", "patience=1", "width=2", "levels=2")
+    answer = cli("train", "unet", "--data", folder, "--out", tmp_path / "run", "--steps", 8, *(word for value in values for word in ("--set", value)),
+                 "--device", "cpu", "--threads", "1")
+    assert answer.status == 0 and "2 steps (of 8: no validation was better for a while) of recipe unet" in answer.out
 
 
 def test_training_begins_with_given_weights(tmp_path):
@@ -152,13 +163,18 @@ def test_torchrun_starts_two_processes(tmp_path):
     (("general", "--data", "{flat}"), "makes its own pairs"),
     (("unett", "--data", "{flat}"), "did you mean 'unet'"),
     (("unet", "--data", "{flat}", "--out", "{file}/run"), "cannot be written to"),
+    (("unet", "--data", "{flat}", "--spacing", "fine"), "argument --spacing: 'fine' was given; expected a number"),
+    (("unet", "--data", "{flat}", "--shape", "8,0"), "the images are 2D, give 2 numbers of at least 1"),
+    (("unet", "--data", "{flat}", "--cache", "-5"), "-5 MiB of memory for images were asked for; give 0 or more"),
+    (("unet", "--data", "{lost}"), "none of the 1 images can be read: "),
 ])
 def test_sentences(tmp_path, cli, arguments, sentence):
     places = {"alone": cohorts.write(tmp_path / "alone", 1, labels=""), "flat": cohorts.write(tmp_path / "flat", 4, labels=""),
-              "mixed": cohorts.write(tmp_path / "mixed", 2, labels=""), "file": tmp_path / "file"}
+              "mixed": cohorts.write(tmp_path / "mixed", 2, labels=""), "file": tmp_path / "file", "lost": tmp_path / "lost.csv"}
     solid = cohorts.write(tmp_path / "solid", 1, dim=3, labels="")
     shutil.copy(solid / "s00.nii.gz", places["mixed"] / "t.nii.gz")
     places["file"].write_text("")
+    places["lost"].write_text("image\nnowhere.nii\n")
     given = [str(word).format(**places) for word in arguments]
     out = () if "--out" in given else ("--out", tmp_path / "out")
     assert sentence.format(**places) in cli("train", *given, *out, "--device", "cpu").sentence()

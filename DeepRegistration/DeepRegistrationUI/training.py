@@ -125,7 +125,8 @@ class Training:
 
 def told(summary: dict) -> str:
     """The end of a run in one sentence."""
-    validation, text = summary.get("validation") or {}, f"{summary['steps']} steps are done"
+    validation, steps, ordered = summary.get("validation") or {}, summary["steps"], summary.get("ordered", 0)
+    text = f"{steps} of {ordered} steps are done, no validation was better for a while" if steps < ordered else f"{steps} steps are done"
     if "dice" in validation:
         text += f"; mean Dice of validation {validation['dice']:.3f}"
     elif validation:

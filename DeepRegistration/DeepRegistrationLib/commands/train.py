@@ -92,7 +92,8 @@ def tell(summary: dict) -> None:
     """The summary for people."""
     for remark in summary["remarks"]:
         note(f"set aside: {remark}")
-    say(f"{summary['steps']} steps of recipe {summary['recipe']} on {summary['device']}: cost {summary['cost']:.4g}, "
+    early = f" (of {summary['ordered']}: no validation was better for a while)" if summary["steps"] < summary["ordered"] else ""
+    say(f"{summary['steps']} steps{early} of recipe {summary['recipe']} on {summary['device']}: cost {summary['cost']:.4g}, "
         f"{summary['images_per_second']:.3g} images/s, {100 * summary['drawing']:.1f} % of the time waiting for pairs")
     for name in ("validation", "test"):
         if summary[name]:
@@ -124,10 +125,10 @@ def catalogue() -> dict:
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """'2' or '1,1,2' -> numbers; ArgumentTypeError (of argparse, as ValueError) for anything else."""
-    return tuple(float(part) for part in text.split(","))
+    """'2' or '1,1,2' -> numbers; ArgumentTypeError for anything else."""
+    return tuple(options.number(part) for part in text.split(","))
 
 
 def sides(text: str) -> tuple[int, ...]:
-    """'96,96,64' -> whole numbers."""
-    return tuple(int(part) for part in text.split(","))
+    """'96,96,64' -> whole numbers; ArgumentTypeError for anything else."""
+    return tuple(options.whole(part) for part in text.split(","))

@@ -58,8 +58,8 @@ def common_lattice(grids: list[Grid], spacing=None, shape: tuple[int, ...] | Non
     centres = np.array([grid.centre for grid in grids])
     middle = np.median(centres, 0)
     centred = bool((np.abs(centres - middle) > FAR * extents).any())
-    if shape is not None and len(shape) != dim:
-        raise InputError(f"a lattice of {' x '.join(map(str, shape))} voxels was asked for; the images are {dim}D")
+    if shape is not None and (len(shape) != dim or min(shape) < 1):
+        raise InputError(f"a lattice of {' x '.join(map(str, shape))} voxels was asked for; the images are {dim}D, give {dim} numbers of at least 1")
     if spacing is not None:
         given = np.atleast_1d(np.asarray(spacing, float))
         if given.size not in (1, dim) or not (given > 0).all():
@@ -249,8 +249,10 @@ def open_data(cohort: Cohort, seed: int, spacing=None, shape=None, multiple: int
     headers: dict[int, Grid] = {}
     for k in range(len(cohort.scans)):
         _try(headers, k, lambda k=k: _grid(cohort.scans[k].image), remarks)
-    _require_one_dimension(cohort, headers)
+    _require_one_dimension(cohort, headers, remarks)
     lattice = common_lattice(list(headers.values()), spacing, shape, multiple)
+    if limit_mib < 0:
+        raise InputError(f"{limit_mib:g} MiB of memory for images were asked for; give 0 or more")
     scans = Scans(cohort.scans, lattice, limit_mib)
     good: dict[int, Seen] = {}
     for _, k in zip(monitor.steps(len(headers), "reading the images"), list(headers)):
@@ -280,9 +282,9 @@ def _try(found: dict, k: int, look, remarks: list[str]) -> None:
         remarks.append(str(error))
 
 
-def _require_one_dimension(cohort: Cohort, headers: dict[int, Grid]) -> None:
+def _require_one_dimension(cohort: Cohort, headers: dict[int, Grid], remarks: list[str]) -> None:
     by_dim = {grid.dim: cohort.scans[k].image for k, grid in headers.items()}
     if len(by_dim) > 1:
         raise InputError(f"2D and 3D images are mixed ({by_dim[2].name} is 2D, {by_dim[3].name} is 3D); train with images of one dimension")
     if not by_dim:
-        raise InputError("none of the images can be read; give NIfTI, NRRD, MetaImage, PNG, TIFF or DICOM files")
+        raise InputError(f"none of the {len(cohort.scans)} images can be read: {remarks[0]}")

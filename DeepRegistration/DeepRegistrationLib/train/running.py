@@ -102,14 +102,20 @@ def resumed(order: Order) -> Order:
         held = json.loads(path.read_text("utf-8"))
     except ValueError:
         raise InputError(f"{path} cannot be read; give another folder") from None
-    default = Order(order.recipe, order.out).lasting()
-    asked = {key: value for key, value in order.lasting().items() if value != default[key]}
-    changed = sorted(key for key, value in asked.items() if held.get(key) != value)
-    if held["recipe"] != order.recipe or changed:
-        raise InputError(f"the run in {order.out} has another {(changed or ['recipe'])[0]}; leave it away, or give another folder")
+    default, held_flat = _flat(Order(order.recipe, order.out).lasting()), _flat(held)
+    asked = {key: value for key, value in _flat(order.lasting()).items() if key == "recipe" or value != default.get(key)}
+    for key, value in asked.items():
+        if held_flat.get(key) != value:
+            raise InputError(f"the run in {order.out} has another {key} ({held_flat.get(key, 'the usual one')}, not {value}); leave it away, or give "
+                             "another folder, where --init takes the weights of this run to go on from")
     known = {key: tuple(value) if isinstance(value, list) else value for key, value in held.items()}
     known["data"] = None if known["data"] is None else Path(known["data"])
     return replace(order, **known)
+
+
+def _flat(lasting: dict) -> dict:
+    """What ``Order.lasting`` says, with the parameters of the recipe beside the rest."""
+    return {**{key: value for key, value in lasting.items() if key != "values"}, **lasting["values"]}
 
 
 def _request(order: Order, recipe, monitor) -> tuple[Request, tuple[str, ...]]:
@@ -173,8 +179,8 @@ def conclude(order: Order, plan: Plan, device: torch.device, remarks, ended: str
     path = weights_of(order.out)
     card = weights.write(path, plan.network, replace(plan.card, training=done))
     validation = record.rows(order.out, "validation")
-    summary = {"recipe": order.recipe, "ended": ended, "steps": len(rows), "cost": rows[-1]["cost"], **cost_of(rows, plan.settings.pairs),
-               "validation": max(validation, key=lambda row: row["score"]) if validation else None, "test": None,
+    summary = {"recipe": order.recipe, "ended": ended, "steps": len(rows), "ordered": plan.settings.steps, "cost": rows[-1]["cost"],
+               **cost_of(rows, plan.settings.pairs), "validation": max(validation, key=lambda row: row["score"]) if validation else None, "test": None,
                "weights": str(path), "sha256": card.sha256, "device": str(device), "remarks": list(remarks)}
     if plan.test is not None and ended == "done":
         summary["test"] = Validation(plan.test, plan.view, device)(plan.network)
