@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import socket
 import subprocess
@@ -202,6 +203,20 @@ def test_half_precision_stays_inside_the_network(monkeypatch, tmp_path):
     _, full = run(tmp_path / "full", 40, half=False)
     assert half[-1]["cost"] == pytest.approx(full[-1]["cost"], rel=0.2) and half[-1]["cost"] != full[-1]["cost"]
     assert torch.load(tmp_path / "half" / "checkpoint.pt", weights_only=True)["scaler"]["scale"] > 1
+
+
+def test_gradients_beyond_16_bits_make_no_update(monkeypatch, tmp_path):
+    """The first steps are skipped until the scale has come down far enough; then the network learns."""
+    from trainings import settings
+
+    monkeypatch.setattr(precision, "wanted", lambda half, device: half)
+    network = small()
+    with pytest.raises(Cancelled):
+        train(network, view, 1e4 * OBJECTIVE, blobs, settings(40, half=True), tmp_path, Runtime("cpu", monitor=CancelAt(1)))
+    assert not math.isfinite(rows(tmp_path, "training")[0]["gradient"]) and equal(network, small())
+    train(network, view, 1e4 * OBJECTIVE, blobs, settings(40, half=True), tmp_path, Runtime("cpu"))
+    assert all(bool(torch.isfinite(value).all()) for value in network.state_dict().values())
+    assert math.isfinite(rows(tmp_path, "training")[-1]["gradient"]) and not equal(network, small())
 
 
 def test_networks_in_16_bits_place_in_single_precision():

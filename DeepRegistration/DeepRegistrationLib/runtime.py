@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import math
 import os
 import platform
 import sys
@@ -119,7 +120,7 @@ class Console(Monitor):
 
 
 class JsonLines(Monitor):
-    """One JSON object a line: what a parent process reads."""
+    """One JSON object a line: what a parent process reads. Figures that are no finite number, which JSON has not, are left out."""
 
     def __init__(self, stream=None):
         super().__init__()
@@ -133,7 +134,7 @@ class JsonLines(Monitor):
         self._write(event="progress", share=round(share, 5), text=text, step=step, steps=steps)
 
     def log(self, **figures):
-        self._write(event="log", **{k: float(v) for k, v in figures.items()})
+        self._write(event="log", **{k: float(v) for k, v in figures.items() if math.isfinite(v)})
 
 
 @dataclass(frozen=True)
