@@ -175,6 +175,19 @@ def test_every_ordered_pair_is_drawn_and_none_is_held():
             all_pairs(*wrong)
 
 
+def test_the_moving_image_may_have_finer_voxels():
+    """A network that says nothing yet: it sees both images on the fixed grid, the cost reads the moving one where it has its values."""
+    fine = Grid.from_parts((16, 16))
+    coarse = fine.resample(2.0)
+    moving = Image(torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0)), fine)
+    network, shown = UNet(2, (4,), (4,), (4,)), []
+    torch.nn.init.zeros_(network.flow.weight)
+    network.register_forward_pre_hook(lambda module, images: shown.extend(images))
+    ((_, alignment),) = view(network, Pair(replace(moving.at(coarse), data=1 - moving.at(coarse).data), moving))
+    assert [tuple(each.shape) for each in shown] == [(1, 1, 8, 8)] * 2 and alignment.moving is moving
+    assert torch.allclose(alignment.warped, moving.at(coarse).data, atol=1e-6)
+
+
 def test_a_probabilistic_network_is_sampled_while_it_trains_only():
     network = UNet(2, (2, 2), (2, 2), (), "probabilistic")
     pair = Pair(image((8, 8)), image((8, 8), seed=2))

@@ -53,8 +53,9 @@ def objective(recipe: UNetRecipe, output: str = "displacement") -> Term:
 
 
 def view(network, pair) -> list[tuple[float, Alignment]]:
-    """How the answer of a network with an ``output`` is scored, for ``loop.train``; while it trains, a probabilistic one is sampled."""
-    said = network(pair.fixed.data, pair.moving.data)
+    """How the answer of a network with an ``output`` is scored, for ``loop.train``; while it trains, a probabilistic one is sampled. The network
+    sees the moving image on the grid of the fixed one; its own grid may be finer, for the cost."""
+    said = network(pair.fixed.data, pair.moving.at(pair.fixed.grid).data)
     samples = network.output == "probabilistic" and network.training
     transform = heads.transform(said, pair.fixed.grid, network.output, network.next_draw() if samples else None)
     return [(1.0, scored(pair, transform))]
