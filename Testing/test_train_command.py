@@ -86,6 +86,7 @@ def test_a_stopped_run_leaves_weights_and_goes_on(tmp_path, process):
     running.send_signal(signal.SIGINT)
     errors = running.communicate(timeout=120)[1]
     assert running.returncode == 130 and "a checkpoint is written" in errors and "Traceback" not in errors
+    assert f"'train unet --out {out} --resume' goes on from there" in errors
     done = torch.load(out / "checkpoint.pt", weights_only=True)["state"]["step"]
     assert done == len(record.rows(out, "training")) >= 6 and (out / "order-weights.safetensors").exists()
     assert json.loads((out / "order.json").read_text())["recipe"] == "unet", "the card of the weights has another name"

@@ -13,7 +13,7 @@ import threading
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import Cancelled, InputError
 from ..runtime import Console, JsonLines, Runtime, Silent
 from . import options
 from .output import note, say
@@ -48,7 +48,7 @@ def add(commands) -> None:
 def run(arguments) -> None:
     """Train and tell what came of it. Raises InputError, ConvergenceError or Cancelled (after a checkpoint)."""
     from ..train import processes
-    from ..train.running import Order, carry_out
+    from ..train.running import ORDER, Order, carry_out
 
     if arguments.recipe == "list":
         say(json.dumps(catalogue(), indent=1, ensure_ascii=False, allow_nan=False) if arguments.json else listing())
@@ -60,8 +60,13 @@ def run(arguments) -> None:
     with processes.joined(arguments.device) as device:
         silent = arguments.quiet or processes.rank() > 0
         monitor = Silent() if silent else JsonLines() if arguments.json_progress else Console()
-        with stoppable(monitor):
-            summary = carry_out(order, Runtime(device, arguments.seed, arguments.threads, monitor=monitor))
+        try:
+            with stoppable(monitor):
+                summary = carry_out(order, Runtime(device, arguments.seed, arguments.threads, monitor=monitor))
+        except Cancelled:
+            if processes.rank() == 0 and (arguments.out / ORDER).exists():
+                note(f"{arguments.out} keeps the checkpoint: 'train {arguments.recipe} --out {arguments.out} --resume' goes on from there")
+            raise
     if summary and not (arguments.quiet or arguments.json_progress):
         tell(summary)
 
