@@ -63,7 +63,7 @@ PUBLISHED = {"sampling": "random", "factors": (4.0, 2.0, 2.0, 1.0), "tried": (50
                    "single slices of volumes; give two 2D images"),
     presets={
         "default": Preset("1000 rotations on a coarse lattice (360 in 2D), the best made better and joined by those of a search by mutual "
-                          "information, which then tells which is right; 5 to 20 s of one core"),
+                          "information, which then tells which is right; 6 to 22 s of one core"),
         "search-only": Preset("without the last step: a start for another method, good to about a voxel of a 64th of the image",
                               {"refine": "none"}),
         "thorough": Preset("5000 rotations and a third of their best; about 40 s of one core", {"tried": (5000, 1000, 96), "kept": (40, 8, 8)}),
