@@ -273,6 +273,20 @@ def test_points_in_voxels_are_noticed(pair, cli, tmp_path):
     assert "3 of 3 fixed points lie outside" in told.err and "moving points" not in told.err
 
 
+@pytest.mark.parametrize("scale, told", [(1.5, False), (3.0, True), (0.4, True)])
+def test_a_linear_map_that_no_body_has_is_remarked_on(pair, cli, tmp_path, scale, told):
+    """It is what a search ends at that went wrong, and what wrong voxel sizes look like."""
+    fixed, moving, truth = pair
+    grid, matrix = truth.problem.fixed.grid, np.eye(truth.problem.dim + 1)
+    matrix[0, 0], matrix[0, -1] = scale, (1 - scale) * grid.centre[0]
+    write_transform(Affine(torch.as_tensor(matrix)), tmp_path / "start.tfm")
+    run = cli("register", "--fixed", fixed, "--moving", moving, "--out", tmp_path / "out", "--method", "affine", "--set", "freedom=none",
+              "--init", tmp_path / "start.tfm")
+    record = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))
+    assert run.status == 0 and ("the linear part scales by" in run.err) == told
+    assert record["linear_stretch"] == pytest.approx([min(scale, 1), max(scale, 1)])
+
+
 def truth_shift(dim: int) -> Affine:
     return Affine.translation([2.5, -2.0, 1.0][:dim])
 

@@ -67,6 +67,9 @@ def test_a_deformation_that_was_dropped_is_told(slicer, pair):
     page, runner = apply(slicer, pair)
     finish(slicer, pair, page, runner, provenance={"deformation_kept": False})
     assert status(page).startswith("Registered in ") and "the result is the linear start alone" in status(page)
+    page, runner = apply(slicer, pair)
+    finish(slicer, pair, page, runner, provenance={"linear_stretch": [0.9, 5.7]})
+    assert "scales by 0.9 to 5.7 along its axes" in status(page) and "linear start alone" not in status(page)
 
 
 def test_request_holds_the_choices(slicer, pair):

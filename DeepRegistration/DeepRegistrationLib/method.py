@@ -66,6 +66,8 @@ class Method:
 
     def run(self, problem, runtime: Runtime | None = None):
         """Check the request, solve it and note how it was done. Raises InputError, ConvergenceError or Cancelled."""
+        from .result import Result
+
         runtime = runtime or Runtime()
         check(self)
         self._check_problem(problem)
@@ -73,6 +75,8 @@ class Method:
         with runtime.active():
             result = self.solve(problem, runtime)
         result.provenance = {**provenance(self, runtime), "wall_seconds": time.perf_counter() - began, **result.provenance}
+        if isinstance(result, Result):
+            result.provenance["linear_stretch"] = result.affine.stretch
         return result
 
     def _check_problem(self, problem):

@@ -14,6 +14,8 @@ from pathlib import Path
 from ..errors import InputError
 
 RECORD = "result.json"
+STRETCHED = 2.0
+"""Scale along an axis, or its inverse, from which a linear map is remarked on: no two bodies of one kind differ so much."""
 
 
 @contextmanager
@@ -116,7 +118,12 @@ def note(text: str) -> None:
 
 def remark_on(provenance: dict) -> str:
     """What the reader of a result should know of how it came about; empty where there is nothing."""
+    low, high = provenance.get("linear_stretch") or (1.0, 1.0)
+    remarks = []
+    if low < 1 / STRETCHED or high > STRETCHED:
+        remarks.append(f"the linear part scales by {low:.2g} to {high:.2g} along its axes, which one body does not; if the voxel sizes are right, "
+                       "the search went wrong: try another start or fewer degrees of freedom")
     if provenance.get("deformation_kept") is False:
-        return ("the deformation that was found does not clearly make the images tell more of each other, so the result is the linear start alone; "
-                "if the images do differ by a deformation, choose another preset or similarity")
-    return ""
+        remarks.append("the deformation that was found does not clearly make the images tell more of each other, so the result is the linear start "
+                       "alone; if the images do differ by a deformation, choose another preset or similarity")
+    return "; ".join(remarks)

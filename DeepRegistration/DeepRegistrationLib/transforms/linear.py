@@ -26,6 +26,12 @@ class Affine(Transform):
         self.matrix = matrix if matrix.is_floating_point() else matrix.double()
         self.dim = matrix.shape[1] - 1
 
+    @property
+    def stretch(self) -> tuple[float, float]:
+        """The least and the largest scale along any direction, of all maps of the batch."""
+        values = torch.linalg.svdvals(self.matrix[:, :-1, :-1].detach().double().cpu())
+        return float(values.min()), float(values.max())
+
     @classmethod
     def identity(cls, dim: int, dtype=torch.float64) -> "Affine":
         return cls(torch.eye(dim + 1, dtype=dtype))
