@@ -17,6 +17,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from DeepRegistrationLib.commands.batch import line
 from DeepRegistrationLib.evaluate import metrics, summary
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image, Labels
@@ -285,6 +286,7 @@ def test_a_linear_map_that_no_body_has_is_remarked_on(pair, cli, tmp_path, scale
     record = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))
     assert run.status == 0 and ("the linear part scales by" in run.err) == told
     assert record["linear_stretch"] == pytest.approx([min(scale, 1), max(scale, 1)])
+    assert ("the linear part scales by" in line("pair", "done", "", tmp_path / "out")["remark"]) == told, "and in the summary of a batch"
 
 
 def truth_shift(dim: int) -> Affine:

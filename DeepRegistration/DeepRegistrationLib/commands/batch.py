@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from . import options
-from .output import RECORD, note, say, staged
+from .output import RECORD, note, remark_on, say, staged
 
 FILE_COLUMNS = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_labels", "moving_labels", "fixed_points", "moving_points")
 COLUMNS = ("id", *FILE_COLUMNS, "color", "method", "init", "set", "device", "seed", "threads", "write")
@@ -58,6 +58,7 @@ def run(arguments) -> None:
                 raise KeyboardInterrupt
             status = "failed" if code else "done"
         table.append(line(name, status, remark, request.out))
+        remark = table[-1]["remark"]
         note(f"[{k}/{len(rows)}] {name}: {status}, {time.perf_counter() - began:.1f} s{f' ({remark})' if remark else ''}")
         write_summary(arguments.out, table)
     failed = [row["id"] for row in table if row["status"] == "failed"]
@@ -192,7 +193,7 @@ def line(name: str, status: str, remark: str, folder: Path) -> dict:
         if "folds" in record:  # --write without scores leaves these cells empty
             out |= {"similarity_before": record["similarity"]["before"], "similarity_after": record["similarity"]["after"],
                     "folds": record["folds"], "sdlogj": record["sdlogj"]}
-        out |= {"seconds": record["wall_seconds"]["total"], "peak_memory_mib": record["peak_memory_mib"]}
+        out |= {"seconds": record["wall_seconds"]["total"], "peak_memory_mib": record["peak_memory_mib"], "remark": remark_on(record)}
     return out
 
 
