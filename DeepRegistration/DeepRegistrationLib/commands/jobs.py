@@ -40,7 +40,8 @@ qmri: ``volume`` Volume; ``slices`` [Volume] of one slice each (NaN marks pixels
     carry the values into the volume; ``structures`` LabelMap of the volume: values per label, and with ``surface_mm`` on the surface of what is above 0,
     from pixels at most that far away; ``live`` {interval_s}: preview events with ``pictures`` (S, 64, 64), each slice as the volume shows it now, and
     with ``dicom`` (2, S, 64, 64), the slices themselves first; ``device``, ``seed``, ``threads``.
-    -> ``registered``, ``reasons``, ``remarks``, ``matrix`` Matrix of the set and ``slices`` [{name, plane, flips, matrix, similarity, inside, own_shift_mm, own_turn_degrees, emulated Volume; deformation Lattice where one was
+    -> ``registered``, ``reasons``, ``remarks``, ``matrix`` Matrix of the set and ``slices``
+    [{name, plane, flips, matrix, similarity, inside, own_shift_mm, own_turn_degrees, emulated Volume; deformation Lattice where one was
     kept, bend_mm, bend_gain and bend_gain_error where one was asked for; measured Volume with ``dicom``}], both slice
     -> volume; ``std`` {shift_mm, turn_degrees, distance_mm}, ``evidence``, ``start``, ``curve`` {degrees, set}, ``maps`` [Volume] (NaN between),
     ``surface`` path of a .vtp file in LPS mm, ``surface_covered`` share, ``regions`` rows (see ``slice_maps.region_rows``), ``provenance``.
