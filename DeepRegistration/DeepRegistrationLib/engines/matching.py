@@ -5,8 +5,14 @@ the weighted least squares fit in a Gaussian window. The weights p = 1 / (1 + (a
 what does not correspond yet, so that a ventricle of another size does not change the map of the tissue around it: this is
 what sets it apart from the window statistics of the local correlation, whose slope fades where the images are misaligned.
 With the map, the squared difference tolerates bias fields and local contrast. s is the robust standard deviation of the
-residual; a ridge pulls a to the global slope where a window is flat. Reference for the estimator: Holland and Welsch,
-Communications in Statistics 1977 (Cauchy weights).
+residual; a ridge pulls a to the global slope where a window is flat.
+
+One fit leaves a strong shading behind, since it changes within a window of which the anatomy fills one side more than the other, and what is left moves edges
+where nothing is to be moved. Where there is one it is fitted instead: in wider windows, every fit being one of what those before it leave, which makes the windows
+sharp (long waves pass whole, short ones not at all). What spreads by less than ``SHADED`` is no shading, as misaligned anatomy looks like that too.
+
+References: Holland and Welsch, Communications in Statistics 1977 (Cauchy weights); Tukey, Exploratory Data Analysis, 1977 (twicing); Nesterov, Soviet
+Mathematics Doklady 1983 (the push that saves repeats).
 """
 
 from __future__ import annotations
@@ -26,6 +32,11 @@ from ..ops.stats import robust_range
 FOREGROUND = 0.02
 RIDGE = 0.02
 SMALLEST_SCALE = 0.02
+WIDER = 7 / 3
+REPEATS = 8
+SHADED = 0.1
+"""Spread of the logarithm of a shading from which on it is taken out. On copies of the MNI template under known maps that of misalignment was at
+most 0.06, that of shadings with a spread of 0.15 at least 0.12."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +70,50 @@ def local_map(fixed: torch.Tensor, warped: torch.Tensor, mapped: torch.Tensor, g
     for factors in ((fixed,), (warped,), (fixed, fixed), (fixed, warped)):
         product = weight * factors[0]
         sums.append(_pooled(product.mul_(factors[1]) if len(factors) == 2 else product, block))
-    sigma = window / (grid.spacing * block)
-    slope, offset = _fit([x.flatten(2).sum(2).reshape(1, -1, *[1] * grid.dim) for x in sums], [gaussian(x, sigma) for x in sums])
+    slope, offset = _fitted(sums, window / (grid.spacing * block))
     lines = [_between_blocks(n, b) for n, b in zip(grid.size, block)]
     return IntensityMap(tensor_product(slope, lines), tensor_product(offset, lines))
 
 
+def _fitted(sums, sigma):
+    """Slope and offset on the lattice of the weighted ``sums`` of 1, f, w, f f and f w: a shading, or else the local fit."""
+    first = torch.ones_like(sums[1]), torch.zeros_like(sums[1])
+    shading = _shading(sums, sigma, first)
+    return shading if _spread(sums, *shading) > SHADED else _refitted(sums, sigma, *first)
+
+
+def _shading(sums, sigma, first):
+    """Slope and offset of the shading: fits in windows ``WIDER`` times as wide, each of what those before it leave, with Nesterov's push."""
+    last = now = first
+    for k in range(REPEATS):
+        push = max(k - 1, 0) / (k + 2)
+        last, now = now, _refitted(sums, WIDER * sigma, *(x + push * (x - y) for x, y in zip(now, last)))
+    return now
+
+
+def _spread(sums, slope, offset) -> float:
+    """The standard deviation of log((a f + b) / f) within the channels, f f being its weight."""
+    _, f, _, ff, _ = sums
+    gain = ((slope * ff + offset * f) / ff.clamp_min(1e-6)).clamp_min(0.05).log().flatten(2)
+    weight = ff.flatten(2)
+    mean = (weight * gain).sum(2, keepdim=True) / weight.sum(2, keepdim=True).clamp_min(1e-6)
+    return float(((weight * (gain - mean).square()).sum() / weight.sum().clamp_min(1e-6)).sqrt())
+
+
+def _refitted(sums, sigma, slope, offset):
+    """Slope and offset to which the fit of ``slope`` f + ``offset`` to w leads; sigma in voxels of the sums."""
+    ones, f, w, ff, fw = sums
+    mapped = torch.stack([ones, slope * f + offset * ones, w, slope * (slope * ff + 2 * offset * f) + offset.square() * ones, slope * fw + offset * w])
+    total = mapped.flatten(3).sum(3).reshape(*mapped.shape[:3], *[1] * (f.ndim - 2))
+    more, shift = _fit(total, gaussian(mapped.flatten(0, 2)[None], sigma).reshape(mapped.shape))
+    return more * slope, more * offset + shift
+
+
 def _fit(total, local):
     """Slope and offset of the local fits, the slope drawn to that of the whole image by the ridge."""
-    n = [x.clamp_min(1e-3) if k == 0 else x for k, x in enumerate(local)]
-    mean_f, mean_w = n[1] / n[0], n[2] / n[0]
-    variance, covariance = (n[3] / n[0] - mean_f.square()).clamp_min(0), n[4] / n[0] - mean_f * mean_w
+    n = local[0].clamp_min(1e-3)
+    mean_f, mean_w = local[1] / n, local[2] / n
+    variance, covariance = (local[3] / n - mean_f.square()).clamp_min(0), local[4] / n - mean_f * mean_w
     whole_f, whole_w = total[1] / total[0], total[2] / total[0]
     whole = (total[4] / total[0] - whole_f * whole_w) / (total[3] / total[0] - whole_f.square()).clamp_min(1e-6)
     whole = torch.where(total[0] > 1, whole, torch.ones_like(whole))  # a channel in which nothing can be compared stays as it is

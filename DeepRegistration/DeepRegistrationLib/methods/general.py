@@ -62,7 +62,8 @@ HOFFMANN = """@article{Hoffmann2022,
                  "one channel of intensities"),
     failure_modes=("structures finer than the network's lattice: leave the refinement on",
                    "sliding organs and missing tissue: the map is smooth everywhere",
-                   "scans of one person with different shading: half a voxel of motion is made up on average; correct the bias field first"),
+                   "images that are shaded differently, but by less than a tenth: up to a voxel of motion is made up where there is none; "
+                   "correct the bias field first"),
     weights=("general-2d", "general-3d"),
     symmetric=False,
     presets={

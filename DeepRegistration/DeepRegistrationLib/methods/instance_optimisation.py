@@ -69,7 +69,9 @@ CACHIER = """@article{Cachier2003,
                  "every structure of one image has a counterpart in the other; mask what has none",
                  "the linear start brings corresponding structures to within about their own size"),
     failure_modes=("sliding organs and missing tissue: the map is smooth everywhere", "thin structures that move by more than their width",
-                   "similarities 'mse', 'lncc' and 'ncc' between images of different contrast: use 'auto' or 'mind'"),
+                   "similarities 'mse', 'lncc' and 'ncc' between images of different contrast: use 'auto' or 'mind'",
+                   "images that are shaded differently, but by less than a tenth: up to a voxel of motion is made up where there is none; "
+                   "correct the bias field first"),
     symmetric=True,
     presets={
         "default": Preset("any two volumes; brains of two people in one contrast best of all"),
