@@ -76,18 +76,21 @@ def local_map(fixed: torch.Tensor, warped: torch.Tensor, mapped: torch.Tensor, g
 
 
 def _fitted(sums, sigma):
-    """Slope and offset on the lattice of the weighted ``sums`` of 1, f, w, f f and f w: a shading, or else the local fit."""
-    first = torch.ones_like(sums[1]), torch.zeros_like(sums[1])
-    shading = _shading(sums, sigma, first)
-    return shading if _spread(sums, *shading) > SHADED else _refitted(sums, sigma, *first)
+    """Slope and offset on the lattice of the weighted ``sums`` of 1, f, w, f f and f w: a shading, or else the local fit. Whether there is a shading is
+    seen on a lattice of half the size, so that images without one cost no more."""
+    half = [2 if n > 1 else 1 for n in sums[0].shape[:1:-1]]
+    coarse = [_pooled(x, half) for x in sums]
+    if _spread(coarse, *_shading(coarse, WIDER * sigma / half)) > SHADED:
+        return _shading(sums, WIDER * sigma)
+    return _refitted(sums, sigma, torch.ones_like(sums[1]), torch.zeros_like(sums[1]))
 
 
-def _shading(sums, sigma, first):
-    """Slope and offset of the shading: fits in windows ``WIDER`` times as wide, each of what those before it leave, with Nesterov's push."""
-    last = now = first
+def _shading(sums, sigma):
+    """Slope and offset of the shading: fits in wide windows, each of what those before it leave, with Nesterov's push."""
+    last = now = torch.ones_like(sums[1]), torch.zeros_like(sums[1])
     for k in range(REPEATS):
         push = max(k - 1, 0) / (k + 2)
-        last, now = now, _refitted(sums, WIDER * sigma, *(x + push * (x - y) for x, y in zip(now, last)))
+        last, now = now, _refitted(sums, sigma, *(x + push * (x - y) for x, y in zip(now, last)))
     return now
 
 
