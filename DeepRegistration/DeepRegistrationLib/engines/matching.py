@@ -7,9 +7,10 @@ what sets it apart from the window statistics of the local correlation, whose sl
 With the map, the squared difference tolerates bias fields and local contrast. s is the robust standard deviation of the
 residual; a ridge pulls a to the global slope where a window is flat.
 
-One fit leaves a strong shading behind, since it changes within a window of which the anatomy fills one side more than the other, and what is left moves edges
-where nothing is to be moved. Where there is one it is fitted instead: in wider windows, every fit being one of what those before it leave, which makes the windows
-sharp (long waves pass whole, short ones not at all). What spreads by less than ``SHADED`` is no shading, as misaligned anatomy looks like that too.
+One fit leaves a strong shading behind, since it changes within a window of which the anatomy fills one side more than the other, and what is
+left moves edges where nothing is to be moved. Where there is one it is fitted instead: in wider windows, every fit being one of what those before
+it leave, which makes the windows sharp (long waves pass whole, short ones not at all). What spreads by less than ``SHADED`` is no shading, as
+misaligned anatomy looks like that too.
 
 References: Holland and Welsch, Communications in Statistics 1977 (Cauchy weights); Tukey, Exploratory Data Analysis, 1977 (twicing); Nesterov, Soviet
 Mathematics Doklady 1983 (the push that saves repeats).
