@@ -62,18 +62,20 @@ class Shifts:
         """Along z, y, x: index in ``moving`` less index in ``fixed`` of the first shift of the table that ``cross_similarity`` gives."""
         return tuple(m - p for m, p in zip(self.moving, self.padded))
 
+    def table(self, circular: torch.Tensor) -> torch.Tensor:
+        """(..., *padded) correlations by periodic shift -> (..., *T) by shift from ``lowest`` on."""
+        for axis, (first, padded, fixed) in enumerate(zip(self.lowest, self.padded, self.fixed)):
+            order = torch.arange(first, padded - fixed + 1, device=circular.device) % padded
+            circular = circular.index_select(axis - len(self.padded), order)
+        return circular
+
     def spectrum(self, values: torch.Tensor) -> torch.Tensor:
         """The transform of ``values`` (..., *S) of either lattice, padded with 0."""
         return torch.fft.rfftn(values, self.padded, dim=self._axes)
 
     def correlation(self, spectrum: torch.Tensor) -> torch.Tensor:
-        """The table (..., *T) by shift, from ``lowest`` on, of the correlations whose periodic ``spectrum`` (..., *F) is given.
-
-        One axis after the other, each cut to its shifts at once: the transforms of the next ones are fewer."""
-        for axis, first, padded, fixed in zip(self._axes, self.lowest, self.padded, self.fixed):
-            spectrum = torch.fft.irfft(spectrum, padded, dim=axis) if axis == -1 else torch.fft.ifft(spectrum, dim=axis)
-            spectrum = spectrum.index_select(axis, torch.arange(first, padded - fixed + 1, device=spectrum.device) % padded)
-        return spectrum
+        """The table (..., *T) of the correlations whose periodic ``spectrum`` (..., *F) is given."""
+        return self.table(torch.fft.irfftn(spectrum, self.padded, dim=self._axes))
 
     @property
     def _axes(self):
