@@ -29,7 +29,7 @@ def volume_of(node) -> Volume:
 def is_color(node) -> bool:
     """Does a volume node hold red, green and blue (and opacity) of a picture, rather than channels of measured values?"""
     data = node.GetImageData()
-    return data is not None and data.GetNumberOfScalarComponents() in (3, 4) and data.GetScalarTypeAsString() in ("unsigned char", "unsigned short")
+    return data is not None and data.GetNumberOfScalarComponents() in (3, 4) and data.GetScalarTypeAsString() == "unsigned char"
 
 
 def labelmap_of(node, reference=None, segments: tuple[str, ...] = ()) -> LabelMap:
