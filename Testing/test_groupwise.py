@@ -16,6 +16,7 @@ from cohorts import blob
 
 from DeepRegistrationLib.engines import groupwise
 from DeepRegistrationLib.engines.channels import normalised
+from DeepRegistrationLib.engines import cluster as dask_cluster
 from DeepRegistrationLib.engines.cluster import Cluster
 from DeepRegistrationLib.engines.cohort_store import Store, SubjectMap
 from DeepRegistrationLib.engines.cohort_work import Registration, gradient_energy, gradient_square
@@ -300,6 +301,7 @@ def fragile(item, monitor):
 
 def hopeless(item, monitor):
     if item == 1:
+        time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGKILL)
     return item
 
@@ -350,16 +352,26 @@ def test_the_workers_of_a_scheduler_give_the_same_numbers(scheduler, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_worker_of_a_scheduler_costs_its_own_item_alone(scheduler, tmp_path):
+    """The items that wait behind the hopeless one are blamed for the death of its workers too, and have to be tried once more."""
     items = [(k, tmp_path / "killed" if k == 2 else None) for k in range(8)]
     with Cluster(scheduler) as cluster:
         found = dict(cluster.run(fragile, items, Silent(), "item"))
-        lost = dict(cluster.run(hopeless, [0, 1, 2], Silent(), "item"))
+        lost = dict(cluster.run(hopeless, [1, 0, 2], Silent(), "item"))
         monitor = Silent()
         monitor.cancel()
         with pytest.raises(Cancelled):
             list(cluster.run(sleepy, [0, 1], monitor, "item"))
     assert {k: value for k, (value, _) in found.items()} == {k: k**2 for k in range(8)}
-    assert lost[0] == 0 and lost[2] == 2 and isinstance(lost[1], Lost)
+    assert lost[1] == 0 and lost[2] == 2 and isinstance(lost[0], Lost)
+
+
+@pytest.mark.slow
+def test_a_scheduler_without_workers_is_waited_for_and_then_told(monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(dask_cluster, "ABSENCE", 1)
+    with distributed.LocalCluster(n_workers=0, dashboard_address=None, host="127.0.0.1") as empty, Cluster(empty.scheduler_address) as cluster:
+        with pytest.raises(InputError, match="no workers for 1 s"):
+            list(cluster.run(hopeless, [0], Silent(), "item"))
 
 
 def test_a_scheduler_that_is_not_there_is_one_sentence(monkeypatch):
