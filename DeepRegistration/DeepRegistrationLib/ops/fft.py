@@ -32,14 +32,14 @@ def gradient_products(normals: torch.Tensor, mask: torch.Tensor) -> torch.Tensor
     Products with i < j are multiplied by the root of 2, so that the scalar product of two such lists is the squared product of
     the two normals.
     """
-    dim = normals.shape[1]
-    inside = normals * mask
-    parts = [mask[:, 0]]
-    for i in range(dim):
-        for j in range(i, dim):
-            part = inside[:, i] * inside[:, j]
-            parts.append(part if i == j else part * 2**0.5)
-    return torch.stack(parts, 1)
+    dim, inside = normals.shape[1], normals * mask
+    pairs = [(i, i) for i in range(dim)] + [(i, j) for i in range(dim) for j in range(i + 1, dim)]
+    products = normals.new_empty((len(normals), 1 + len(pairs), *normals.shape[2:]))
+    products[:, 0] = mask[:, 0]
+    for k, (i, j) in enumerate(pairs, 1):
+        torch.mul(inside[:, i], inside[:, j], out=products[:, k])
+    products[:, 1 + dim:] *= 2**0.5
+    return products
 
 
 @dataclass(frozen=True)
@@ -62,20 +62,20 @@ class Shifts:
         """Along z, y, x: index in ``moving`` less index in ``fixed`` of the first shift of the table that ``cross_similarity`` gives."""
         return tuple(m - p for m, p in zip(self.moving, self.padded))
 
-    def table(self, circular: torch.Tensor) -> torch.Tensor:
-        """(..., *padded) correlations by periodic shift -> (..., *T) by shift from ``lowest`` on."""
-        for axis, (first, padded, fixed) in enumerate(zip(self.lowest, self.padded, self.fixed)):
-            order = torch.arange(first, padded - fixed + 1, device=circular.device) % padded
-            circular = circular.index_select(axis - len(self.padded), order)
-        return circular
-
     def spectrum(self, values: torch.Tensor) -> torch.Tensor:
         """The transform of ``values`` (..., *S) of either lattice, padded with 0."""
         return torch.fft.rfftn(values, self.padded, dim=self._axes)
 
     def correlation(self, spectrum: torch.Tensor) -> torch.Tensor:
-        """The table (..., *T) of the correlations whose periodic ``spectrum`` (..., *F) is given."""
-        return self.table(torch.fft.irfftn(spectrum, self.padded, dim=self._axes))
+        """The table (..., *T) by shift from ``lowest`` on of the correlations whose periodic ``spectrum`` (..., *F) is given."""
+        for axis in self._axes[:-1]:  # what nobody asks for is left out at once, so the next ones have less to do
+            spectrum = self._wanted(torch.fft.ifft(spectrum, dim=axis), axis)
+        return self._wanted(torch.fft.irfft(spectrum, self.padded[-1]), -1)
+
+    def _wanted(self, circular: torch.Tensor, axis: int) -> torch.Tensor:
+        """The entries of the table along ``axis`` (negative), from those by periodic shift."""
+        padded, first, last = self.padded[axis], self.lowest[axis], self.padded[axis] - self.fixed[axis]
+        return torch.cat([circular.narrow(axis, padded + first, -first), circular.narrow(axis, 0, last + 1)], axis)
 
     @property
     def _axes(self):
