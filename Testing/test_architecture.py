@@ -13,8 +13,8 @@ import pytest
 from conftest import LIBRARY, ROOT
 
 PACKAGES = ROOT / "DeepRegistration"
-RANKS = [{"errors", "parameters", "runtime"}, {"geometry"}, {"exchange", "planes"}, {"ops"}, {"image", "points"}, {"transforms"}, {"io", "terms", "networks"},
-         {"engines"}, {"problem", "result", "method"}, {"evaluate"}, {"train"}, {"methods"}, {"commands", "__main__"}]
+RANKS = [{"errors", "parameters", "runtime"}, {"geometry"}, {"exchange", "planes", "tables"}, {"ops"}, {"image", "points"}, {"transforms"},
+         {"io", "terms", "networks"}, {"engines"}, {"problem", "result", "method"}, {"evaluate"}, {"train"}, {"methods"}, {"commands", "__main__"}]
 RANK = {name: k for k, names in enumerate(RANKS) for name in names}
 MAY_KNOW_EACH_OTHER = ({"errors", "parameters", "runtime"}, {"problem", "result", "method"}, {"commands", "__main__"})
 AT_THE_POINT_OF_USE = {"safetensors": "networks/weights.py", "h5py": "networks/foreign.py", "unigradicon": "networks/foreign.py",

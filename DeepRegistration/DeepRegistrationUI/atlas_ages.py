@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
 import slicer
+
+from DeepRegistrationLib.tables import read_rows
 
 from . import views
 
@@ -24,11 +25,10 @@ def columns_of(path: str) -> list[str]:
         if place.suffix.lower() == ".json":
             heads = list(json.loads(place.read_text("utf-8-sig"))[0])
         else:
-            with open(place, newline="", encoding="utf-8-sig") as stream:
-                heads = next(csv.reader(stream, skipinitialspace=True), [])
+            heads, _ = read_rows(place)
     except (OSError, ValueError, LookupError, TypeError):
         return []
-    return [head.strip() for head in heads if head.strip() and head.strip().lower() not in KNOWN]
+    return [head for head in heads if head and head.lower() not in KNOWN]
 
 
 def is_over_age(folder: str) -> bool:

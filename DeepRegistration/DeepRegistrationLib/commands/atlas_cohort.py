@@ -6,7 +6,6 @@ labels, mask, and a column for the age or another covariate. Paths are relative 
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,22 +75,20 @@ def unique(subjects: list[str], files: list[str]) -> list[str]:
 
 def read_table(path: Path) -> tuple[list[str], dict[str, list[str]]]:
     """(subjects, column -> texts) of a .csv file with a header; subjects are the column 'subject' or 'id', else the first one."""
+    from ..tables import read_rows
+
     path = Path(path)
     if not path.is_file():
         raise InputError(f"the table {path} does not exist; give a .csv file with a header line, one subject a row")
-    try:
-        rows = list(csv.DictReader(path.read_text("utf-8-sig").splitlines(), skipinitialspace=True, restval=""))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"the table {path} cannot be read ({error}); give a .csv file with a header line") from None
-    if not rows or None in rows[0]:
-        raise InputError(f"the table {path} has no rows, or rows longer than its header; give one subject a row below a header line")
-    header = list(rows[0])
-    key = next((name for name in header if name.strip().lower() in ("subject", "id")), header[0])
-    subjects = [row[key].strip() for row in rows]
+    header, rows = read_rows(path)
+    if not rows:
+        raise InputError(f"the table {path} has no rows; give one subject a row below a header line")
+    key = next((name for name in header if name.lower() in ("subject", "id")), header[0])
+    subjects = [row[key] for row in rows]
     twice = next((name for name in subjects if subjects.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"the subject '{twice}' occurs {subjects.count(twice)} times in {path}; give one row a subject")
-    return subjects, {name.strip(): [row[name] for row in rows] for name in header if name != key}
+    return subjects, {name: [row[name] for row in rows] for name in header if name != key}
 
 
 def covariates_of(path: Path | None) -> dict[str, dict]:

@@ -11,7 +11,6 @@ pair a row with the columns of the command 'batch' (``fixed``, ``moving``, ``fix
 
 from __future__ import annotations
 
-import csv
 import difflib
 import json
 import os
@@ -25,6 +24,7 @@ from ..errors import InputError
 from ..io.files import suffix
 from ..io.images import READABLE
 from ..io.points import TYPES as POINT_TYPES
+from ..tables import read_rows
 
 RULES = tuple("{name}" + ending for ending in ("_seg", "_labels", "_label", "_segmentation", "_dseg", "-seg", "-label")) + (
     "labels/{name}", "../labels/{name}", "../labelsTr/{name}")
@@ -157,9 +157,8 @@ def _in_list(path: Path, further: bool) -> Cohort:
 
 def _rows(path: Path) -> list[dict]:
     try:
-        text = path.read_text("utf-8-sig")
-        rows = json.loads(text) if suffix(path) == ".json" else list(csv.DictReader(text.splitlines(), skipinitialspace=True, restval=""))
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        rows = json.loads(path.read_text("utf-8-sig")) if suffix(path) == ".json" else read_rows(path)[1]
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"the list {path} cannot be read ({error}); give a .csv file with a header line or a .json list of objects") from None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"the list {path} names no images; give one row or object an image (image) or a pair (fixed, moving)")

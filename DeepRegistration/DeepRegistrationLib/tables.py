@@ -1,0 +1,44 @@
+"""Tables of texts (.csv) as spreadsheet programs write them: a header line; separated by commas, tabs, or semicolons, where the comma is the decimal
+mark; in UTF-8 or in the Western code page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from pathlib import Path
+
+from .errors import InputError
+
+DELIMITERS = ",;\t"
+DECIMAL_COMMA = re.compile(r"^([+-]?\d+),(\d+)$")
+
+
+def read_rows(path) -> tuple[list[str], list[dict[str, str]]]:
+    """(header, rows by its columns) of the file ``path``; rows without any text are left out, and in a table with semicolons 12,5 is 12.5. InputError
+    for a file that is no such table."""
+    text = _decoded(Path(path).read_bytes())
+    header = next(iter(text.splitlines()), "")
+    delimiter = max(DELIMITERS, key=header.count)
+    try:
+        lines = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True))
+    except csv.Error as error:
+        raise InputError(f"{path} cannot be read as a table ({error}); give a .csv file with a header line") from None
+    heads = [cell.strip() for cell in lines[0]] if lines else []
+    while heads and not heads[-1]:
+        heads.pop()
+    rows = []
+    for number, line in enumerate(lines[1:], 2):
+        cells = [cell.strip() if delimiter != ";" else DECIMAL_COMMA.sub(r"\1.\2", cell.strip()) for cell in line]
+        if any(cells[len(heads) :]):
+            raise InputError(f"{path}, line {number}: it has {len(cells)} cells and the header {len(heads)}; put texts with '{delimiter}' in quotation marks")
+        if any(cells):
+            rows.append(dict(zip(heads, cells + [""] * len(heads))))
+    return heads, rows
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")
