@@ -211,6 +211,17 @@ def test_sample_rows_equals_sample(dim):
         assert torch.allclose(rows.T, sample(data, index)[0], atol=2e-5)
 
 
+@dims
+@pytest.mark.parametrize("highest", [9, 2**24 - 1, 2**24 + 1, 614454277, 2**31 - 1])
+def test_whole_numbers_are_read_as_they_are(dim, highest):
+    shape = (5, 6, 7)[:dim]
+    numbers = highest - torch.arange(int(np.prod(shape))).reshape(1, 1, *shape).to(torch.int32) % 9
+    numbers[0, 0, 0] = -highest
+    index = random_index(shape, outside=2.0)
+    found = sample(numbers, index, "nearest", fill=-7)
+    assert found.dtype == torch.int32 and torch.equal(found.double(), sample(numbers.double(), index, "nearest", fill=-7.0))
+
+
 def test_unknown_options_raise():
     data, index = torch.rand(1, 1, 4, 4), torch.zeros(1, 3, 2)
     with pytest.raises(ValueError, match="lanczos"):

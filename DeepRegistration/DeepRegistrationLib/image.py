@@ -92,10 +92,32 @@ class Labels(Image):
     def at(self, grid: Grid, mode: str = "nearest", fill: float | None = 0.0) -> "Labels":
         if mode != "nearest":
             raise InputError(f"labels cannot be resampled with '{mode}'; use 'nearest'")
-        data = resample(self.data.float(), self.grid, grid, "nearest", fill)
-        return replace(self, data=data.to(self.data.dtype), grid=grid, mask=None)
+        return replace(self, data=resample(self.data, self.grid, grid, "nearest", fill), grid=grid, mask=None)
 
     def smoothed_to(self, spacing) -> "Labels":
         """The labels at about ``spacing`` mm over the same field of view, by nearest neighbour (never upsampled)."""
         grid = self._coarser(spacing)
         return self if grid.shape == self.grid.shape else self.at(grid, fill=None)
+
+
+def matched(fixed: Labels | None, moving: Labels | None) -> tuple[Labels | None, Labels | None]:
+    """Two label maps with the structures that both name, under the values of ``fixed``; as they are where one of them names nothing.
+
+    Segments are numbered in the order of their segmentation, so equal numbers mean nothing. InputError where no name is common.
+    """
+    if fixed is None or moving is None or not (fixed.names and moving.names):
+        return fixed, moving
+    mine, other = ({name: value for value, name in reversed(labels.names)} for labels in (fixed, moving))
+    common = [name for _, name in fixed.names if name in other]
+    if not common:
+        raise InputError(f"'{fixed.name}' and '{moving.name}' have no structure of the same name ({', '.join(sorted(mine))} and "
+                         f"{', '.join(sorted(other))}); give corresponding structures the same name")
+    names = tuple((mine[name], name) for name in common)
+
+    def keep(labels, values):
+        data = torch.zeros_like(labels.data)
+        for name in common:
+            data[labels.data == values[name]] = mine[name]
+        return replace(labels, data=data, names=names)
+
+    return keep(fixed, mine), keep(moving, other)

@@ -38,3 +38,8 @@ class Points:
     def moved(self, transform) -> "Points":
         """The points after ``transform`` (a map of (B, N, dim) mm)."""
         return Points(transform(self.positions), self.features, self.weights, self.names)
+
+    def taken(self, rows: list[int]) -> "Points":
+        """The points of ``rows``, in that order."""
+        features, weights = (None if values is None else values[:, rows] for values in (self.features, self.weights))
+        return Points(self.positions[:, rows], features, weights, tuple(self.names[row] for row in rows if self.names))

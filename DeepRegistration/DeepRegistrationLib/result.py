@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Callable
 
@@ -184,13 +184,10 @@ class SlicesResult:
 
 def warp(image: Image, transform, grid, mode: str | None = None, fill: float = 0.0) -> Image:
     """``image`` pulled back by ``transform`` onto ``grid``; labels by nearest neighbour, images linearly unless told."""
-    labels = isinstance(image, Labels)
-    mode = mode or ("nearest" if labels else "linear")
+    mode = mode or ("nearest" if isinstance(image, Labels) else "linear")
     frame = Image(torch.zeros((1, 1, *grid.shape), dtype=torch.float32, device=image.data.device), grid)
     index = Alignment(frame, image, transform).moving_index
-    data = sample(image.data.to(torch.float32) if labels else image.data, index, mode, fill=fill)
-    made = Labels if labels else Image
-    return made(data.to(image.data.dtype) if labels else data, grid, name=image.name)
+    return replace(image, data=sample(image.data, index, mode, fill=fill), grid=grid, mask=None)
 
 
 def warp_points(points: Points, transform) -> Points:

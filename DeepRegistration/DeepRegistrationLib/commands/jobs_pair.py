@@ -59,19 +59,20 @@ class Frames:
 def pair_of(request: dict):
     """(Pair without initial transform, Frames) of the values of a request. InputError for what cannot be registered."""
     from ..exchange import Volume
+    from ..image import matched
     from ..problem import Pair
 
     for side in ("fixed", "moving"):
         if not isinstance(request.get(side), Volume):
             raise InputError(f"the request has no {side} image; give a volume for '{side}'")
     frames, parts = Frames.of(request["fixed"], request["moving"]), {}
-    fixed_labels, moving_labels = matched(request.get("fixed_labels"), request.get("moving_labels"))
-    for side, labels in (("fixed", fixed_labels), ("moving", moving_labels)):
-        plane, mask, points = frames.plane(side), request.get(f"{side}_mask"), request.get(f"{side}_points")
+    for side in ("fixed", "moving"):
+        plane, mask, labels, points = frames.plane(side), *(request.get(f"{side}_{kind}") for kind in ("mask", "labels", "points"))
         image = image_of(request[side], plane)
         parts[side] = image if mask is None else image.with_mask(labels_of(mask, plane))
         parts[f"{side}_labels"] = None if labels is None else labels_of(labels, plane)
         parts[f"{side}_points"] = None if points is None else points_of(points, plane)
+    parts["fixed_labels"], parts["moving_labels"] = matched(parts["fixed_labels"], parts["moving_labels"])
     return Pair(**parts), frames
 
 
@@ -108,34 +109,6 @@ def points_of(points, plane=None):
 
     positions = np.array(points.positions, np.float64)
     return Points(torch.from_numpy(positions if plane is None else plane.to_plane(positions))[None], names=points.names)
-
-
-def matched(fixed, moving):
-    """Two LabelMaps with the structures that both name, under the values of ``fixed``; as they are where one of them names nothing.
-
-    Segments are numbered in the order of their segmentation, so equal numbers mean nothing. InputError where no name is common.
-    """
-    import numpy as np
-
-    from ..exchange import LabelMap
-
-    if fixed is None or moving is None or not (fixed.names and moving.names):
-        return fixed, moving
-    mine, other = ({name: value for value, name in reversed(labels.names)} for labels in (fixed, moving))
-    common = [name for _, name in fixed.names if name in other]
-    if not common:
-        raise InputError(f"'{fixed.name}' and '{moving.name}' have no structure of the same name ({', '.join(sorted(mine))} and "
-                         f"{', '.join(sorted(other))}); give corresponding structures the same name")
-    names = tuple((mine[name], name) for name in common)
-
-    def keep(labels, values):
-        array = np.asarray(labels.array)
-        out = np.zeros(array.shape, np.int32)
-        for name in common:
-            out[array == values[name]] = mine[name]
-        return LabelMap(out, labels.grid, names, labels.name)
-
-    return keep(fixed, mine), keep(moving, other)
 
 
 def finished(folder) -> tuple[dict, dict]:

@@ -87,7 +87,7 @@ def carried(each: dict, field, grid):
     if not labels and not valid.any():
         raise InputError(f"nothing of '{value.name}' falls into the field of view of the reference; check that the transform belongs to these "
                          "two images, and the direction")
-    data = sample(image.data.float(), index, mode, fill=outside)[0].numpy()
+    data = sample(image.data, index, mode, fill=outside)[0].numpy()
     validity = LabelMap(valid.astype(np.uint8), grid, ((1, "in the field of view"),), f"{value.name} validity")
     if labels:
         return LabelMap(data[0].astype(value.array.dtype), grid, value.names, value.name), validity

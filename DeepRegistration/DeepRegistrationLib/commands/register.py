@@ -81,6 +81,7 @@ class Stages:
 def read_pair(arguments):
     """The request that the files describe; a remark where most of the points lie outside of their image. Raises InputError for a file that
     cannot be used."""
+    from ..image import matched
     from ..io import read_image, read_labels, read_points
     from ..problem import Pair
 
@@ -93,7 +94,19 @@ def read_pair(arguments):
             path = getattr(arguments, f"{side}_{kind}")
             guides[f"{side}_{kind}"] = None if path is None else read(path)
         note_far_points(guides[f"{side}_points"], image, side)
+    guides["fixed_labels"], guides["moving_labels"] = matched(guides["fixed_labels"], guides["moving_labels"])
+    guides["moving_points"] = paired(guides["fixed_points"], guides["moving_points"])
     return Pair(**images, **guides)
+
+
+def paired(fixed, moving):
+    """The ``moving`` points in the order of ``fixed`` where both files hold the same names, each once, in another order; a remark says so."""
+    if fixed is None or moving is None or fixed.names == moving.names or sorted(fixed.names) != sorted(moving.names):
+        return moving
+    if len(set(fixed.names)) < len(fixed.names):
+        return moving
+    note("remark: the fixed and the moving points have the same names in another order; they are paired by name")
+    return moving.taken([moving.names.index(name) for name in fixed.names])
 
 
 def note_far_points(points, image, side: str) -> None:

@@ -7,6 +7,7 @@ the same for everything: INPUT lives in the moving space, the output in the spac
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def add(commands) -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--labels", action="store_true", help="INPUT is a label map or a segmentation: nearest neighbour")
     kind.add_argument("--points", action="store_true", help="INPUT holds points")
+    parser.add_argument("--interpolation", choices=("linear", "cubic", "nearest"), help="of an image between its voxels (default: linear)")
+    parser.add_argument("--fill", type=float, metavar="VALUE", help="value outside of INPUT's field of view, as -1000 for CT, or nan (default: 0)")
     parser.add_argument("--inverse", action="store_true", help="INPUT is of the fixed space, REFERENCE is the moving image")
     parser.set_defaults(run=run)
 
@@ -31,6 +34,7 @@ def run(arguments) -> None:
     """Read, carry, write; InputError for a file that cannot be used, ConvergenceError where an inverse does not exist."""
     from ..io import read_image, read_transform
 
+    require_kind(arguments)
     grid = read_image(arguments.reference, channels="vector").grid
     transform = read_transform(arguments.transform, grid.dim)
     with staged(arguments.out.resolve().parent) as folder:
@@ -39,22 +43,40 @@ def run(arguments) -> None:
     note(f"wrote {arguments.out}")
 
 
+def require_kind(arguments) -> None:
+    """InputError for a segmentation or points that are not announced as such, and for options that what is carried has no use for."""
+    from ..io.files import suffix
+    from ..io.points import TYPES
+
+    kind, announced = suffix(arguments.input), "--labels" if arguments.labels else "--points" if arguments.points else ""
+    if not announced and kind in (".seg.nrrd", ".json", *TYPES):
+        option = "--labels" if kind == ".seg.nrrd" else "--points"
+        raise InputError(f"{arguments.input} holds {'segments' if option == '--labels' else 'points'}; add {option} to carry them")
+    if announced and (arguments.interpolation, arguments.fill) != (None, None):
+        raise InputError(f"--interpolation and --fill are for images; leave them out with {announced}")
+
+
 def carry_image(arguments, transform, grid, path: Path) -> None:
-    """Pull INPUT onto the grid of REFERENCE and write it."""
+    """Pull INPUT onto the grid of REFERENCE and write it; a series in time stays one."""
     import torch
 
-    from ..io import read_image, read_labels, write_image, write_labels
+    from ..io import read_image, read_labels, time_step, write_image, write_labels
     from ..result import warp
 
     image = read_labels(arguments.input) if arguments.labels else read_image(arguments.input, channels="vector")
     require_dim(image.dim, grid.dim, arguments)
-    warped = warp(image, transform.inverse() if arguments.inverse else transform, grid)
-    if not bool(warped.data.any()) and bool(image.data.any()):
+    fill = arguments.fill or 0.0
+    warped = warp(image, transform.inverse() if arguments.inverse else transform, grid, arguments.interpolation, fill)
+    outside = warped.data.isnan() if math.isnan(fill) else warped.data == fill
+    if bool(outside.all()) and bool((image.data != fill).any()):
         raise InputError(f"nothing of {arguments.input} falls into the field of view of {arguments.reference}; check that the transform belongs "
                          "to these two images, and its direction (--inverse)")
     if path.suffix.lower() == ".png" and torch.equal(image.data, image.data.round()):
-        warped = replace(warped, data=warped.data.round())  # an 8-bit picture stays one
-    (write_labels if arguments.labels else write_image)(warped, path)
+        warped = replace(warped, data=warped.data.round().clamp(0, 255))  # an 8-bit picture stays one
+    if arguments.labels:
+        write_labels(warped, path)
+    else:
+        write_image(warped, path, time_step=time_step(arguments.input))
 
 
 def carry_points(arguments, transform, grid, path: Path) -> None:

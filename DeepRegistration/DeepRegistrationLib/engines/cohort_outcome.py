@@ -106,7 +106,7 @@ def label_file(folder: Path, name: str) -> Path:
 def on_lattice(labels: Labels, made: SubjectMap) -> torch.Tensor:
     """(voxels,) int32: labels pulled back by nearest neighbour; 0 outside their field of view."""
     index = Alignment(Image(torch.zeros(1, 1, *made.grid.shape), made.grid), labels, made.transform).moving_index
-    return sample(labels.data.float(), index, "nearest", fill=0.0).reshape(-1).to(torch.int32)
+    return sample(labels.data, index, "nearest", fill=0.0).reshape(-1).to(torch.int32)
 
 
 @dataclass(frozen=True)

@@ -216,9 +216,9 @@ def _index_in(image, grid, transform):
 def label_features(labels: Labels, values, frame: Grid, transform: Transform, block, weight: float) -> torch.Tensor:
     """One channel (1, len(values), *cells) per label: its share of each block, times the square root of ``weight``."""
     if isinstance(transform, (Affine, Identity)):
-        data = resample(labels.data.float(), labels.grid, frame.moved(linear_part(transform).numpy()), "nearest", fill=0.0)
+        data = resample(labels.data, labels.grid, frame.moved(linear_part(transform).numpy()), "nearest", fill=0.0)
     else:
-        data = sample(labels.data.float(), _index_in(labels, frame, transform), "nearest", fill=0.0)
+        data = sample(labels.data, _index_in(labels, frame, transform), "nearest", fill=0.0)
     return torch.cat([nd.average_pool((data == value).float(), block) for value in values], 1) * weight**0.5
 
 

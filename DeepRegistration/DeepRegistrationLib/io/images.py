@@ -179,11 +179,26 @@ def grid_of(image, path, shape=None, affine=None) -> Grid:
         raise InputError(f"{path}: {error}") from None
 
 
-def write_image(image: Image, path, *, compress: bool = True) -> None:
+def time_step(path) -> float | None:
+    """Time between the points of a 4D file, in the unit of its header as ITK reads it (s for NIfTI); None where a file holds no series in time."""
+    if not os.path.isfile(path):
+        return None
+    with quiet() as sitk:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            raise InputError(_why_unreadable(path, error)) from None
+        return reader.GetSpacing()[3] if reader.GetDimension() == 4 and reader.GetSize()[3] > 1 else None
+
+
+def write_image(image: Image, path, *, compress: bool = True, time_step: float | None = None) -> None:
     """Write an Image (1, C, *S) as .nii.gz, .nii, .nrrd, .mha, or as .png (2D, whole numbers from 0 to 255).
 
-    Labels are stored in the smallest integer type. The file appears only when it is complete. Raises InputError for an
-    unknown suffix, a batch, a grid that the format cannot hold, values that do not fit PNG, or a full disk.
+    With ``time_step`` the channels are time points so far apart, and the file is 4D. Labels are stored in the smallest integer
+    type. The file appears only when it is complete. Raises InputError for an unknown suffix, a batch, a grid that the format
+    cannot hold, values that do not fit PNG, or a full disk.
     """
     kind = require_suffix(path, WRITABLE, "an image")
     if image.data.shape[0] != 1:
@@ -191,7 +206,7 @@ def write_image(image: Image, path, *, compress: bool = True) -> None:
     array = _storable(image)
     if kind == ".png":
         array = _png_values(array, image, path)
-    write_array(array, image.grid, path, compress=compress)
+    write_array(array, image.grid, path, compress=compress, time_step=time_step)
 
 
 def _storable(image: Image) -> np.ndarray:
@@ -224,17 +239,12 @@ def _png_values(array, image, path) -> np.ndarray:
     return array.astype(np.uint8)
 
 
-def write_array(array: np.ndarray, grid: Grid, path, *, compress: bool = True, fields: dict | None = None) -> None:
+def write_array(array: np.ndarray, grid: Grid, path, *, compress: bool = True, fields: dict | None = None, time_step: float | None = None) -> None:
     """``array`` (*S) or (*S, C) on ``grid`` into a file, atomically; ``fields`` are text fields of the header."""
-    import SimpleITK as sitk
-
     kind = suffix(path)
     if kind.startswith(".nii") and shear(grid) > LARGEST_SHEAR:
         raise InputError(f"{path}: NIfTI files of ITK cannot hold sheared voxel axes; write .nrrd or .mha, or resample onto a regular grid")
-    image = sitk.GetImageFromArray(array, isVector=array.ndim > grid.dim)
-    image.SetSpacing(grid.spacing.tolist())
-    image.SetOrigin(grid.origin.tolist())
-    image.SetDirection(grid.direction.ravel().tolist())
+    image = _as_itk(array, grid, time_step)
     for key, value in (fields or {}).items():
         image.SetMetaData(key, value)
     with atomic(path, room=array.nbytes if not compress else array.nbytes // 20) as temporary, quiet():
@@ -244,6 +254,23 @@ def write_array(array: np.ndarray, grid: Grid, path, *, compress: bool = True, f
             _execute(image, temporary, compress)
             if kind == ".nii":
                 _require_written(temporary, array.nbytes)
+
+
+def _as_itk(array: np.ndarray, grid: Grid, time_step: float | None):
+    """The SimpleITK image of ``array`` (*S) or (*S, C); its last axis is a fourth one where there is a ``time_step``."""
+    import SimpleITK as sitk
+
+    spacing, origin, direction = grid.spacing.tolist(), grid.origin.tolist(), grid.direction
+    if time_step is None:
+        image = sitk.GetImageFromArray(array, isVector=array.ndim > grid.dim)
+    else:
+        image = sitk.GetImageFromArray(np.moveaxis(array, -1, 0), isVector=False)
+        spacing, origin = [*spacing, time_step], [*origin, 0.0]
+        direction = np.block([[direction, np.zeros((grid.dim, 1))], [np.zeros((1, grid.dim)), np.ones((1, 1))]])
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    image.SetDirection(direction.ravel().tolist())
+    return image
 
 
 def shear(grid: Grid) -> float:

@@ -57,8 +57,11 @@ def sample(data: torch.Tensor, index: torch.Tensor, mode: str = "linear", paddin
     """Values of ``data`` (B, C, *S) at continuous ``index`` (B or 1, *T, dim) in (x, y, z) voxels -> (B, C, *T).
 
     mode 'linear', 'nearest' or 'cubic' (interpolating cubic B-spline); padding 'border' (clamped) or 'zeros'; with
-    ``fill`` every position more than half a voxel outside the lattice gets that value.
+    ``fill`` every position more than half a voxel outside the lattice gets that value. Whole numbers are read with
+    'nearest' alone and keep their type.
     """
+    if not data.is_floating_point() and mode == "nearest":
+        return _sample_whole(data, index, padding, fill)
     dim = data.ndim - 2
     if index.shape[-1] != dim:
         raise ValueError(f"positions of {index.shape[-1]} components for an image of {dim} axes")
@@ -75,6 +78,15 @@ def sample(data: torch.Tensor, index: torch.Tensor, mode: str = "linear", paddin
     if fill is not None:
         out = torch.where(inside(index, data.shape[2:])[:, None], out, torch.as_tensor(fill, dtype=out.dtype, device=out.device))
     return out
+
+
+def _sample_whole(numbers: torch.Tensor, index, padding, fill):
+    """The nearest of whole ``numbers``: single precision holds none beyond 2 ** 24, as labels of the Allen atlas are, so these go in two parts."""
+    if int(numbers.abs().max()) < 2**24:
+        return sample(numbers.float(), index, "nearest", padding, fill).to(numbers.dtype)
+    high, low = (_sample_whole(part, index, padding, None) for part in (numbers // 2**16, numbers % 2**16))
+    out = high * 2**16 + low
+    return out if fill is None else out.where(inside(index, numbers.shape[2:])[:, None], int(fill))
 
 
 def sample_rows(table: torch.Tensor, shape, index: torch.Tensor) -> torch.Tensor:
