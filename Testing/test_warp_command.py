@@ -122,3 +122,19 @@ def test_points_are_paired_by_name_where_their_order_differs(cli, tmp_path):
         assert (answer.json()["tre"]["max"]["before"] == 0) == told and ("paired by name" in answer.err) == told
     assert json.loads(answer.out)["tre"]["points"] == {"before": 3, "after": 3}
     assert read_points(tmp_path / "m.mrk.json").names == ("right", "right", "left")
+
+
+def test_a_header_with_two_placements_is_remarked_on(cli, tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    image = nibabel.Nifti1Image(np.random.default_rng(0).random((8, 9, 10), np.float32), np.eye(4))
+    image.set_qform(np.eye(4), 1)
+    for name, shift in (("same", 0.0), ("other", 20.0)):
+        image.set_sform(np.array([[1, 0, 0, shift], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]), 4)
+        nibabel.save(image, tmp_path / f"{name}.nii.gz")
+    write_transform(Affine.identity(3), tmp_path / "t.tfm")
+    pairs = {"evaluate": ("--fixed", "--moving"), "warp": ("--reference", "--input")}
+    for command, (fixed, moving) in pairs.items():
+        for name in ("same", "other"):
+            answer = cli(command, "--transform", tmp_path / "t.tfm", fixed, tmp_path / "same.nii.gz", moving, tmp_path / f"{name}.nii.gz",
+                         "--out", tmp_path / "out.nrrd")
+            assert answer.status == 0 and ("other.nii.gz places it twice, up to 20 mm apart; its qform is taken" in answer.err) == (name == "other")

@@ -1,9 +1,9 @@
 """batch: register every pair of a manifest, each in a process of its own; finished pairs are not done again.
 
-MANIFEST is a .csv file with a header line or a .json file with a list of objects. The columns are the options of 'register'
-without their dashes (fixed, moving, fixed_mask, method, init, set, ...); 'id' names the pair's folder in DIR, and 'set' may
-hold several KEY=VALUE separated by ';'. Paths are relative to the manifest; FILE#N is time point N (from 0) of a 4D file. Options given
-to 'batch' fill the empty cells. A pair that fails is noted in summary.csv and does not stop the rest; the exit status is then 1.
+MANIFEST is a .csv file with a header line (separated by commas, semicolons or tabs) or a .json file with a list of objects. The columns are
+the options of 'register' without their dashes (fixed, moving, fixed_mask, method, init, set, ...); 'id' names the pair's folder in DIR, and
+'set' may hold several KEY=VALUE separated by ';'. Paths are relative to the manifest; FILE#N is time point N (from 0) of a 4D file. Options
+given to 'batch' fill the empty cells. A pair that fails is noted in summary.csv and does not stop the rest; the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from ..errors import InputError
 from . import options
 from .output import RECORD, note, remark_on, say, staged
+from .register import STARTS
 
 FILE_COLUMNS = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_labels", "moving_labels", "fixed_points", "moving_points")
 COLUMNS = ("id", *FILE_COLUMNS, "color", "method", "init", "set", "device", "seed", "threads", "write")
@@ -43,9 +44,8 @@ def add(commands) -> None:
 def run(arguments) -> None:
     """Register all pairs. Raises InputError for a manifest that cannot be used (before anything is run) and Failed."""
     rows = [complete(row, arguments) for row in read_manifest(arguments.manifest)]
-    parser = register_parser()
     commands = [(row["id"], command_line(row, arguments.out / row["id"])) for row in rows]
-    requests = [parser.parse_args(command) for _, command in commands]
+    requests = [checked(name, command, register_parser()) for name, command in commands]
     table: list[dict] = []
     for k, ((name, command), request) in enumerate(zip(commands, requests), 1):
         began = time.perf_counter()
@@ -70,12 +70,13 @@ def run(arguments) -> None:
 
 def read_manifest(path: Path) -> list[dict]:
     """The rows as dicts of texts, checked: known columns, ids unique, files named. InputError says which row is wrong."""
+    from ..tables import read_rows
+
     if not path.is_file():
         raise InputError(f"the manifest {path} does not exist; give a .csv or .json file")
     try:
-        text = path.read_text("utf-8-sig")
-        rows = json.loads(text) if path.suffix.lower() == ".json" else list(csv.DictReader(text.splitlines(), skipinitialspace=True, restval=""))
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+        rows = json.loads(path.read_text("utf-8-sig")) if path.suffix.lower() == ".json" else read_rows(path)[1]
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"the manifest {path} cannot be read ({error}); give a .csv file with a header line or a .json list of objects") from None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"the manifest {path} names no pairs; give one row or object a pair, with at least fixed and moving")
@@ -107,10 +108,12 @@ def complete(row: dict, arguments) -> dict:
     out = {key: getattr(arguments, key) for key in ("color", "method", "init", "device", "seed", "threads")}
     out.update({key: value for key, value in row.items() if value not in (None, "")})
     out["set"] = arguments.set + setting_list(row.get("set"))
-    out["write"] = row.get("write") or ",".join(arguments.write)
-    for key in FILE_COLUMNS:
+    write = row.get("write") or arguments.write
+    out["write"] = write if isinstance(write, str) else ",".join(map(str, write))
+    files = FILE_COLUMNS if row.get("init") in (None, "", *STARTS) else (*FILE_COLUMNS, "init")
+    for key in files:
         if out.get(key):
-            out[key] = str(arguments.manifest.parent / str(out[key]))
+            out[key] = str((arguments.manifest.parent / str(out[key])).resolve() if key == "init" else arguments.manifest.parent / str(out[key]))
     return out
 
 
@@ -125,12 +128,24 @@ def command_line(row: dict, out: Path) -> list[str]:
     """The arguments of 'register' for a row."""
     arguments = ["--out", str(out), "--quiet"]
     for key, value in row.items():
-        if key in ("id", "set") or value is None or (key == "threads" and not int(value)):
+        if key in ("id", "set") or value is None or (key == "threads" and str(value) == "0"):
             continue
         arguments += ["--" + key.replace("_", "-"), str(value)]
     for setting in row["set"]:
         arguments += ["--set", setting]
     return arguments
+
+
+def checked(name: str, command: list[str], parser: options.Parser):
+    """The parsed request of the pair ``name``; InputError, with the name, for options, a method or parameters that are not known."""
+    from ..method import find
+
+    try:
+        request = parser.parse_args(command)
+        find(request.method, options.settings(request.set))
+    except InputError as error:
+        raise InputError(f"pair '{name}': {error}") from None
+    return request
 
 
 def register_parser() -> options.Parser:
@@ -161,7 +176,7 @@ def is_done(request) -> bool:
     try:
         if json.loads(record.read_text("utf-8"))["request"] != requested(vars(request)):
             return False
-        inputs = [getattr(request, key) for key in FILE_COLUMNS]
+        inputs = [getattr(request, key) for key in FILE_COLUMNS] + ([] if request.init in (None, *STARTS) else [request.init])
         return all(Path(place_of(path)[0]).stat().st_mtime <= record.stat().st_mtime for path in inputs if path is not None)
     except (OSError, ValueError, KeyError):
         return False

@@ -88,6 +88,7 @@ def read_pair(arguments):
     images, guides = {}, {}
     for side in ("fixed", "moving"):
         image = read_image(getattr(arguments, side), channels="gray" if arguments.color == "gray" else "scalar")
+        note_placement(getattr(arguments, side), image)
         mask = getattr(arguments, f"{side}_mask")
         images[side] = image if mask is None else image.with_mask(read_labels(mask))
         for kind, read in (("labels", read_labels), ("points", read_points)):
@@ -97,6 +98,17 @@ def read_pair(arguments):
     guides["fixed_labels"], guides["moving_labels"] = matched(guides["fixed_labels"], guides["moving_labels"])
     guides["moving_points"] = paired(guides["fixed_points"], guides["moving_points"])
     return Pair(**images, **guides)
+
+
+def note_placement(path, image) -> None:
+    """Say so where the header of the file ``path`` places ``image`` twice and differently."""
+    from ..io.images import other_placement
+
+    found = other_placement(path, image.grid)
+    if found is not None:
+        taken, left, distance = found
+        note(f"remark: the header of {image.name} places it twice, up to {distance:.3g} mm apart; its {taken} is taken, as by ITK and 3D Slicer, "
+             f"and not its {left}; if that is the wrong one, correct the header")
 
 
 def paired(fixed, moving):

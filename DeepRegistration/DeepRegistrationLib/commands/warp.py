@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .output import note, staged
+from .register import note_placement
 
 
 def add(commands) -> None:
@@ -35,7 +36,9 @@ def run(arguments) -> None:
     from ..io import read_image, read_transform
 
     require_kind(arguments)
-    grid = read_image(arguments.reference, channels="vector").grid
+    reference = read_image(arguments.reference, channels="vector")
+    grid = reference.grid
+    note_placement(arguments.reference, reference)
     transform = read_transform(arguments.transform, grid.dim)
     with staged(arguments.out.resolve().parent) as folder:
         carry = carry_points if arguments.points else carry_image
@@ -65,6 +68,7 @@ def carry_image(arguments, transform, grid, path: Path) -> None:
 
     image = read_labels(arguments.input) if arguments.labels else read_image(arguments.input, channels="vector")
     require_dim(image.dim, grid.dim, arguments)
+    note_placement(arguments.input, image)
     fill = arguments.fill or 0.0
     warped = warp(image, transform.inverse() if arguments.inverse else transform, grid, arguments.interpolation, fill)
     outside = warped.data.isnan() if math.isnan(fill) else warped.data == fill

@@ -19,7 +19,7 @@ from ..geometry import Grid
 from ..image import Image, Labels
 from . import dicom
 from .files import atomic, display_name, gzip_file, place_of, quiet, reason, require_complete, require_file, require_suffix, suffix, unheard
-from .nifti import is_version_two, read_voxels
+from .nifti import is_version_two, placements, read_voxels
 
 READABLE = (".nii.gz", ".nii", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".ima", ".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp")
 WRITABLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".png")
@@ -124,6 +124,21 @@ def read_grid(path) -> Grid:
             raise InputError(_why_unreadable(path, error)) from None
         _require_axes(reader, path, False)
         return grid_of(reader, path)
+
+
+def other_placement(path, grid: Grid) -> tuple[str, str, float] | None:
+    """(placement taken, placement left, largest distance in mm) of a NIfTI file on ``grid`` whose header states two that differ by more than
+    a tenth of a voxel; None for every other file."""
+    whole = Path(place_of(path)[0])
+    if grid.dim != 3 or suffix(whole) not in (".nii", ".nii.gz"):
+        return None
+    placed = placements(whole)
+    corners = grid.world_to_index(grid.corners())
+    distance = {name: float(np.linalg.norm(corners @ affine[:3, :3].T + affine[:3, 3] - grid.corners(), axis=1).max()) for name, affine in placed.items()}
+    if len(distance) < 2 or max(distance.values()) < 0.1 * grid.spacing.min():
+        return None
+    taken, left = sorted(distance, key=distance.get)
+    return taken, left, distance[left]
 
 
 def _why_unreadable(path, error) -> str:
