@@ -74,9 +74,15 @@ def test_markups_of_any_type(tmp_path, system, expected, kind):
     ("1,2\n", [[1, 2]], ("1",)),
     ("\ufeffZ,Name,Y,X\n3,n,2,1\n", [[1, 2, 3]], ("n",)),
     ("# a comment\nx\ty\tz\n1e1\t-2\t+3\n", [[10, -2, 3]], ("1",)),
+    ("Name;x;y;z\nKnöchel;1,5;-2;3,25\n", [[1.5, -2, 3.25]], ("Knöchel",)),
+    ("P1;1,5;2,5;3\n", [[1.5, 2.5, 3]], ("P1",)),
+    ("label,r,a,s,defined,selected,visible,locked,description\nF-1,1,2,3,1,1,1,0,\nF-2,-4,5,6,1,1,1,0,tip\n", [[-1, -2, 3], [4, -5, 6]], ("F-1", "F-2")),
+    ("label,l,p,s,defined,selected,visible,locked,description\nF-1,1,2,3,1,1,1,0,\n", [[1, 2, 3]], ("F-1",)),
+    ("x,y,z,t,label\n1,2,3,0,7\n", [[1, 2, 3]], ("7",)),
 ])
-def test_forms_of_csv(tmp_path, text, rows, names):
-    (tmp_path / "p.csv").write_text(text, encoding="utf-8")
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252"])
+def test_forms_of_csv(tmp_path, text, rows, names, encoding):
+    (tmp_path / "p.csv").write_text(text.lstrip("\ufeff") if encoding == "cp1252" else text, encoding=encoding)
     points = read_points(tmp_path / "p.csv")
     assert points.positions[0].tolist() == rows and points.names == names
 
@@ -96,6 +102,7 @@ def test_forms_of_csv(tmp_path, text, rows, names):
     ("p.mrk.json", '{"markups": [{"controlPoints": [{"label": "F", "position": [1, 2, 3], "positionStatus": "missing"}]}]}',
      "point 'F' .* has no position"),
     ("p.mrk.json", '{"markups": [{}, {}]}', "holds 2 markups"),
+    ("p.csv", "label,l,p,s,defined\nF-1,1,2,3,1\nF-2,0,0,0,0\n", "point 'F-2' .* has no position"),
     ("p.vtk", "x", "type '.vtk'"),
     ("p.csv", "", "is empty"),
 ])

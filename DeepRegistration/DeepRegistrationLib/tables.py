@@ -17,7 +17,7 @@ DECIMAL_COMMA = re.compile(r"^([+-]?\d+),(\d+)$")
 def read_rows(path) -> tuple[list[str], list[dict[str, str]]]:
     """(header, rows by its columns) of the file ``path``; rows without any text are left out, and in a table with semicolons 12,5 is 12.5. InputError
     for a file that is no such table."""
-    text = _decoded(Path(path).read_bytes())
+    text = decoded(Path(path).read_bytes())
     header = next(iter(text.splitlines()), "")
     delimiter = max(DELIMITERS, key=header.count)
     try:
@@ -37,7 +37,8 @@ def read_rows(path) -> tuple[list[str], list[dict[str, str]]]:
     return heads, rows
 
 
-def _decoded(data: bytes) -> str:
+def decoded(data: bytes) -> str:
+    """The text of a file that may be in either encoding."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:

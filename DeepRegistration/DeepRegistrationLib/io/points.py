@@ -1,8 +1,9 @@
 """Points from and to files: .mrk.json and .fcsv of 3D Slicer, and .csv. In memory they are LPS mm (see geometry).
 
 .mrk.json names its coordinate system (LPS or RAS); .fcsv names it or numbers it (0 RAS, 1 LPS), RAS where it says
-nothing; .csv is LPS with the columns label,x,y,z or x,y,z (or label,x,y and x,y in 2D), with or without a header.
-Sources: Slicer's markups schema 1.0.3 and the Slicer user guide, "Markups fiducial storage".
+nothing; .csv is LPS with the columns label,x,y,z or x,y,z (or label,x,y and x,y in 2D), with or without a header, or a table that
+3D Slicer exports, whose columns l,p,s or r,a,s name the system. In a table with semicolons 12,5 is 12.5.
+Sources: Slicer's markups schema 1.0.3 and the Slicer user guide, "Markups fiducial storage" and "Export markups to table".
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 
 from ..errors import InputError
 from ..points import Points
+from ..tables import DECIMAL_COMMA, decoded
 from .files import atomic, require_file, require_suffix, suffix
 
 TYPES = (".mrk.json", ".fcsv", ".csv")
@@ -35,10 +37,10 @@ def read_points(path) -> Points:
     kind = ".mrk.json" if suffix(path) == ".json" else suffix(path)
     if kind not in TYPES:
         raise InputError(f"{path} has the type '{kind}', which holds no points that can be read; use one of {', '.join(TYPES)}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not a text file; export the points again as .mrk.json or .csv") from None
+    content = path.read_bytes()
+    if b"\0" in content:
+        raise InputError(f"{path} is not a text file; export the points again as .mrk.json or .csv")
+    text = decoded(content)
     names, rows = {".mrk.json": _from_json, ".fcsv": _from_fcsv, ".csv": _from_csv}[kind](text, path)
     if not rows:
         raise InputError(f"{path} holds no points; place points and save them again")
@@ -62,7 +64,7 @@ def _from_json(text: str, path):
         for k, point in enumerate(markup.get("controlPoints", [])):
             name = str(point.get("label") or k + 1)
             if point.get("positionStatus", "defined") != "defined" or len(point.get("position") or ()) != 3:
-                raise InputError(f"point '{name}' in {path} has no position; place it or remove it, so that the points correspond")
+                raise _unplaced(name, path)
             names.append(name)
             rows.append(np.array(point["position"], float) * flip)
         return names, rows
@@ -71,6 +73,10 @@ def _from_json(text: str, path):
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a markups file of 3D Slicer ({type(error).__name__}: {error}); "
                          "save the points again as .mrk.json") from None
+
+
+def _unplaced(name: str, path) -> InputError:
+    return InputError(f"point '{name}' in {path} has no position; place it or remove it, so that the points correspond")
 
 
 def _flip(system: str, path) -> np.ndarray:
@@ -110,27 +116,33 @@ def _from_csv(text: str, path):
     table = [[cell.strip() for cell in row] for row in (csv.reader(lines, delimiter=separator) if separator else map(str.split, lines))]
     if not table:
         return [], []
-    label, columns = _columns(table[0], path)
+    if separator == ";":
+        table = [[DECIMAL_COMMA.sub(r"\1.\2", cell) for cell in row] for row in table]
+    label, columns, flip = _columns(table[0], path)
+    defined = table[0].index("defined") if "defined" in table[0] else None
     names, rows = [], []
     for line, row in zip(lines, table):
         if row is table[0] and not _is_number(row[columns[-1]]):
             continue
         rows.append([_number(row[c] if c < len(row) else None, line, path) for c in columns])
         names.append(row[label] if label is not None and label < len(row) and row[label] else str(len(rows)))
-    return names, rows
+        if defined is not None and row[defined : defined + 1] == ["0"]:
+            raise _unplaced(names[-1], path)
+    return names, [np.array(row) * flip[: len(columns)] for row in rows]
 
 
 def _columns(first: list[str], path):
-    """(column of the label or None, columns of the coordinates) from the first row, a header or a point."""
+    """(column of the label or None, columns of the coordinates, their factors to LPS) from the first row, a header or a point."""
     lower = [cell.lower() for cell in first]
-    if "x" in lower and "y" in lower:
+    system = next((s for s in ("xyz", "lps", "ras") if set(s[: 2 if s == "xyz" else 3]) <= set(lower)), None)
+    if system is not None:
         label = next((lower.index(n) for n in ("label", "name", "id", "") if n in lower), None)
-        return label, [lower.index(c) for c in "xyz" if c in lower]
+        return label, [lower.index(c) for c in system if c in lower], FLIP if system == "ras" else np.ones(3)
     numbers = [_is_number(cell) for cell in first]
     if all(numbers) and len(first) in (2, 3):
-        return None, list(range(len(first)))
+        return None, list(range(len(first))), np.ones(3)
     if len(first) in (3, 4) and all(numbers[1:]):
-        return 0, list(range(1, len(first)))
+        return 0, list(range(1, len(first))), np.ones(3)
     raise InputError(f"{path} begins with '{','.join(first)[:60]}'; "
                      "expected the columns label,x,y,z or x,y,z in mm (LPS), or label,x,y in 2D")
 
