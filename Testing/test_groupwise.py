@@ -20,7 +20,7 @@ from DeepRegistrationLib.engines import cluster as dask_cluster
 from DeepRegistrationLib.engines.cluster import Cluster
 from DeepRegistrationLib.engines.cohort_store import Store, SubjectMap
 from DeepRegistrationLib.engines.cohort_work import Registration, gradient_energy, gradient_square
-from DeepRegistrationLib.engines.consensus import majority, shares, staple
+from DeepRegistrationLib.engines.consensus import UNSEEN, majority, shares, staple
 from DeepRegistrationLib.engines.crew import Crew, Lost
 from DeepRegistrationLib.errors import Cancelled, InputError
 from DeepRegistrationLib.geometry import Grid
@@ -418,6 +418,47 @@ def test_shares_are_counted_the_same_in_one_pass_or_several(monkeypatch):
     monkeypatch.setattr("DeepRegistrationLib.engines.consensus.BLOCK", 1)
     assert all(torch.equal(one, other) for one, (_, other) in zip(whole, shares(said, [0, 1, 2])))
     assert torch.allclose(sum(whole), torch.ones(len(truth)))
+
+
+def test_who_does_not_see_a_voxel_has_no_say_in_it():
+    """Half of the raters see half of the voxels: shares, majority and STAPLE there are those of the others; where nobody sees, it is background."""
+    truth, said = raters((0.02, 0.02, 0.3))
+    half = torch.arange(len(truth)) < len(truth) // 2
+    blind = [each.masked_fill(half, UNSEEN) for each in said()]
+    alone = [share for _, share in shares(said, [0, 1, 2])]
+    both = [share for _, share in shares(lambda: iter([*said(), *blind]), [0, 1, 2])]
+    assert all(torch.equal(one, other) for one, other in zip(alone, both)) and torch.allclose(sum(both), torch.ones(len(truth)))
+    label, share = majority(zip((0, 1, 2), both))
+    made = staple(lambda: iter([*said(), *blind]), [0, 1, 2], label, share)
+    assert float((made != truth).float().mean()) < 0.03
+    nobody = lambda: iter(blind)  # noqa: E731
+    label, share = majority(shares(nobody, [0, 1, 2]))
+    assert not label[half].any() and not staple(nobody, [0, 1, 2], label, share)[half].any()
+
+
+def test_a_subject_with_a_smaller_field_of_view_does_not_vote_for_background_outside_of_it():
+    """Two of five subjects are cropped through the labeled ball: its share stays 1 where only the others see it. A label map that is smaller than its
+    image, as Slicer writes them, does say background."""
+    grid = Grid.from_parts((24, 24), 1.0)
+    image = Image(torch.as_tensor(np.exp(-((grid.points() - 11.5) ** 2).sum(-1) / 60)).float()[None, None], grid)
+    labels = Labels((image.data > 0.5).int(), grid)
+    small = grid.crop((0, 0), (24, 14))
+    cut = [Subject(f"c{k}", image.at(small), Labels(labels.data[:, :, :14], small)) for k in range(2)]
+    whole = [Subject(f"w{k}", image, Labels(labels.data[:, :, 4:20, 4:20], grid.crop((4, 4), (20, 20)))) for k in range(3)]
+    result = built(Group((*whole, *cut)))
+    share, seen = result.probability_of(1), labels.at(result.atlas.grid)
+    assert float((share.data[seen.data > 0] > 0.99).float().mean()) > 0.9
+    for name in ("majority", "staple"):
+        made = result.labels[name].data > 0
+        assert 2 * float((made & (seen.data > 0)).sum()) / float(made.sum() + (seen.data > 0).sum()) > 0.97, name
+    assert float(share.data[seen.data == 0].mean()) < 0.05
+
+
+def test_copies_are_remarked_on():
+    group = shifted()
+    first = group.subjects[0]
+    result = built(Group((*group.subjects, Subject("again", first.image))))
+    assert set(result.remarks) == {"again"} and f"copy of {first.name}" in result.remarks["again"]
 
 
 def test_labels_of_the_subjects_meet_in_the_consensus():

@@ -92,7 +92,7 @@ class PointPair:
 @dataclass(frozen=True, eq=False)
 class Subject:
     """One member of a cohort: an image with its labels and its mask, each in memory or the file that holds it; ``covariate``: its age, or another
-    number that an atlas may depend on.
+    number that an atlas may depend on; ``unusable``: why it is to be set aside, '' where it is not.
 
     Files are read when they are asked for and not kept. A one-slice volume is a 2D image in its plane.
     """
@@ -102,9 +102,12 @@ class Subject:
     labels: Labels | Path | None = None
     mask: Labels | Path | None = None
     covariate: float | None = None
+    unusable: str = ""
 
     def grid(self) -> Grid:
-        """The lattice of the image, from the header alone where it is a file. InputError for a file that is none."""
+        """The lattice of the image, from the header alone where it is a file. InputError for a file that is none, and for one that is unusable."""
+        if self.unusable:
+            raise InputError(self.unusable)
         grid = self.image.grid if isinstance(self.image, Image) else read_grid(self.image)
         plane = _plane(grid)
         return grid if plane is None else plane.flat(grid)

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..runtime import Console, JsonLines, Runtime, Silent
 from . import options
 from .atlas_build import RECORD as ATLAS
-from .output import RECORD, say, staged
+from .output import RECORD, note, say, staged
 
 FILES = ("transform.h5", "inverse.h5", "warped.nii.gz", "log_jacobian.nii.gz", "log_jacobian_z.nii.gz", "labels.nii.gz", "bridge.h5", "bridged.nii.gz")
 LEAST_SPREAD = 0.02
@@ -49,8 +49,11 @@ def run(arguments) -> None:
         runtime = Runtime(arguments.device, arguments.seed, arguments.threads, monitor=monitor)
         told = write(arguments, record, method, runtime, folder)
         (folder / RECORD).write_text(json.dumps(plain(told), indent=1, allow_nan=False), "utf-8")
+    if told["remark"]:
+        note(f"remark: {told['remark']}")
     if not (arguments.quiet or arguments.json_progress):
-        say(f"correlation with the atlas {told['similarity']['before']:.3f} -> {told['similarity']['after']:.3f}, folds {100 * told['folds']:.3f} %")
+        before, after = ("none" if value is None else f"{value:.3f}" for value in (told["similarity"]["before"], told["similarity"]["after"]))
+        say(f"correlation with the atlas {before} -> {after}, folds {100 * told['folds']:.3f} %")
         say(f"{arguments.out}: {', '.join([*told['files'], RECORD])}")
 
 
@@ -84,12 +87,26 @@ def write(arguments, record: dict, method, runtime: Runtime, folder: Path) -> di
     write_image(summary.warped, folder / "warped.nii.gz")
     write_image(summary.log_jacobian, folder / "log_jacobian.nii.gz")
     write_deviation(arguments.atlas, summary.log_jacobian, folder)
-    write_atlas_labels(arguments.atlas / labels_of(record, arguments.age), inverse, subject, folder)
+    write_atlas_labels(arguments.atlas / labels_of(record, arguments.age), inverse, subject, arguments.input, folder)
     if arguments.to is not None:
         write_bridge(arguments, method, atlas, subject, transform, runtime, folder)
     files = [name for name in FILES if (folder / name).exists()]
     return {"atlas": str(arguments.atlas.resolve()), "input": str(arguments.input.resolve()), "to": arguments.to and str(arguments.to.resolve()),
-            "method": record["method"], "parameters": record["parameters"], "seed": runtime.seed, **summary.scores, "files": files}
+            "method": record["method"], "parameters": record["parameters"], "seed": runtime.seed, **summary.scores,
+            "remark": doubt(arguments.atlas, summary.scores["similarity"]["after"]), "files": files}
+
+
+def doubt(atlas: Path, similarity: float | None) -> str:
+    """A remark where a subject is as little like the atlas as an outlier of its cohort would be; '' where it is not."""
+    from ..engines.groupwise import OUTLIER, spread_of
+    from ..tables import read_rows
+
+    known = [float(row["similarity"]) for row in read_rows(atlas / "quality.csv")[1] if row["similarity"]]
+    middle, spread = spread_of(known)
+    if similarity is not None and similarity >= middle - OUTLIER * spread:
+        return ""
+    return (f"the subject is unlike the atlas: its correlation is {'none' if similarity is None else f'{similarity:.3f}'}, those of the cohort are about "
+            f"{middle:.3f}; look at warped.nii.gz, and check that the image shows the same part of the body, the same way up, in the same contrast")
 
 
 def template(folder: Path, record: dict, age: float | None):
@@ -159,13 +176,17 @@ def write_deviation(atlas: Path, log_jacobian, folder: Path) -> None:
     write_image(replace(log_jacobian, data=z), folder / "log_jacobian_z.nii.gz")
 
 
-def write_atlas_labels(path: Path, inverse, subject, folder: Path) -> None:
-    """The consensus labels of the atlas on the subject, where it has some."""
-    from ..io import read_labels, write_labels
+def write_atlas_labels(path: Path, inverse, subject, source: Path, folder: Path) -> None:
+    """The consensus labels of the atlas on the voxels of the subject's file ``source``, where the atlas has some."""
+    from ..image import Labels
+    from ..io import read_grid, read_labels, write_labels
     from ..result import warp
 
     if path.is_file():
-        write_labels(warp(read_labels(path), inverse, subject.grid), folder / "labels.nii.gz")
+        labels, grid = warp(read_labels(path), inverse, subject.grid), read_grid(source)
+        if grid.dim > labels.dim:  # a one-slice volume, which was a 2D image until here
+            labels = Labels(labels.data.reshape(1, 1, *grid.shape), grid)
+        write_labels(labels, folder / "labels.nii.gz")
 
 
 def write_bridge(arguments, method, atlas, subject, transform, runtime: Runtime, folder: Path) -> None:

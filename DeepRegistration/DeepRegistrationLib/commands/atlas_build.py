@@ -20,7 +20,6 @@ from pathlib import Path
 from ..errors import Cancelled, InputError
 from ..runtime import Console, JsonLines, Runtime, Silent, fewer_threads
 from . import options
-from .catalogue import jsonable
 from .output import note, say, staged
 
 RECORD, WORK = "atlas.json", "work"
@@ -57,16 +56,17 @@ def add(actions) -> None:
 def run(arguments) -> None:
     """Build and write. Raises InputError, ConvergenceError or Cancelled; the state in DIR/work stays, to go on from."""
     from ..train import processes
-    from .atlas_cohort import Covariate, read_group
+    from .atlas_cohort import Covariate, read_group, require_apart
 
     method = chosen(arguments)
+    require_apart(arguments.cohort, arguments.out)
     problem = read_group(arguments.cohort, arguments.labels, Covariate(arguments.covariate, arguments.covariates))
     with processes.joined(arguments.device) as device:
         first = processes.rank() == 0
         monitor = Silent() if arguments.quiet or not first else JsonLines(sys.stdout) if arguments.json_progress else Console(sys.stderr)
         runtime = Runtime(device, arguments.seed, threads(arguments), monitor=monitor, workers=arguments.workers, work=(arguments.out / WORK).resolve(),
                           scheduler=arguments.scheduler)
-        if processes.shared(first and prepare(arguments.out, arguments.resume, method, problem), runtime.torch_device()):
+        if processes.shared(first and prepare(arguments.out, arguments.resume, method, problem, arguments.seed), runtime.torch_device()):
             note(f"{arguments.out} holds this atlas already; nothing is left to do")
             return
         try:
@@ -125,17 +125,21 @@ def threads(arguments) -> int:
     return arguments.threads or (max(1, (os.cpu_count() or 1) // arguments.workers) if arguments.workers > 1 else 0)
 
 
-def prepare(out: Path, resume: bool, method, problem) -> bool:
+def prepare(out: Path, resume: bool, method, problem, seed: int) -> bool:
     """True where ``out`` holds the finished atlas that is asked for. InputError where it holds something that this build would mix with."""
+    from ..engines.groupwise import different
+    from ..train.members import order_of
+
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file, a folder is needed for the atlas; choose another --out")
     if (out / RECORD).exists():
         if not resume:
             raise InputError(f"{out} holds an atlas already; choose another --out, or remove it first")
         record = json.loads((out / RECORD).read_text("utf-8"))
-        names = sorted([*record["subjects"], *record["set_aside"]])
-        if record["parameters"] != jsonable(method.values()) or names != sorted(subject.name for subject in problem.subjects):
-            raise InputError(f"{out} holds another atlas; choose another --out, or remove it first")
+        held = {"method": record["method"], "parameters": record["parameters"], "seed": record["seed"], "subjects": record.get("cohort")}
+        changed = different(order_of(method, problem, seed), held)
+        if changed:
+            raise InputError(f"{out} holds another atlas (different: {', '.join(changed)}); choose another --out, or remove it first")
         return True
     if (out / WORK).exists() and not resume:
         raise InputError(f"{out} holds an atlas that was not finished; go on with it by --resume, or choose another --out")
@@ -149,6 +153,7 @@ def write(result, out: Path) -> dict:
     """All files of an atlas; atlas.json comes last, so where it is, all is complete. Returns what it says."""
     from ..io import write_transform
     from ..result import GrowthResult
+    from ..train.members import subjects_of
     from .register import plain
 
     for name in result.names:
@@ -165,7 +170,8 @@ def write(result, out: Path) -> dict:
         for name, path in result.files.items():
             shutil.copyfile(path, stage / name)
         files = sorted(path.name for path in stage.iterdir())
-    record = plain({**result.provenance, "dim": result.atlas.dim, "subjects": list(result.names), "set_aside": result.set_aside,
+    record = plain({**result.provenance, "dim": result.atlas.dim, "cohort": subjects_of(result.problem), "subjects": list(result.names),
+                    "labeled": sum("dice" in row for row in result.quality), "set_aside": result.set_aside,
                     "remarks": result.remarks, "labels": result.values, "scalars": result.scalars, "history": result.history, "files": files, **told})
     with staged(out) as stage:
         (stage / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False), "utf-8")
@@ -218,6 +224,7 @@ def tell(record: dict, out: Path) -> None:
     for name, reason in record["remarks"].items():
         note(f"remark: {name}: {reason}")
     last = record["history"][-1]
-    say(f"atlas of {len(record['subjects'])} subjects: similarity {last['similarity']:.3f}, mean displacement {last['mean_displacement_left']:.3f} mm, "
-        f"gradient energy {last['gradient_energy'] / last['cohort_gradient_energy']:.2f} of the cohort's, {record['wall_seconds']:.1f} s")
+    say(f"atlas of {len(record['subjects'])} subjects, {record['labeled']} with labels: similarity {last['similarity']:.3f}, mean displacement "
+        f"{last['mean_displacement_left']:.3f} mm, gradient energy "
+        f"{last['gradient_energy'] / last['cohort_gradient_energy']:.2f} of the cohort's, {record['wall_seconds']:.1f} s")
     say(f"{out}: {', '.join([*record['files'], RECORD])}, subjects/")

@@ -1,11 +1,13 @@
 """The cohort of the 'atlas' commands: a folder with images, or a list of them, as subjects that are read when they are needed.
 
-A folder is searched as for 'train' (label maps by the usual names); a list (.csv, .json) has one image a row: image, and optionally subject,
+A folder is searched as for 'train' (label maps by the usual names; files whose names say that they are label maps or masks, and that belong to no
+image, are set aside); a list (.csv, .json) has one image a row: image, and optionally subject,
 labels, mask, and a column for the age or another covariate. Paths are relative to the list.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,17 +46,36 @@ def read_group(path: Path, labels: str | None = None, covariate: Covariate = Cov
 
     scans = read_scans(path, labels)
     values = covariate.of([name for name, _ in scans], columns_of(scans))
-    return Group(tuple(Subject(name, scan.image, scan.labels, scan.mask, value) for (name, scan), value in zip(scans, values)))
+    reasons = strays([scan.image for _, scan in scans]) if Path(path).is_dir() else {}
+    return Group(tuple(Subject(name, scan.image, scan.labels, scan.mask, value, reasons.get(scan.image, ""))
+                       for (name, scan), value in zip(scans, values)))
+
+
+def require_apart(data: Path, out: Path) -> None:
+    """InputError where an atlas would be written among the images of its cohort, whose subjects its files would be the next time."""
+    if Path(data).is_dir() and Path(data).resolve() == Path(out).resolve():
+        raise InputError(f"the atlas would be written among the images in {out}; choose another folder for it, for example {Path(out) / 'atlas'}")
+
+
+def strays(images: list[Path]) -> dict[Path, str]:
+    """Image of a folder -> why it is none, of those whose names say that they are label maps or masks; none where all names do."""
+    from ..train.cohort import belongs_to_an_image
+
+    found = [path for path in images if belongs_to_an_image(path)]
+    text = "its name says that it is a label map or a mask, and it belongs to no image; name a label map like its image with _seg at the end, or give a list"
+    return dict.fromkeys(found, text) if len(found) < len(images) else {}
 
 
 def read_scans(path: Path, labels: str | None = None) -> list[tuple]:
     """(name, scan) of every subject of a folder or list. InputError where there is none."""
+    from ..io.files import suffix
     from ..train.cohort import read_cohort
 
     cohort = read_cohort(path, labels, further=True)
     if cohort.pairs is not None:
         raise InputError(f"{path} lists pairs; a cohort needs one image a row (columns image, subject, labels, mask)")
-    names = unique([scan.subject for scan in cohort.scans], [scan.image.name.split(".")[0] for scan in cohort.scans])
+    images = [scan.image.name for scan in cohort.scans]
+    names = unique([scan.subject for scan in cohort.scans], [name[: len(name) - len(suffix(name))] for name in images])
     return list(zip(names, cohort.scans))
 
 
@@ -68,9 +89,10 @@ def columns_of(scans: list[tuple]) -> dict[str, dict[str, str]]:
 
 
 def unique(subjects: list[str], files: list[str]) -> list[str]:
-    """Names that can be those of folders: the subject's, with the file's where a subject has several images."""
+    """Names that can be those of folders: the subject's, with the file's where a subject has several images, numbered where that occurs twice."""
     names = [subject if subjects.count(subject) == 1 else f"{subject}-{file}" for subject, file in zip(subjects, files)]
-    return [name.replace("/", "-").replace("\\", "-") for name in names]
+    names = [re.sub(r'[/\\:*?"<>|]', "-", name) for name in names]
+    return [name if names.count(name) == 1 else f"{name} ({names[:k].count(name) + 1})" for k, name in enumerate(names)]
 
 
 def read_table(path: Path) -> tuple[list[str], dict[str, list[str]]]:

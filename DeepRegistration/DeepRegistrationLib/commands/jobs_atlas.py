@@ -149,6 +149,7 @@ def _require_room(out: Path, resume: bool) -> None:
 
 def _new_order(request: dict, out: Path) -> dict:
     """Write what is asked for into ``out``, with the images of a scene as files."""
+    from .atlas_cohort import require_apart
     from .jobs_train import write_images
 
     data = request.get("data")
@@ -159,6 +160,7 @@ def _new_order(request: dict, out: Path) -> dict:
         data.write_text(json.dumps(listed, indent=1), "utf-8")
     if not data:
         raise InputError("the request names no cohort; give 'data' (a folder or a list) or 'images'")
+    require_apart(Path(data), out)
     order = {
         "data": str(data),
         "left_out": list(request.get("left_out") or []),

@@ -19,7 +19,7 @@ from ..terms.base import Alignment
 from . import cohort_work as work
 from .cohort_store import SubjectMap
 from .cohort_work import Member, Place
-from .consensus import majority, shares, staple
+from .consensus import UNSEEN, majority, shares, staple
 from .crew import Crew, Lost
 from .groupwise import Built
 
@@ -51,7 +51,7 @@ class Outcome:
     remarks: dict[str, str] = field(default_factory=dict)
 
     def probability(self, value: int) -> Image:
-        """The share of the subjects that have this label, on the atlas lattice."""
+        """The share of the subjects that have this label among those that see the place, on the atlas lattice."""
         (_, share), = shares(self.raters, [value])
         return Image(share.reshape(1, 1, *self.grid.shape), self.grid, name=f"probability of {value}")
 
@@ -65,6 +65,7 @@ def conclude(built: Built, place: Place, crew: Crew, monitor: Monitor) -> Outcom
     quality = [{"subject": order.member.name, **row} for order, row in zip(orders, rows)]
     remarks = {row["subject"]: row.pop("lost") for row in quality if "lost" in row}
     remarks |= {row["subject"]: row.pop("labels_lost") for row in quality if "labels_lost" in row}
+    note_copies(quality, remarks)
     outcome = Outcome(quality, {}, statistics(place, built), grid=built.grid, remarks=remarks)
     labelled = [row["subject"] for row in quality if row.pop("labelled", False)]
     if labelled:
@@ -89,11 +90,18 @@ def described(order: Final, monitor: Monitor) -> dict | Lost:
 
 
 def keep_labels(member: Member, made: SubjectMap, place: Place) -> bool:
-    """Keep the labels of a subject on the atlas lattice as a file; False where it has none. Raises what ``work.UNUSABLE`` names."""
+    """Keep the labels of a subject on the atlas lattice as a file, ``UNSEEN`` where its image does not reach (a label map may be cropped to what it shows);
+    False where it has none. Raises what ``work.UNUSABLE`` names."""
     labels = member.subject.read_labels()
     if labels is not None:
-        np.save(label_file(place.folder, member.name), on_lattice(labels, made).numpy())
+        seen = frame_of(member.subject.grid(), made).mask.reshape(-1) > 0
+        np.save(label_file(place.folder, member.name), on_lattice(labels, made).masked_fill(~seen, UNSEEN).numpy())
     return labels is not None
+
+
+def frame_of(grid: Grid, made: SubjectMap) -> Alignment:
+    """The lattice of a map and an image on ``grid`` of which nothing but the lattice is known."""
+    return Alignment(*(Image(torch.zeros(1, 1, *[1] * each.dim).expand(1, 1, *each.shape), each) for each in (made.grid, grid)), made.transform)
 
 
 def label_file(folder: Path, name: str) -> Path:
@@ -105,7 +113,7 @@ def label_file(folder: Path, name: str) -> Path:
 
 def on_lattice(labels: Labels, made: SubjectMap) -> torch.Tensor:
     """(voxels,) int32: labels pulled back by nearest neighbour; 0 outside their field of view."""
-    index = Alignment(Image(torch.zeros(1, 1, *made.grid.shape), made.grid), labels, made.transform).moving_index
+    index = frame_of(labels.grid, made).moving_index
     return sample(labels.data, index, "nearest", fill=0.0).reshape(-1).to(torch.int32)
 
 
@@ -126,7 +134,7 @@ def _agree(outcome: Outcome, labelled: list[str], monitor: Monitor) -> None:
     present: set[int] = set()
     for _, said in zip(monitor.steps(len(labelled), "labels"), outcome.raters()):
         present |= set(torch.unique(said).tolist())
-    every = sorted(present | {0})
+    every = sorted((present | {0}) - {UNSEEN})
     label, share = majority(shares(outcome.raters, every))
     made = {"majority": label, "staple": staple(outcome.raters, every, label, share) if len(labelled) > 2 else label}
     grid = outcome.grid
@@ -138,13 +146,23 @@ def _agree(outcome: Outcome, labelled: list[str], monitor: Monitor) -> None:
 
 
 def mean_dice(one: torch.Tensor, other: torch.Tensor, values: list[int]) -> float:
-    """Mean overlap over the labels that ``one`` has."""
-    found = []
+    """Mean overlap over the labels that ``one`` has where ``other`` sees them."""
+    found, seen = [], other != UNSEEN
     for value in values:
-        a, b = one == value, other == value
+        a, b = (one == value) & seen, other == value
         if bool(a.any()):
             found.append(2 * float((a & b).sum()) / float(a.sum() + b.sum()))
     return float(np.mean(found)) if found else 0.0
+
+
+def note_copies(quality: list[dict], remarks: dict[str, str]) -> None:
+    """Add a remark on every subject whose figures are, to the last digit, those of another: it shows the same voxels."""
+    first: dict[tuple, str] = {}
+    for row in (row for row in quality if "similarity" in row):
+        other = first.setdefault((row["similarity"], row["sdlogj"], row["displacement"]), row["subject"])
+        if other != row["subject"]:
+            text = f"it seems to be a copy of {other}, which so counts twice; leave one of them out"
+            remarks[row["subject"]] = "; ".join(filter(None, (remarks.get(row["subject"]), text)))
 
 
 def statistics(place: Place, built: Built) -> dict[str, Image]:

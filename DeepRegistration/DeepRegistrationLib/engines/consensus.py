@@ -5,7 +5,7 @@ STAPLE (Warfield, Zou and Wells, IEEE TMI 2004), for several labels: rater i say
     W(x, t) ~ prior(t) prod_i P_i(d_i(x) | t)          P_i(d | t) = sum over x with d_i(x) = d of W(x, t) / sum over x of W(x, t)
 
 What is held are the weights W of the voxels about which the raters disagree, for all labels, however many raters there are; where all say the same,
-one row a label stands for all such voxels.
+one row a label stands for all such voxels. A rater that does not see a voxel (``UNSEEN``) has no say in it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,25 @@ BLOCK = 1 << 26
 """Counts that are held at a time; more labels than fit are counted in several passes."""
 SURE = 1e-6
 
+UNSEEN = -(2**31)
+"""What a rater gives for a voxel outside of its field of view."""
+
 Raters = Callable[[], Iterator[torch.Tensor]]
 """Gives every rater's label map (voxels,) of whole numbers, in the same order each time it is called."""
 
 
 def shares(raters: Raters, values: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
-    """(label, share (voxels,) float32 of the raters that gave it) of each of ``values``, some labels a pass."""
+    """(label, share (voxels,) float32 of the raters that gave it among those that see the voxel) of each of ``values``, some labels a pass."""
     first = next(raters())
     block = max(1, BLOCK // max(first.numel(), 1))
     for start in range(0, len(values), block):
         part = values[start : start + block]
-        counts, n = torch.zeros(len(part), first.numel(), dtype=torch.int32), 0
+        counts, seen = torch.zeros(len(part), first.numel(), dtype=torch.int32), torch.zeros(first.numel(), dtype=torch.int32)
         for said in raters():
             for k, value in enumerate(part):
                 counts[k] += said == value
-            n += 1
-        yield from ((value, counts[k].float() / n) for k, value in enumerate(part))
+            seen += said != UNSEEN
+        yield from ((value, counts[k].float() / seen.clamp_min(1)) for k, value in enumerate(part))
 
 
 def majority(parts: Iterator[tuple[int, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,7 +56,7 @@ def majority(parts: Iterator[tuple[int, torch.Tensor]]) -> tuple[torch.Tensor, t
 
 def staple(raters: Raters, values: list[int], agreed: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     """The label (voxels,) with the largest weight; ``agreed`` and ``share`` are those of ``majority``, ``values`` all labels with 0."""
-    disputed, table = (share < 1).nonzero()[:, 0], torch.tensor(values)
+    disputed, table = ((share < 1) & (share > 0)).nonzero()[:, 0], torch.tensor(values)
     if len(disputed) == 0:
         return agreed
     one_each = torch.arange(len(values))
@@ -61,20 +64,25 @@ def staple(raters: Raters, values: list[int], agreed: torch.Tensor, share: torch
     times = torch.cat([torch.ones(len(disputed)), alike])[:, None]
 
     def codes(said):
-        return torch.cat([torch.bucketize(said[disputed].long(), table), one_each])
+        """(number of the label, 1 where the rater sees the voxel) of all rows."""
+        said = said[disputed]
+        return torch.cat([torch.bucketize(said.long(), table), one_each]), torch.cat([(said != UNSEEN).float(), torch.ones(len(values))])[:, None]
 
-    weights, n = torch.zeros(len(times), len(values)), 0
+    weights, n = torch.zeros(len(times), len(values)), torch.zeros(len(times), 1)
     for said in raters():
-        weights.scatter_add_(1, codes(said)[:, None], torch.ones(len(times), 1))
-        n += 1
+        code, sees = codes(said)
+        weights.scatter_add_(1, code[:, None], sees)
+        n += sees
     weights /= n
     prior, before = ((weights * times).sum(0) / times.sum()).clamp_min(SURE).log(), None
     for _ in range(ROUNDS):
         total, skills, counted = prior.expand_as(weights).clone(), [], weights * times
         for said in raters():
-            given = torch.zeros(len(values), len(values)).index_add_(0, codes(said), counted) / counted.sum(0).clamp_min(SURE)
+            code, sees = codes(said)
+            seen = counted * sees
+            given = torch.zeros(len(values), len(values)).index_add_(0, code, seen) / seen.sum(0).clamp_min(SURE)
             skills.append(torch.diagonal(given).clone())
-            total += given.clamp_min(SURE).log()[codes(said)]
+            total += given.clamp_min(SURE).log()[code] * sees
         weights, now = torch.softmax(total, 1), torch.stack(skills)
         if before is not None and float((now - before).abs().max()) < CLOSE:
             break

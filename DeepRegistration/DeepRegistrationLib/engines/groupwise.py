@@ -41,6 +41,8 @@ HALVINGS = 8
 """Passes over the cohort for its median: each halves the interval of every voxel."""
 FEWEST = 5
 """Subjects that it takes to call one of them an outlier."""
+OUTLIER = 6.0
+"""Robust deviations below the median from which a subject is one."""
 SPREAD = 0.01
 """Smallest deviation of the similarities that counts, so that a cohort of equals has no outliers."""
 
@@ -67,7 +69,7 @@ class GroupwiseSettings:
     start: str = "mean"
     reference: str = ""
     centering: float = 1.0
-    outliers: float = 6.0
+    outliers: float = OUTLIER
     sharpening: float = 0.0
     volume: float = 0.0
 
@@ -289,11 +291,15 @@ def outliers(figures: dict[str, dict], limit: float) -> dict[str, str]:
     """Name -> reason of the subjects whose similarity lies more than ``limit`` robust deviations below the median; none among few subjects."""
     if limit <= 0 or len(figures) < FEWEST:
         return {}
-    values = np.array([f["similarity"] for f in figures.values()])
-    middle = float(np.median(values))
-    spread = max(1.4826 * float(np.median(np.abs(values - middle))), SPREAD)
+    middle, spread = spread_of([f["similarity"] for f in figures.values()])
     return {name: f"outlier: its similarity to the template is {f['similarity']:.3f}, that of the others {middle:.3f} (spread {spread:.3f})"
             for name, f in figures.items() if f["similarity"] < middle - limit * spread}
+
+
+def spread_of(similarities: list[float]) -> tuple[float, float]:
+    """(median, robust deviation, at least ``SPREAD``)."""
+    middle = float(np.median(similarities))
+    return middle, max(1.4826 * float(np.median(np.abs(np.array(similarities) - middle))), SPREAD)
 
 
 def sharpened(image: Image, energy: float, share: float) -> Image:

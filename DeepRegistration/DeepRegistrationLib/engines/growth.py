@@ -16,6 +16,7 @@ from ..geometry import Grid
 from ..image import Labels
 from ..ops.sample import world_points
 from .ages import add_to
+from .consensus import UNSEEN
 
 BINS = 256
 
@@ -27,14 +28,15 @@ def of_atlases(atlases: torch.Tensor, grid: Grid) -> list[dict]:
 
 
 def of_labels(raters, weights: np.ndarray, grid: Grid) -> tuple[tuple[Labels, ...], list[dict]]:
-    """(consensus, rows) at M ages: raters() yields (voxels,) whole numbers of every subject in turn, weights (M, N)."""
-    values = sorted({int(v) for said in raters() for v in torch.unique(said)} | {0})
+    """(consensus, rows) at M ages: raters() yields (voxels,) whole numbers of every subject in turn, weights (M, N); what a subject does not see is
+    background."""
+    values = sorted({int(v) for said in raters() for v in torch.unique(said)} - {UNSEEN} | {0})
     best = torch.full((len(weights), grid.voxels), -np.inf)
     label, rows = torch.zeros(best.shape, dtype=torch.int32), [{} for _ in weights]
     for value in values:
         share = torch.zeros_like(best)
         for said, weight in zip(raters(), weights.T):
-            add_to(share, weight, (said == value).float()[None])
+            add_to(share, weight, (said.masked_fill(said == UNSEEN, 0) == value).float()[None])
         share.clamp_(0, 1)
         label[share > best] = value
         best = torch.maximum(best, share)

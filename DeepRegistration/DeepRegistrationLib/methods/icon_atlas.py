@@ -12,6 +12,8 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from ..engines import groupwise
 from ..engines.channels import normalised
 from ..engines.cluster import crew_of
@@ -28,7 +30,7 @@ from ..runtime import Runtime
 from ..terms import CONSISTENCIES
 from ..train import processes
 from ..train.atlas import FOLDER, OBJECTIVES, JointSettings, Trained, train_joint
-from ..train.members import members_of, order_of
+from ..train.members import header_start, members_of, order_of
 from ..transforms import Affine, Transform
 
 REACH = 4.0
@@ -91,7 +93,7 @@ class IconAtlas(Method):
                               "means, at the price of a mean displacement.", minimum=0.0, maximum=1.0)
     sharpening: float = parameter(0.0, "Sharpening", "Share of the gradient energy that the mean of subjects lacks and is given back by unsharp masking.",
                                   minimum=0.0, maximum=1.0)
-    outliers: float = parameter(6.0, "Outliers", "A subject is set aside when its similarity is so many robust deviations below the others'; "
+    outliers: float = parameter(groupwise.OUTLIER, "Outliers", "A subject is set aside when its similarity is so many robust deviations below the others'; "
                                 "0 keeps all.", minimum=0.0)
 
     objective: str = parameter("whole", "Atlas follows", "The whole objective, or its similarity alone (network).", choices=OBJECTIVES)
@@ -137,7 +139,7 @@ class IconAtlas(Method):
         """Atlas mm -> mm of a subject that was not in the cohort: linear as in the build, then the pairwise method with all its levels, or the
         ``network`` (file) that was trained with the atlas. InputError for another dimension."""
         image, monitor = normalised(image), runtime.monitor
-        start = Affine.identity(atlas.dim)
+        start = Affine(torch.as_tensor(header_start(atlas.grid, image.grid)))
         if self.linear != "none":
             linear = Pairwise("affine", (("freedom", self.linear),))
             start = linear(atlas, image, None, replace(runtime, monitor=monitor.part(0.0, 0.3, "linear")))

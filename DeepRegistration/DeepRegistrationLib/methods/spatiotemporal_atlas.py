@@ -28,7 +28,7 @@ from ..engines import groupwise, growth
 from ..engines.ages import Ages, age_name
 from ..engines.channels import normalised
 from ..engines.cluster import crew_of
-from ..engines.cohort_outcome import Kept, keep_labels, mean_dice
+from ..engines.cohort_outcome import Kept, keep_labels, mean_dice, note_copies
 from ..engines.cohort_store import SubjectMap
 from ..engines.cohort_work import UNUSABLE, Place
 from ..errors import InputError
@@ -40,7 +40,7 @@ from ..result import GrowthResult
 from ..runtime import Runtime
 from ..train import processes
 from ..train.atlas import Trained
-from ..train.members import members_of, order_of
+from ..train.members import header_start, members_of, order_of
 from ..train.temporal import NETWORK, Temporal
 from ..train.temporal_loss import TemporalSettings
 from ..transforms import Affine, Transform
@@ -142,7 +142,7 @@ class SpatiotemporalAtlas(Method):
         if network is None:
             raise InputError("the folder of the atlas holds no network.safetensors; build the atlas again")
         image, monitor = normalised(image), runtime.monitor
-        start = Affine.identity(atlas.dim)
+        start = Affine(torch.as_tensor(header_start(atlas.grid, image.grid)))
         if self.linear == "rigid":
             start = RIGID(atlas, image, None, replace(runtime, monitor=monitor.part(0.0, 0.5, "rigid")))
         said = Trained(network)(atlas, image, start, replace(runtime, monitor=monitor.part(0.5, 0.6, "network")))
@@ -196,6 +196,7 @@ class SpatiotemporalAtlas(Method):
                 for age, b, row in zip(asked, basis, growth.of_atlases(atlases, grid))]
         quality = flow.judged()
         labels, remarks = self._labels(flow, asked, quality, rows)
+        note_copies(quality, remarks)
         maps = {name: Image(torch.from_numpy(statistics[name]), grid, name=name) for name in ("mean_log_jacobian", "sd_log_jacobian")}
         files = flow.keep_weights(flow.place.folder / NETWORK)
         return GrowthResult(problem, images[len(images) // 2], tuple(m.name for m in built.members), transform_of, built.set_aside, quality, labels, maps,

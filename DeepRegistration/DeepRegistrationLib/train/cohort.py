@@ -1,7 +1,8 @@
 """The images that a network is trained with, as names of files: from a folder or from a list, with subjects and their split.
 
-A folder is searched with everything below it. A file whose name follows a rule (``RULES``, ``{name}`` is that of an image without its
-ending, places are relative to the image) is the label map or the points of that image. The subject of an image is what
+A folder is searched with everything below it, but for folders that hold results of this program. A file whose name follows a rule (``RULES``,
+``{name}`` is that of an image without its ending, ``{case}`` without nnU-Net's number of the channel; places are relative to the image) is the label
+map or the points of that image; so is the one label map beside the one image of a subject's own folder. The subject of an image is what
 stands after ``sub-`` in its path, else the folder that it lies in where every subject has one, else its name.
 
 A list (.csv with a header line, .json with a list of objects) names one image a row (``image``, ``labels``, ``points``, ``mask``) or one
@@ -27,7 +28,7 @@ from ..io.points import TYPES as POINT_TYPES
 from ..tables import read_rows
 
 RULES = tuple("{name}" + ending for ending in ("_seg", "_labels", "_label", "_segmentation", "_dseg", "-seg", "-label")) + (
-    "labels/{name}", "../labels/{name}", "../labelsTr/{name}")
+    "labels/{name}", "../labels/{name}", "../labelsTr/{name}", "../labelsTr/{case}")
 POINT_RULES = ("{name}", "{name}_points", "{name}_landmarks", "../points/{name}", "../landmarks/{name}")
 IMAGE_COLUMNS = ("image", "labels", "points", "mask")
 PAIR_COLUMNS = tuple(side + part for side in ("fixed", "moving") for part in ("", "_labels", "_points", "_mask"))
@@ -37,6 +38,10 @@ HOW_COLUMNS = ("method", "init", "set", "device", "seed", "threads", "write")
 SPLITS = ("train", "validation", "test")
 NEAR = 0.8
 """Likeness (difflib) from which on the name of a further column is taken as a slip."""
+RECORDS = ("atlas.json", "build.json", "result.json")
+"""A folder that holds one of these below the one that is searched holds results, which are no subjects."""
+LABELS = re.compile(r"(?:^|[^a-z])(?:[ad]?seg|segmentation|labels?|labelmap|parcellation)(?:$|[^a-z])", re.IGNORECASE)
+MASK = re.compile(r"mask|(?:^|[^a-z])roi(?:$|[^a-z])", re.IGNORECASE)
 COMMON_FOLDERS = re.compile(r"(images|labels|train|val|test)", re.IGNORECASE)
 
 
@@ -84,6 +89,8 @@ def _in_folder(folder: Path, rule: str | None) -> tuple[Scan, ...]:
     images, points = _files(folder)
     known, places = {_key(path): path for path in images}, {_key(path): path for path in points}
     found = {path: _first(path, (rule,) if rule else RULES, known) for path in images}
+    if not rule:
+        found |= _only_ones(found, folder)
     taken = {other for other in found.values() if other is not None}
     scans = [Scan(path, found[path], _first(path, POINT_RULES, places)) for path in images
              if path not in taken and suffix(path) != ".seg.nrrd"]
@@ -99,6 +106,9 @@ def _files(folder: Path) -> tuple[list[Path], list[Path]]:
     """(images, points) below ``folder``, in the order of their names; a folder with DICOM files is one image."""
     images, points = [], []
     for place, folders, names in os.walk(folder):
+        if Path(place) != folder and any(record in names for record in RECORDS):
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         visible = [Path(place) / name for name in sorted(names) if not name.startswith(".")]
         if any(suffix(path) in (".dcm", ".ima") for path in visible):
@@ -117,10 +127,31 @@ def _stem(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix(path))] if not path.is_dir() else path.name
 
 
+def belongs_to_an_image(path: Path) -> bool:
+    """Does the name of a file say that it is a label map or a mask?"""
+    return bool(LABELS.search(_stem(path)) or MASK.search(_stem(path)))
+
+
+def _only_ones(found: dict[Path, Path | None], folder: Path) -> dict[Path, Path]:
+    """Image -> the label map beside it, in the folders below ``folder`` that hold one image and one label map and nothing says that they belong together."""
+    taken, places = {other for other in found.values() if other is not None}, {}
+    for path in found:
+        if path not in taken and path.parent != folder and not path.is_dir():
+            places.setdefault(path.parent, []).append(path)
+    pairs = {}
+    for paths in places.values():
+        images = [path for path in paths if not belongs_to_an_image(path)]
+        labels = [path for path in paths if LABELS.search(_stem(path))]
+        if len(images) == len(labels) == 1 and found[images[0]] is None:
+            pairs[images[0]] = labels[0]
+    return pairs
+
+
 def _first(image: Path, rules, known: dict[str, Path]) -> Path | None:
     """The file that the first fitting rule names for an image."""
     for rule in rules:
-        other = known.get(os.path.normpath(image.parent / rule.format(name=_stem(image))))
+        name = _stem(image)
+        other = known.get(os.path.normpath(image.parent / rule.format(name=name, case=re.sub(r"_\d{4}$", "", name))))
         if other is not None and other != image:
             return other
     return None

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..geometry import Grid
 from ..problem import Group
 from ..runtime import Monitor
-from .data import common_lattice
+from .data import FAR, common_lattice
 
 
 def members_of(problem: Group, spacing: float, multiple: int, monitor: Monitor) -> tuple[tuple[Member, ...], Grid, dict[str, str]]:
@@ -44,13 +44,33 @@ def members_of(problem: Group, spacing: float, multiple: int, monitor: Monitor) 
     return tuple(members), padded(first, multiple) if same else lattice.grid, set_aside
 
 
+def header_start(atlas: Grid, grid: Grid) -> np.ndarray:
+    """(dim + 1, dim + 1) atlas mm -> mm of a subject on ``grid`` that was not in the cohort: what the headers say, or centre to centre where these place the
+    two beside each other."""
+    start, shift, corners = np.eye(grid.dim + 1), grid.centre - atlas.centre, atlas.corners()
+    if (np.abs(shift) > FAR * (corners.max(0) - corners.min(0))).any():
+        start[:-1, -1] = shift
+    return start
+
+
 def order_of(method, problem: Group, seed: int) -> dict:
     """What decides the numbers, ready for JSON: a store made by another order is not gone on with."""
-    def told(value):
-        return str(value.resolve()) if isinstance(value, Path) else None if value is None else float(value.data.double().sum())
+    return json.loads(json.dumps({"method": method.id, "parameters": method.values(), "seed": seed, "subjects": subjects_of(problem)}))
 
-    subjects = [[s.name, told(s.image), told(s.labels), told(s.mask), s.covariate] for s in problem.subjects]
-    return json.loads(json.dumps({"method": method.id, "parameters": method.values(), "seed": seed, "subjects": subjects}))
+
+def subjects_of(problem: Group) -> list[list]:
+    """[name, image, labels, mask, covariate] of every subject, ready for JSON: a file by its place, size and time of change, so that a file that was
+    replaced is another one."""
+    def told(value):
+        if not isinstance(value, Path):
+            return None if value is None else float(value.data.double().sum())
+        try:
+            held = value.stat()
+        except OSError:
+            return str(value.resolve())
+        return [str(value.resolve()), held.st_size, int(held.st_mtime)]
+
+    return [[s.name, told(s.image), told(s.labels), told(s.mask), s.covariate] for s in problem.subjects]
 
 
 def padded(grid: Grid, multiple: int) -> Grid:

@@ -1,0 +1,125 @@
+"""What a first-time user gives to 'atlas build' and 'atlas apply': folders as they come, files that were replaced, subjects unlike the cohort."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import cohorts
+import numpy as np
+import pytest
+import torch
+from test_atlas_command import QUICK
+
+from DeepRegistrationLib.commands.atlas_cohort import read_group, unique
+from DeepRegistrationLib.errors import InputError
+from DeepRegistrationLib.geometry import Grid
+from DeepRegistrationLib.image import Image, Labels
+from DeepRegistrationLib.io import read_image, read_labels, write_image
+
+APPLY = ("--device", "cpu", "--threads", 1)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Four images s00, ... with label maps."""
+    return cohorts.write(tmp_path_factory.mktemp("files"), 4)
+
+
+@pytest.fixture(scope="module")
+def atlas(files, tmp_path_factory):
+    """The folder of their atlas."""
+    from DeepRegistrationLib.__main__ import main
+
+    out = tmp_path_factory.mktemp("built") / "atlas"
+    assert main([str(part) for part in ("atlas", "build", "--cohort", files, "--out", out, *QUICK, "--quiet")]) == 0
+    return out
+
+
+def placed(folder, files, **names):
+    """Copies of ``files`` in ``folder``: place below it -> name of the file."""
+    for place, name in names.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(files / f"{name}.nii.gz", folder / f"{place}.nii.gz")
+    return folder
+
+
+def seen(group) -> dict:
+    """Name -> name of its label map, or why it is set aside."""
+    return {s.name: s.unusable[:40] or (s.labels and s.labels.name) for s in group.subjects}
+
+
+def test_a_label_map_in_the_folder_of_a_subject_belongs_to_its_image(files, tmp_path):
+    folder = placed(tmp_path, files, **{"Müller A/T1": "s00", "Müller A/seg": "s00_seg", "Patient 2/T1": "s01", "Patient 2/seg": "s01_seg"})
+    assert seen(read_group(folder)) == {"Müller A": "seg.nii.gz", "Patient 2": "seg.nii.gz"}
+
+
+def test_label_maps_as_nnunet_and_bids_name_them(files, tmp_path):
+    folder = placed(tmp_path / "nnunet", files, **{"imagesTr/a_001_0000": "s00", "imagesTr/a_002_0000": "s01", "labelsTr/a_001": "s00_seg"})
+    assert list(seen(read_group(folder)).values()) == ["a_001.nii.gz", None]
+    folder = placed(tmp_path / "bids", files, **{"sub-01/anat/sub-01_T1w": "s00", "sub-01/anat/sub-01_dseg": "s00_seg", "sub-02/anat/sub-02_T1w": "s01"})
+    assert seen(read_group(folder)) == {"sub-01": "sub-01_dseg.nii.gz", "sub-02": None}
+
+
+def test_masks_and_label_maps_of_no_image_are_no_subjects(files, tmp_path):
+    """They are told, and set aside by a build; where all files are label maps, these are what is asked for."""
+    folder = placed(tmp_path / "all", files, **{"a": "s00", "b": "s01", "masks/a_brainmask": "s00_seg", "parts/b ROI 2": "s01_seg"})
+    assert {name: bool(s) for name, s in seen(read_group(folder)).items()} == {"a": False, "b": False, "masks-a_brainmask": True, "parts-b ROI 2": True}
+    with pytest.raises(InputError, match="belongs to no image; name a label map like its image"):
+        read_group(folder).subjects[2].grid()
+    only = placed(tmp_path / "only", files, **{"label_a": "s00_seg", "label_b": "s01_seg"})
+    assert set(seen(read_group(only)).values()) == {None}
+
+
+def test_results_below_the_folder_of_a_cohort_are_no_subjects(files, tmp_path, cli):
+    folder = placed(tmp_path, files, a="s00", b="s01", **{"old/atlas": "s02", "old/carried/c/warped": "s03"})
+    (folder / "old" / "atlas.json").write_text("{}", "utf-8")
+    assert list(seen(read_group(folder))) == ["a", "b"]
+    answer = cli("atlas", "build", "--cohort", folder, "--out", folder, *QUICK)
+    assert "would be written among the images" in answer.sentence() and not (folder / "work").exists()
+
+
+def test_names_that_occur_twice_or_cannot_be_those_of_folders(files, tmp_path):
+    assert unique(["a", "a", "a", "b:c"], ["x", "x", "y", "z"]) == ["a-x (1)", "a-x (2)", "a-y", "b-c"]
+    folder = placed(tmp_path, files, **{"A/scan": "s00", "A/later/scan": "s01", "B/scan": "s02"})
+    assert sorted(seen(read_group(folder))) == ["A-scan (1)", "A-scan (2)", "B"]
+
+
+@pytest.mark.parametrize("change, word", [(("--seed", 3), "seed"), (None, "subjects")], ids=["seed", "image"])
+def test_an_atlas_of_other_images_or_another_seed_is_another_one(files, cli, tmp_path, change, word):
+    images, out = placed(tmp_path / "images", files, a="s00", b="s01", c="s02"), tmp_path / "out"
+    command = ("atlas", "build", "--cohort", images, "--out", out, *QUICK, "--quiet", "--resume")
+    assert cli(*command).status == 0 and "nothing is left to do" in cli(*command).err
+    if change is None:
+        write_image(Image(2 * read_image(files / "s03.nii.gz").data, read_image(files / "s03.nii.gz").grid), images / "a.nii.gz")
+    assert f"holds another atlas (different: {word})" in cli(*command, *(change or ())).sentence()
+
+
+def test_a_subject_unlike_the_atlas_is_remarked_on(atlas, files, cli, tmp_path):
+    noise = Image(torch.rand((1, 1, 24, 24), generator=torch.Generator().manual_seed(0)), read_image(files / "s00.nii.gz").grid)
+    write_image(noise, tmp_path / "noise.nii.gz")
+    answer = cli("atlas", "apply", "--atlas", atlas, "--input", tmp_path / "noise.nii.gz", "--out", tmp_path / "out", *APPLY, "--quiet")
+    assert answer.status == 0 and "the subject is unlike the atlas: its correlation is" in answer.err
+    assert "unlike the atlas" in json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))["remark"]
+    answer = cli("atlas", "apply", "--atlas", atlas, "--input", files / "s01.nii.gz", "--out", tmp_path / "good", *APPLY)
+    assert "unlike" not in answer.err and json.loads((tmp_path / "good" / "result.json").read_text("utf-8"))["remark"] == ""
+
+
+def test_a_subject_that_its_header_places_elsewhere_is_brought_to_an_aligned_atlas(atlas, files, cli, tmp_path):
+    image = read_image(files / "s02.nii.gz")
+    far = Grid(image.grid.shape, np.array([[1, 0, 300.0], [0, 1, -200.0], [0, 0, 1]]) @ image.grid.affine)
+    write_image(Image(image.data, far), tmp_path / "far.nii.gz")
+    answer = cli("atlas", "apply", "--atlas", atlas, "--input", tmp_path / "far.nii.gz", "--out", tmp_path / "out", *APPLY)
+    assert answer.status == 0 and "correlation with the atlas none -> " in answer.out, answer.err
+    found = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))["similarity"]
+    assert found["before"] is None and found["after"] > 0.97
+
+
+def test_labels_lie_on_the_voxels_of_a_volume_of_one_slice(atlas, files, cli, tmp_path):
+    image, truth = read_image(files / "s02.nii.gz"), read_labels(files / "s02_seg.nii.gz")
+    write_image(Image(image.data[:, :, None], Grid.from_parts((1, 24, 24), [1.0, 1.0, 4.0], [0, 0, 50.0])), tmp_path / "slice.nii.gz")
+    assert cli("atlas", "apply", "--atlas", atlas, "--input", tmp_path / "slice.nii.gz", "--out", tmp_path / "out", *APPLY, "--quiet").status == 0
+    made = read_labels(tmp_path / "out" / "labels.nii.gz")
+    assert made.grid.same_as(read_image(tmp_path / "slice.nii.gz").grid) and isinstance(made, Labels)
+    found, wanted = made.data[:, :, 0] > 0, truth.data > 0
+    assert 2 * float((found & wanted).sum()) / float(found.sum() + wanted.sum()) > 0.9
