@@ -375,7 +375,7 @@ def test_register_and_emulate_end_to_end(files, capsys):
     assert torch.corrcoef(torch.stack([made[inside], real[inside]]))[0, 1] > 0.9
 
 
-def write_dicom(image: Image, path, instance: int) -> None:
+def write_dicom(image: Image, path, instance: int, series: int = 1) -> None:
     """A slice as a DICOM file with its own place, as scanners write radial planes."""
     import SimpleITK as sitk
 
@@ -387,9 +387,11 @@ def write_dicom(image: Image, path, instance: int) -> None:
     tags = {"0020|0032": grid.origin, "0020|0037": grid.direction[:, :2].T.ravel()}
     for key, numbers in tags.items():
         made.SetMetaData(key, "\\".join(f"{v:.10g}" for v in numbers))
+    made.SetMetaData("0020|0011", str(series))
     made.SetMetaData("0020|0013", str(instance))
     made.SetMetaData("0018|0050", f"{grid.spacing[2]:g}")
     made.SetMetaData("0008|0060", "MR")
+    made.SetMetaData("0008|0016", "1.2.840.10008.5.1.4.1.1.4")  # MR image storage
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     writer.SetFileName(str(path))
@@ -427,7 +429,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(files, capsys):
     known, folder = files
     volume, out = str(folder / "volume.nii.gz"), folder / "out"
     slices = ["--slices", *paths(folder, "s")]
-    cases = {"holds no .dcm": ["--dicom", str(folder)], "does not exist": ["--slices", str(folder / "none.nii.gz"), *paths(folder, "s")[1:]],
+    cases = {"holds no DICOM file": ["--dicom", str(folder)], "does not exist": ["--slices", str(folder / "none.nii.gz"), *paths(folder, "s")[1:]],
              "give one a slice": [*slices, "--segments", str(folder / "bone1.nii.gz")], "--radial was given without": [*slices, "--radial", "30"],
              "six numbers": [*slices, "--axis", "1,2,3"], "2 files for 6 slices": [*slices, "--maps", "T2", *paths(folder, "s")[:2]],
              "expected one of": [*slices, "--set", "similarity=nothing"], "in both or in neither": [*slices, "--volume-segment", str(folder / "bone.nii.gz")]}

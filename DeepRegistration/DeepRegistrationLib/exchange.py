@@ -26,6 +26,8 @@ CHUNK = 4 << 20
 """Bytes that one step of ``write_steps`` writes at most."""
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the gray value of a color, ITU-R BT.601."""
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+"""Files that do not say how large their pixels are, or say it of the paper."""
 KIND = "exchange"
 """Key of an entry that says which kind of value it stands for."""
 

@@ -38,7 +38,7 @@ def qmri(request: dict, monitor, folder: Path) -> dict:
     monitor.sketch = None
     plane, flips = (result.plane, result.flips) if wanted is None else (wanted.plane, wanted.flips)
     matrices = [t.numpy() @ move for t, move in zip(result.transforms, moves)]
-    told = {"registered": result.registered, "reasons": result.reasons, "remarks": result.remarks, "start": result.start, "evidence": result.evidence,
+    told = {"registered": result.registered, "reasons": result.reasons, "start": result.start, "evidence": result.evidence,
             "std": {"shift_mm": result.shift_std, "turn_degrees": result.turn_std, "distance_mm": result.distance_std},
             "curve": {name: result.curve[name] for name in ("degrees", "set")} if result.curve else {}, "provenance": result.provenance}
     bends = tuple(bend.before(move) for bend, move in zip(result.bends, moves))
@@ -47,6 +47,7 @@ def qmri(request: dict, monitor, folder: Path) -> dict:
     if request.get("dicom"):
         rows = [{**row, "measured": volume_of(image)} for row, image in zip(rows, sent.slices)]
     extra = {**_in_volume(request, sent, maps, matrices, bends, monitor.part(0.95, 1.0)), **_structures(request, maps, matrices, bends, folder)}
+    told["remarks"] = [*result.remarks, *extra.pop("region_remarks", ())]
     return {**plain(told), **extra, "matrix": _matrix(result.transform.numpy()), "slices": rows}
 
 
@@ -66,35 +67,38 @@ def bones(request: dict, monitor, folder: Path) -> dict:
 def _problem(request: dict):
     """The request as Slices; the slices are those of the scene, or the files of a folder."""
     from ..exchange import Volume
-    from ..io.slices import compared, read_slice, slice_files
+    from ..io.slices import compared, read_slice, slice_files, without
     from ..problem import Slices
     from .jobs_pair import image_of, labels_of
 
     if not isinstance(request.get("volume"), Volume):
         raise InputError("the request has no volume; give one for 'volume'")
+    empty = request.get("no_value")
     if request.get("dicom"):
-        slices = [read_slice(path) for path in slice_files(request["dicom"])]
+        slices = [read_slice(path, empty) for path in slice_files(request["dicom"])]
     else:
-        slices = [image_of(value) for value in request.get("slices") or ()]
+        slices = [without(image_of(value), empty) for value in request.get("slices") or ()]
     segments = request.get("segments")
     segments = None if segments is None else tuple(labels_of(value) for value in segments)
     bone = None if request.get("volume_segment") is None else labels_of(request["volume_segment"])
-    return Slices(tuple(compared(image) for image in slices), image_of(request["volume"]), float(request.get("thickness", 0.0)), segments, bone,
+    return Slices(tuple(compared(image) for image in slices), compared(image_of(request["volume"])), float(request.get("thickness", 0.0)), segments, bone,
                   request.get("axis"))
 
 
 def _about(request: dict, problem):
-    """(S, 4, 4) from where the slices were sent with to where the search begins: places about an axis, where the request has one and an angle.
-    InputError for an axis without a direction."""
+    """(S, 4, 4) from where the slices were sent with to where the search begins: places about an axis, where the request has one and an angle, and
+    there as large as its pixels say. InputError for an axis without a direction, and for pixels without an angle."""
     import numpy as np
 
     from ..engines.slice_order import moves_about
 
     if not request.get("degrees"):
+        if request.get("pixel_mm"):
+            raise InputError("a pixel size was given for slices that lie where their headers say; place them about an axis, or leave it to the headers")
         return np.tile(np.eye(4), (len(problem.slices), 1, 1))
     if problem.axis is None:
         raise InputError("slices were to be placed about an axis, but there is none; give the center and the normal of the localizer")
-    return moves_about(problem.slices, problem.axis, float(request["degrees"]))
+    return moves_about(problem.slices, problem.axis, float(request["degrees"]), request.get("pixel_mm"))
 
 
 def _maps(request: dict, slices) -> list[tuple]:
@@ -102,12 +106,13 @@ def _maps(request: dict, slices) -> list[tuple]:
     import torch
 
     from ..image import Image
+    from ..io.slices import without
     from .jobs_pair import image_of
 
     def on(value, like):
         if value is None:
             return Image(torch.full_like(like.data, float("nan"), dtype=torch.float32), like.grid)
-        image = image_of(value)
+        image = without(image_of(value), request.get("no_value"))
         if image.grid != like.grid:
             raise InputError(f"'{value.name}' does not lie on the pixels of '{like.name}'; resample it, or leave it out")
         return image
@@ -167,7 +172,7 @@ def _rows(slices, result, matrices, moves, plane, flips, bends) -> list[dict]:
         figures = {"name": image.name, "plane": plane[k], "flips": flips[k], **_likeness(image, made),
                    "own_shift_mm": np.linalg.norm(own[:3, :3] @ middle + own[:3, 3] - middle), "own_turn_degrees": np.rad2deg(turn)}
         if bends:
-            figures |= {"bend_mm": bends[k].largest, "bend_gain": bends[k].gain, "bend_gain_error": bends[k].error}
+            figures |= {"bend_mm": result.bends[k].largest, "bend_gain": bends[k].gain, "bend_gain_error": bends[k].error}
         rows.append({**plain(figures), **_deformation(bends[k] if bends else None), "matrix": _matrix(matrix),
                      "emulated": Volume(made.astype(np.float32), image.grid, f"{image.name} emulated")})
     return rows
@@ -206,11 +211,11 @@ def _in_volume(request: dict, problem, maps, matrices, bends, monitor) -> dict:
 
 
 def _structures(request: dict, maps, matrices, bends, folder: Path) -> dict:
-    """'surface': the path of a .vtp file (LPS mm) with the values on the surface of all of ``structures``, the share of it that has one, and 'regions': a row
-    a map and structure."""
+    """'surface': the path of a .vtp file (LPS mm) with the values on the surface of all of ``structures``, the share of it that has one, 'regions': a row
+    a map and structure, and 'region_remarks' on these."""
     import numpy as np
 
-    from ..engines.slice_maps import region_rows
+    from ..engines.slice_maps import region_rows, remarks_on
     from ..engines.slice_surface import surface_with_values
     from ..io.surfaces import write_surface
     from .jobs_pair import labels_of
@@ -222,7 +227,8 @@ def _structures(request: dict, maps, matrices, bends, folder: Path) -> dict:
     vertices, triangles, columns = surface_with_values(labels, maps, matrices, bends, distance)
     write_surface(folder / "surface.vtp", vertices, triangles, columns)
     rows = [row for name, unit, images in maps for row in region_rows(images, matrices, labels, name, unit, bends)]
-    return {"surface": str(folder / "surface.vtp"), "surface_covered": float(np.isfinite(next(iter(columns.values()))).mean()), "regions": plain(rows)}
+    return {"surface": str(folder / "surface.vtp"), "surface_covered": float(np.isfinite(next(iter(columns.values()))).mean()), "regions": plain(rows),
+            "region_remarks": remarks_on(rows, f"'{labels.name}'", "check 'Zero means no value'")}
 
 
 def volume_of(image):

@@ -34,6 +34,8 @@ def add_sources(parser) -> None:
     source.add_argument("--dicom", type=Path, metavar="DIR", help="a folder of DICOM files, one a slice")
     parser.add_argument("--maps", nargs="+", action="append", default=[], metavar="NAME[:UNIT] FILE",
                         help="a name and one map a slice, in their units; may be repeated (default: the slices themselves)")
+    parser.add_argument("--no-value", type=float, metavar="NUMBER", help="slices and maps have no value where they are exactly this, often 0 "
+                        "(default: NaN alone says so)")
 
 
 def add_strokes(parser) -> None:
@@ -56,8 +58,8 @@ def run(arguments) -> None:
     if arguments.strokes is None:
         raise InputError("no strokes were given; give --strokes N=FILE with a label map of slice N")
     monitor = Silent() if arguments.quiet else Console(sys.stderr)
-    slices = [read_slice(path) for path in arguments.slices or slice_files(arguments.dicom)]
-    found = learned(arguments, slices, lambda image, k: image, monitor)
+    slices = [read_slice(path, arguments.no_value) for path in arguments.slices or slice_files(arguments.dicom)]
+    found = learned(arguments, slices, monitor)
     earlier = tuple(path.name for path in arguments.out.glob(FILES)) if arguments.out.is_dir() else ()
     with staged(arguments.out, earlier) as folder:
         write(found, folder)
@@ -72,8 +74,8 @@ def write(segments, folder: Path) -> None:
         write_labels(segment, folder / f"segment{k:02d}.nii.gz")
 
 
-def learned(arguments, slices, placing, monitor) -> tuple:
-    """The bone on every one of ``slices`` (as they are placed; ``placing`` (image, k) places strokes alike), from --strokes and the maps."""
+def learned(arguments, slices, monitor) -> tuple:
+    """The bone on every one of ``slices`` (as they are placed), from --strokes and the maps."""
     from dataclasses import replace
 
     import torch
@@ -85,10 +87,7 @@ def learned(arguments, slices, placing, monitor) -> tuple:
     for k, path in arguments.strokes:
         if k >= len(slices):
             raise InputError(f"--strokes names slice {k + 1}, but {len(slices)} slices were given; number them from 1")
-        strokes[k] = placing(read_labels(path), k)
-        if strokes[k].data.shape != slices[k].data.shape or not strokes[k].grid.same_as(slices[k].grid):
-            raise InputError(f"{path} does not lie on the pixels of {slices[k].name}; draw the strokes on slice {k + 1} itself")
-        strokes[k] = replace(strokes[k], grid=slices[k].grid)
+        strokes[k] = on_pixels(arguments, read_labels(path), path, slices[k], f"draw the strokes on slice {k + 1} itself")
     maps = [images for _, _, images in read_maps(arguments, slices)] if arguments.maps else []
     images = [replace(image, data=torch.cat([image.data, *(each[k].data for each in maps)], 1), mask=None) for k, image in enumerate(slices)]
     return tuple(learned_bones(images, strokes, arguments.seed, monitor))
@@ -96,24 +95,39 @@ def learned(arguments, slices, placing, monitor) -> tuple:
 
 def read_maps(arguments, slices) -> list[tuple[str, str, list]]:
     """[(name, unit, one image a slice)] of --maps, or the slices themselves. InputError where they do not lie on the slices' pixels."""
-    from dataclasses import replace
-
     from ..io.slices import read_slice
 
     if not arguments.maps:
         return [("slices", "", slices)]
-    found, placed = [], getattr(arguments, "radial", None) is not None
+    found = []
     for title, *paths in arguments.maps:
         name, _, unit = title.partition(":")
         if not name or any(c in name for c in '/\\*?"<>|'):
             raise InputError(f"--maps begins with the name '{title}'; begin with NAME:UNIT, for example T1:ms, then one file a slice")
         if len(paths) != len(slices):
             raise InputError(f"--maps {name} has {len(paths)} files for {len(slices)} slices; give one a slice, in the same order")
-        images = [read_slice(Path(path)) for path in paths]
-        for image, path, like in zip(images, paths, slices):
-            if image.data.numel() != like.data.numel() or not placed and image.grid != like.grid:
-                raise InputError(f"{path} does not lie on the pixels of {like.name}; resample it, or give the maps in the order of the slices")
-        found.append((name, unit, [replace(i, data=i.data.reshape(s.data.shape), grid=s.grid) for i, s in zip(images, slices)]))
+        found.append((name, unit, [on_pixels(arguments, read_slice(Path(path), arguments.no_value), path, like) for path, like in zip(paths, slices)]))
     if len({name for name, _, _ in found}) < len(found):
         raise InputError("two --maps have the same name; give each a name of its own")
     return found
+
+
+def on_pixels(arguments, image, path, like, remedy: str = "resample it, or give the files in the order of the slices"):
+    """``image``, a map or a label map of one slice, on the lattice of the slice ``like``: by its place, whatever its thickness, or, with --radial, where
+    places are not believed, by its rows and columns. InputError with the ``remedy`` where it has other pixels."""
+    from dataclasses import replace
+
+    lines, wanted = ([n for n in each.grid.shape if n != 1] for each in (image, like))
+    if lines != wanted or getattr(arguments, "radial", None) is None and not _same_pixels(image.grid, like.grid):
+        raise InputError(f"{path} does not lie on the pixels of {like.name}; {remedy}")
+    return replace(image, data=image.data.reshape(*image.data.shape[:2], *like.grid.shape), grid=like.grid)
+
+
+def _same_pixels(grid, wanted) -> bool:
+    from ..geometry import Grid
+
+    if grid.shape != wanted.shape:
+        return False
+    affine, flat = grid.affine.copy(), wanted.size.index(1)
+    affine[:, flat] = wanted.affine[:, flat]
+    return Grid(grid.shape, affine) == wanted

@@ -17,7 +17,8 @@ def add(actions) -> None:
     parser.add_argument("--transform", type=Path, metavar="FILE", help="linear map slice -> volume (default: none)")
     parser.add_argument("--thickness", type=float, default=0.0, metavar="MM", help="of the slice (default: that of its header)")
     parser.add_argument("--profile", default="box", choices=PROFILES, help="how depths are weighed (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the emulated slice; NaN outside the volume")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the emulated slice; NaN outside the volume, which SimpleITK and 3D Slicer "
+                        "keep from .nrrd and read as 0 from .nii.gz")
     parser.set_defaults(run=run)
 
 
@@ -26,11 +27,12 @@ def run(arguments) -> None:
     import numpy as np
 
     from ..engines.slices import emulate, thickness_of
-    from ..io import read_grid, read_image, read_transform, write_image
+    from ..io import read_image, read_transform, write_image
+    from ..io.slices import read_slice
     from ..transforms.base import Identity, linear_part
     from ..transforms.linear import Affine
 
-    volume, grid = read_image(arguments.volume), read_grid(arguments.slice)
+    volume, grid = read_image(arguments.volume), read_slice(arguments.slice).grid
     if grid.dim != 3 or grid.size.count(1) != 1 or volume.dim != 3:
         raise InputError(f"{arguments.slice} has {' x '.join(map(str, grid.size))} voxels and {arguments.volume} is {volume.dim}D; "
                          "a slice (one axis of one voxel) and a volume are needed")

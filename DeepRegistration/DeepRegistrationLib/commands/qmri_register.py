@@ -2,14 +2,17 @@
 
 DIR gets set.tfm and set.h5 (slice mm -> volume mm, the whole set), slice01.tfm, ... (each slice, from where its own header has it), slice01.h5, ...
 (with the deformation of the slice, where one was asked for and kept), slices.png (measured and emulated slices), similarity.csv and
-similarity.png (over the turn about the common axis), map_NAME.nii.gz (the maps on the volume's voxels, NaN where there is none), regions.csv
-(values per label, with --labels), surface.vtp and surface.csv (values on a surface, with --surface; LPS mm, NaN where no pixel is near)
+similarity.png (over the turn about the common axis), map_NAME.nrrd and map_NAME.nii.gz (the maps on the volume's voxels, NaN where there is none;
+SimpleITK and 3D Slicer read NaN of NIfTI files as 0, so use .nrrd there), regions.csv (values per label, with --labels; pixels that are exactly 0
+count as values unless --no-value 0 is given), surface.vtp and surface.csv (values on a surface, with --surface; LPS mm, NaN where no pixel is near)
 and result.json (status, reasons, standard deviations, order and directions found, evidence). Where the evidence is too weak the status
 is 'not registered', the exit status is 1, and DIR gets rejected.tfm in place of the transforms and no maps. With --strokes the bone is
 learned (see 'qmri bones'), and segment01.nii.gz, ... are what was found.
 
 Slices whose headers say where they are need nothing more. With --radial DEGREES the headers are not used: slice k is placed k * DEGREES about
---axis X,Y,Z,DX,DY,DZ (the center and the normal of the localizer, LPS mm), its columns of pixels along the axis.
+--axis X,Y,Z,DX,DY,DZ (the center and the normal of the localizer, LPS mm), its columns of pixels along the axis, and DIR gets slice01.nrrd, ..., the slices
+there, from where slice01.tfm leads. Masks, segments and maps then lie on the slices by their rows and columns. Pictures (PNG, TIFF, ...) do not say how
+large their pixels are: give --pixel-size.
 """
 
 from __future__ import annotations
@@ -43,6 +46,8 @@ def add(actions) -> None:
                         help="how far from the surface a pixel may lie whose value it gets (default: %(default)s)")
     parser.add_argument("--axis", type=_six, metavar="X,Y,Z,DX,DY,DZ", help="a point and the direction of the common axis (default: from the planes)")
     parser.add_argument("--radial", type=float, metavar="DEGREES", help="place the slices this far apart about --axis, whatever their headers say")
+    parser.add_argument("--pixel-size", type=_length, nargs="+", metavar="MM", help="with --radial: between columns of pixels and, where it differs, between "
+                        "rows (default: that of the headers)")
     parser.add_argument("--thickness", type=float, default=0.0, metavar="MM", help="of the slices (default: that of their headers)")
     parser.add_argument("--method", default="qmri", metavar="ID[:PRESET]", help="see 'show qmri' (default: %(default)s)")
     parser.add_argument("--init", metavar="FILE", help="a linear transform slice -> volume to start from")
@@ -55,6 +60,18 @@ def add(actions) -> None:
     voice.add_argument("--quiet", action="store_true", help="no progress and no summary")
     voice.add_argument("--json-progress", action="store_true", help="progress as one JSON object a line on stdout, no summary")
     parser.set_defaults(run=run)
+
+
+def _length(text: str) -> float:
+    import argparse
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1000:
+        raise argparse.ArgumentTypeError(f"'{text}' is no length; give mm, for example 0.8")
+    return value
 
 
 def _six(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -84,9 +101,9 @@ def run(arguments) -> None:
             qmri_bones.write(problem.segments, folder)
         runtime = Runtime(arguments.device, arguments.seed, arguments.threads, monitor=monitor.part(0.1, 1.0))
         result = method.run(problem, runtime)
-        write(arguments, result, maps, folder)
+        remarks = [*result.remarks, *write(arguments, result, slices, maps, folder)]
         names = sorted(p.name for p in folder.iterdir())
-        record = {**describe(arguments, files, result), "files": [*names, RECORD]}
+        record = {**describe(arguments, files, result), "remarks": remarks, "files": [*names, RECORD]}
         (folder / RECORD).write_text(json.dumps(plain(record), indent=1, allow_nan=False), "utf-8")
     if not (arguments.quiet or arguments.json_progress):
         tell(result, arguments.out, record)
@@ -96,7 +113,8 @@ def run(arguments) -> None:
 
 def _earlier(folder: Path) -> tuple[str, ...]:
     """Names of the files of an earlier run, however many slices and maps it had."""
-    patterns = ("set.*", qmri_bones.FILES, "slice[0-9][0-9].*", "rejected.tfm", "slices.png", "similarity.*", "map_*.nii.gz", "regions.csv", "surface.*")
+    patterns = ("set.*", qmri_bones.FILES, "slice[0-9][0-9].*", "rejected.tfm", "slices.png", "similarity.*", "map_*.nii.gz", "map_*.nrrd", "regions.csv",
+                "surface.*")
     return tuple(sorted({p.name for pattern in patterns for p in folder.glob(pattern)})) if folder.is_dir() else ()
 
 
@@ -118,17 +136,18 @@ def read_problem(arguments, files, monitor):
     for name, given in (("masks", arguments.masks), ("segments", arguments.segments)):
         if given is not None and len(given) != count:
             raise InputError(f"{len(given)} --{name} were given for {count} slices; give one a slice, in the same order")
-    placing = _radial(arguments, count)
-    slices = [placing(read_slice(path), k) for k, path in enumerate(files)]
+    placing = _radial(arguments, files)
+    slices = [placing(read_slice(path, arguments.no_value), k) for k, path in enumerate(files)]
     images = slices
     if arguments.masks is not None:
-        images = [image.with_mask(placing(read_labels(path), k)) for k, (image, path) in enumerate(zip(slices, arguments.masks))]
-    volume = read_image(arguments.volume)
+        images = [image.with_mask(read_labels(path) if arguments.radial is None else qmri_bones.on_pixels(arguments, read_labels(path), path, image))
+                  for image, path in zip(slices, arguments.masks)]
+    volume = compared(read_image(arguments.volume))
     if arguments.volume_mask is not None:
-        volume = volume.with_mask(read_labels(arguments.volume_mask))
-    segments = arguments.segments and tuple(placing(read_labels(path), k) for k, path in enumerate(arguments.segments))
+        volume = compared(volume.with_mask(read_labels(arguments.volume_mask)))
+    segments = arguments.segments and tuple(qmri_bones.on_pixels(arguments, read_labels(path), path, image) for image, path in zip(slices, arguments.segments))
     if arguments.strokes is not None:
-        segments = qmri_bones.learned(arguments, slices, placing, monitor)
+        segments = qmri_bones.learned(arguments, slices, monitor)
     bone = None if arguments.volume_segment is None else read_labels(arguments.volume_segment)
     if arguments.volume_between is not None:
         bone = bone_between(volume, *arguments.volume_between)
@@ -136,39 +155,60 @@ def read_problem(arguments, files, monitor):
     return Slices(tuple(compared(i) for i in images), volume, arguments.thickness, segments, bone, arguments.axis, initial), slices
 
 
-def _radial(arguments, count):
-    """(image, k) -> the image at its place: as its header says, or k * DEGREES about the axis."""
+def _radial(arguments, files):
+    """(image, k) -> the image at its place: as its header says, or k * DEGREES about the axis. InputError where a file does not say what is needed."""
+    from ..io.slices import is_picture
+
+    count, pixel = len(files), arguments.pixel_size
     if arguments.radial is None:
-        return lambda image, k: image
+        if pixel is not None:
+            raise InputError("--pixel-size was given without --radial; slices that lie where their headers say have the pixels of their headers")
+        return _with_a_place
     if arguments.axis is None:
         raise InputError("--radial was given without --axis; give the point and the direction that the slices share")
     if not 0 < abs(arguments.radial) * count <= 360:
         raise InputError(f"--radial {arguments.radial} was given for {count} slices; give the angle between neighbors, for six slices 30")
+    picture = next((path for path in files if is_picture(path)), None)
+    if pixel is None and picture is not None:
+        raise InputError(f"{picture} is a picture, which does not say how large its pixels are; give --pixel-size MM")
+    if pixel is not None and len(pixel) > 2:
+        raise InputError(f"--pixel-size has {len(pixel)} lengths; give one, or two: between columns and between rows of pixels")
     from ..engines.slices import placed_about
 
-    return lambda image, k: placed_about(image, arguments.axis, k * arguments.radial, arguments.thickness)
+    pixel = pixel and (pixel * 2)[:2]
+    return lambda image, k: placed_about(image, arguments.axis, k * arguments.radial, arguments.thickness, pixel)
 
 
-def write(arguments, result, maps, folder: Path) -> None:
-    """All files but the record."""
+def _with_a_place(image, k):
+    if image.dim == 2:
+        raise InputError(f"{image.name} is a 2D image, which does not say where it lies in space; place the slices with --radial and --axis, or give them as "
+                         "DICOM, or as NIfTI or NRRD of three axes, one of them of one voxel")
+    return image
+
+
+def write(arguments, result, slices, maps, folder: Path) -> list[str]:
+    """All files but the record; returns remarks on them."""
     from ..evaluate.slice_pictures import curves, side_by_side
-    from ..io import write_transform
+    from ..io import write_image, write_transform
 
     (folder / "slices.png").write_bytes(side_by_side(result))
     (folder / "similarity.png").write_bytes(curves(result))
     write_curve(result.curve, folder / "similarity.csv")
     if not result.registered:
         write_transform(result.transform, folder / "rejected.tfm")
-        return
+        return []
     write_transform(result.transform, folder / "set.tfm")
     write_transform(result.transform, folder / "set.h5")
+    if arguments.radial is not None:
+        for k, image in enumerate(slices, 1):
+            write_image(image, folder / f"slice{k:02d}.nrrd")
     for k, transform in enumerate(result.transforms):
         write_transform(transform, folder / f"slice{k + 1:02d}.tfm")
         if result.placed(k) is not transform:
             write_transform(result.placed(k), folder / f"slice{k + 1:02d}.h5")
-    write_maps(arguments, result, maps, folder)
     if arguments.surface is not None:
         write_surfaces(arguments, result, maps, folder)
+    return write_maps(arguments, result, maps, folder)
 
 
 def write_surfaces(arguments, result, maps, folder: Path) -> None:
@@ -195,9 +235,9 @@ def write_curve(curve: dict, path: Path) -> None:
             table.writerow([f"{v:.6g}" for v in (curve["degrees"][row], curve["set"][row], *curve["slices"][row])])
 
 
-def write_maps(arguments, result, maps, folder: Path) -> None:
-    """Maps on the voxels of the volume, and the table of regions."""
-    from ..engines.slice_maps import into_volume, region_rows
+def write_maps(arguments, result, maps, folder: Path) -> list[str]:
+    """Maps on the voxels of the volume, and the table of regions; returns what a reader of the table has to know."""
+    from ..engines.slice_maps import into_volume, region_rows, remarks_on
     from ..io import read_labels, write_image
 
     matrices, thickness, rows = [t.numpy() for t in result.transforms], result.problem.thickness, []
@@ -206,22 +246,25 @@ def write_maps(arguments, result, maps, folder: Path) -> None:
         raise InputError(f"{arguments.labels} is {labels.dim}D; give a label map of the volume")
     for name, unit, images in maps:
         made = into_volume(images, matrices, result.problem.volume.grid, thickness, Silent(), name, result.bends)
-        write_image(made, folder / f"map_{name}.nii.gz")
+        for ending in (".nrrd", ".nii.gz"):
+            write_image(made, folder / f"map_{name}{ending}")
         rows += region_rows(images, matrices, labels, name, unit, result.bends) if labels is not None else []
     if labels is not None:
         with (folder / "regions.csv").open("w", newline="", encoding="utf-8") as stream:
-            heads = ("map", "unit", "label", "region", "pixels", "mean", "sd", "median", "p05", "p95", "area_mm2")
+            heads = ("map", "unit", "label", "region", "pixels", "mean", "sd", "median", "p05", "p95", "area_mm2", "zeros")
             table = csv.DictWriter(stream, heads)
             table.writeheader()
             table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    return [] if labels is None else remarks_on(rows, str(arguments.labels), "give --no-value 0")
 
 
 def describe(arguments, files, result) -> dict:
     """What result.json says."""
     given = {name: str(value.resolve()) for name in ("volume", "volume_mask", "volume_segment", "labels", "surface", "dicom")
              if (value := getattr(arguments, name)) is not None}
+    given |= {name: value for name in ("thickness", "axis", "radial", "pixel_size", "no_value") if (value := getattr(arguments, name)) is not None}
     stated = {k: v for k, v in result.provenance.items() if k != "wall_seconds"}
-    return {"status": "registered" if result.registered else "not registered", "reasons": result.reasons, "remarks": result.remarks, **given,
+    return {"status": "registered" if result.registered else "not registered", "reasons": result.reasons, **given,
             "slices": [{"file": str(Path(path).resolve()), "plane": plane + 1, "mirrored": dict(zip("uv", flip)), "matrix": t.numpy()}
                        for path, plane, flip, t in zip(files, result.plane, result.flips, result.transforms)],
             "bends": [{"kept": b.field is not None, "largest_mm": b.largest, "gain": b.gain, "gain_error": b.error} for b in result.bends],
@@ -236,7 +279,7 @@ def tell(result, out: Path, record: dict) -> None:
     order = [p + 1 for p in result.plane]
     if order != sorted(order) or turned:
         note(f"remark: the slices lie on the planes {order}" + (f", mirrored are {turned}" if turned else "") + "; the headers say otherwise")
-    for remark in result.remarks:
+    for remark in record["remarks"]:
         note(f"remark: {remark}")
     if result.registered:
         say(f"registered from the start '{result.start}', position known to {result.distance_std:.2g} mm (one standard deviation), "

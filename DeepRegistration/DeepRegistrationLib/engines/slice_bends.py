@@ -55,10 +55,10 @@ class Bend:
         return 0.0 if self.field is None else float(self.field.displacement.square().sum(1).max().sqrt())
 
     def before(self, move: np.ndarray) -> "Bend":
-        """The same for points that the rigid ``move`` (4, 4) brings to where this one has them."""
+        """The same for points that the linear ``move`` (4, 4) brings to where this one has them."""
         if self.field is None:
             return self
-        turn = torch.as_tensor(move[:3, :3].T.copy(), dtype=self.field.displacement.dtype)
+        turn = torch.as_tensor(np.linalg.inv(move[:3, :3]), dtype=self.field.displacement.dtype)
         return replace(self, field=Displacement(torch.einsum("ij,bjzyx->bizyx", turn, self.field.displacement), self.field.grid.moved(np.linalg.inv(move))))
 
 

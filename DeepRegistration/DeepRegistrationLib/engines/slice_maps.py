@@ -18,6 +18,8 @@ from .slice_bends import bent_points, unbent_points
 from .slices import normal_of, thickness_of
 
 SLAB_VOXELS = 1 << 20
+MANY_ZEROS = 0.01
+"""Share of the pixels in regions from which zeros are remarked on."""
 
 
 def into_volume(images, matrices, grid: Grid, thickness: float, monitor, name: str = "map", bends=()) -> Image:
@@ -70,16 +72,17 @@ class _Reader:
 
 
 def region_rows(images, matrices, labels: Labels, name: str, unit: str, bends=()) -> list[dict]:
-    """One dict a region that the valid pixels of ``images`` meet: map, unit, label, region, pixels, mean, sd, median, p05, p95 and area in mm2."""
+    """One dict a region that the valid pixels of ``images`` meet: map, unit, label, region, pixels, mean, sd, median, p05, p95, area in mm2 of the volume,
+    and how many of the pixels are exactly 0."""
     values, marks, areas = [], [], []
     for image, matrix, bend in zip(images, matrices, bends or [None] * len(images)):
         valid = torch.isfinite(image.data) if image.mask is None else torch.isfinite(image.data) & image.mask
         keep = valid[0, 0].numpy()
         points = bent_points(bend, image.grid.points()[keep]) @ matrix[:3, :3].T + matrix[:3, 3]
         index = torch.as_tensor(labels.grid.world_to_index(points), dtype=torch.float32)[None]
-        marks.append(sample(labels.data.float(), index, "nearest", fill=0.0)[0, 0].numpy().astype(int))
+        marks.append(sample(labels.data, index, "nearest", fill=0.0)[0, 0].numpy().astype(int))
         values.append(image.data[0, 0].numpy()[keep].astype(float))
-        area = np.prod(np.delete(image.grid.spacing, image.grid.size.index(1)))
+        area = np.linalg.norm(np.cross(*(matrix[:3, :3] @ np.delete(image.grid.matrix, image.grid.size.index(1), 1)).T))
         areas.append(np.full(keep.sum(), area))
     values, marks, areas = (np.concatenate(parts) for parts in (values, marks, areas))
     names, rows = dict(labels.names), []
@@ -88,5 +91,18 @@ def region_rows(images, matrices, labels: Labels, name: str, unit: str, bends=()
         low, middle, high = np.percentile(v, [5, 50, 95])
         rows.append({"map": name, "unit": unit, "label": int(label), "region": names.get(int(label), ""), "pixels": len(v), "mean": v.mean(),
                      "sd": v.std(ddof=1) if len(v) > 1 else float("nan"), "median": middle, "p05": low, "p95": high,
-                     "area_mm2": areas[marks == label].sum()})
+                     "area_mm2": areas[marks == label].sum(), "zeros": int((v == 0).sum())})
     return rows
+
+
+def remarks_on(rows: list[dict], where: str, remedy: str) -> list[str]:
+    """What a reader of the ``rows`` of ``region_rows`` has to know: that no pixel lies in a region of ``where``, and maps with more than
+    ``MANY_ZEROS`` of their pixels exactly 0, as fits leave them that have failed, with the ``remedy``."""
+    if not rows:
+        return [f"no pixel of the slices lies in a region of {where}, so the table of values is empty; check that it belongs to the volume"]
+    told = []
+    for name in dict.fromkeys(row["map"] for row in rows):
+        zeros, pixels = (sum(row[key] for row in rows if row["map"] == name) for key in ("zeros", "pixels"))
+        if zeros > MANY_ZEROS * pixels:
+            told.append(f"{zeros} of the {pixels} pixels of '{name}' in the regions are exactly 0 and count as values; if 0 says that there is none, {remedy}")
+    return told

@@ -63,24 +63,43 @@ def mirrored(grid: Grid, flip: tuple[bool, bool]) -> Grid:
 
 
 def moves_of(problem, placement: Placement) -> np.ndarray:
-    """(S, 4, 4) rigid motion of every picture from where its header has it to where it is placed, mm."""
+    """(S, 4, 4) rigid motion of every picture from where its header has it to where it is placed, mm: middle to middle, as large and as thick as it is."""
     out = []
     for image, plane, flip in zip(problem.slices, placement.plane, placement.flips):
-        target = mirrored(problem.slices[plane].grid, flip).affine.copy()
+        there, target = mirrored(problem.slices[plane].grid, flip), np.eye(4)
+        target[:3, :3] = there.direction * image.grid.spacing
         if np.linalg.det(target[:3, :3]) * np.linalg.det(image.grid.matrix) < 0:
             target[:3, image.grid.size.index(1)] *= -1
+        target[:3, 3] = there.centre - target[:3, :3] @ ((np.array(image.grid.size) - 1) / 2)
         out.append(target @ image.grid.inverse_affine)
     return np.stack(out)
 
 
-def moves_about(images, axis, degrees: float) -> np.ndarray:
-    """(S, 4, 4) rigid motion of one-slice ``images`` from where their headers have them to where ``placed_about`` has them: slice k turned by k * ``degrees``
-    about ``axis`` (point, direction). InputError where the slices are more than a whole turn, or not apart at all."""
+def require_one_size(images) -> None:
+    """InputError for slices whose order cannot be found."""
+    if not of_one_size(images):
+        sizes = sorted({f"{grid.size[0]} x {grid.size[1]} x {grid.size[2]} voxels of {' x '.join(f'{s:.3g}' for s in grid.spacing)} mm"
+                        for grid in (image.grid for image in images)})
+        raise InputError(f"slices of different sizes were given ({', '.join(sizes)}); their order can be found for slices of one size only, resample "
+                         "them or let only the directions be found")
+
+
+def of_one_size(images) -> bool:
+    """True where all one-slice ``images`` have as many pixels of one size, to a hundredth: only these can have been exchanged."""
+    first = images[0].grid
+    wide = [n for n in range(3) if first.size[n] != 1]
+    return all(i.grid.shape == first.shape and np.allclose(i.grid.spacing[wide], first.spacing[wide], rtol=0.01) for i in images)
+
+
+def moves_about(images, axis, degrees: float, pixel=None) -> np.ndarray:
+    """(S, 4, 4) motion of one-slice ``images`` from where their headers have them to where ``placed_about`` has them: slice k turned by k * ``degrees``
+    about ``axis`` (point, direction), and stretched in its plane where ``pixel`` (2,) mm takes the place of the header's pixels. InputError where the
+    slices are more than a whole turn, or not apart at all."""
     if not 0 < abs(degrees) * len(images) <= 360:
         raise InputError(f"slices {degrees:g} degrees apart were asked for, {len(images)} of them; give the angle between neighbors, for six slices 30")
     out = []
     for k, image in enumerate(images):
-        target, flat = placed_about(image, axis, k * degrees).grid.affine.copy(), image.grid.size.index(1)
+        target, flat = placed_about(image, axis, k * degrees, pixel=pixel).grid.affine.copy(), image.grid.size.index(1)
         header = image.grid.affine[:, [*(n for n in range(3) if n != flat), flat, 3]]
         if np.linalg.det(target[:3, :3]) * np.linalg.det(header[:3, :3]) < 0:
             target[:3, 2] *= -1
@@ -105,9 +124,6 @@ class Table:
 
     def __init__(self, level: SliceLevel, shapes, order: bool, flips: bool):
         """``shapes`` (rows, columns) of the slices on this level; ``order`` and ``flips`` say what may be changed."""
-        if order and len(set(shapes)) > 1:
-            raise InputError("slices of different sizes were given (" + ", ".join(f"{w} x {h}" for h, w in sorted(set(shapes))) + " on the coarse level); "
-                             "their order can be found for slices of one size only, resample them or let only the directions be found")
         self.level, self.order = level, order
         self.flips = FLIPS if flips else FLIPS[:1]
         self.pictures = [self._turned(level.values[0], s, shape) for s, shape in enumerate(shapes)]
@@ -180,7 +196,10 @@ def shapes_at(problem, spacing: float) -> list[tuple[int, int]]:
 
 
 def find_placement(problem, starts, settings: SliceSettings, order: bool, flips: bool, runtime, monitor) -> Placement:
-    """The best placement within reach of ``starts`` (4, 4) slice mm -> volume mm. InputError where no pose brings the slices into the volume."""
+    """The best placement within reach of ``starts`` (4, 4) slice mm -> volume mm. InputError where no pose brings the slices into the volume, and
+    where the ``order`` of slices of different sizes is asked for."""
+    if order:
+        require_one_size(problem.slices)
     device = runtime.torch_device()
     device = torch.device("cpu") if device.type == "mps" else device
     spacings = [longest_edge(problem) / 28, longest_edge(problem) / 44]

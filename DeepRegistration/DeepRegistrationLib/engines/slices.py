@@ -103,9 +103,10 @@ def rigid(shift, turn, centre) -> np.ndarray:
     return matrix
 
 
-def placed_about(image, axis, degrees: float, thickness: float = 0.0):
+def placed_about(image, axis, degrees: float, thickness: float = 0.0, pixel=None):
     """``image`` (2D, or a one-slice volume whose place is not believed) centered on ``axis`` (point, direction), its rows of pixels across the axis and
-    its columns along it, turned by ``degrees`` about it; ``thickness`` mm, 0 for that of the header (of a 2D image: the pixel size)."""
+    its columns along it, turned by ``degrees`` about it; ``thickness`` mm, 0 for that of the header (of a 2D image: the pixel size); ``pixel`` (2,) mm
+    between columns and between rows, None for those of the header. InputError for sizes that are none."""
     if image.dim == 3 and image.grid.size.count(1) != 1:
         raise InputError(f"{image.name} has {' x '.join(map(str, image.grid.size))} voxels; a slice with one axis of one voxel is needed")
     wide = [n for n in range(image.dim) if image.dim == 2 or image.grid.size[n] != 1]
@@ -116,7 +117,10 @@ def placed_about(image, axis, degrees: float, thickness: float = 0.0):
     first = np.cross(along, np.eye(3)[np.argmin(np.abs(along))])
     across = about_axis((point, along), degrees)[:3, :3] @ (first / np.linalg.norm(first))
     direction = np.stack([across, along, np.cross(across, along)], 1)
-    spacing = np.r_[image.grid.spacing[wide], thickness or (thickness_of(image.grid) if image.dim == 3 else image.grid.spacing[0])]
+    pixel = image.grid.spacing[wide] if pixel is None else np.array(pixel, float)
+    if not ((pixel > 0) & (pixel < 1000)).all():
+        raise InputError(f"pixels of {' x '.join(f'{p:g}' for p in pixel)} mm were given; give lengths in mm, between columns and between rows")
+    spacing = np.r_[pixel, thickness or (thickness_of(image.grid) if image.dim == 3 else pixel[0])]
     size = [image.grid.size[n] for n in wide]
     grid = Grid.from_parts((1, *size[::-1]), spacing, point - direction @ np.r_[(np.array(size) - 1) / 2 * spacing[:2], 0], direction)
     mask = None if image.mask is None else image.mask.reshape(1, 1, *grid.shape)

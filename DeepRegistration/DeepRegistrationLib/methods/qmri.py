@@ -24,7 +24,7 @@ from ..engines.global_rigid import SearchSettings
 from ..engines.global_rigid import search as search_stack
 from ..engines.slice_bends import BendSettings, bends
 from ..engines.slice_evidence import axis_curve, doubts_of_sides, evidence, mirror_lead, uncertainty
-from ..engines.slice_order import TIE, Placement, check_placement, find_placement, moves_of, placed
+from ..engines.slice_order import TIE, Placement, check_placement, find_placement, moves_of, of_one_size, placed
 from ..engines.slice_search import ONE_THREAD, SEARCHES, SliceSettings, longest_edge, search
 from ..engines.slice_starts import hull_start, stack_of
 from ..engines.slices import PROFILES, SIMILARITIES
@@ -102,9 +102,7 @@ class SlicesToVolume(Method):
                                   minimum=0.0)
 
     def solve(self, problem, runtime):
-        if all(image.grid == problem.slices[0].grid for image in problem.slices[1:]):
-            raise InputError(f"all {len(problem.slices)} slices lie on the same pixels, so their headers do not say how they lie to each other; place them "
-                             "about an axis, the center and the normal of the localizer")
+        _require_places(problem.slices)
         settings = SliceSettings(search=self.search, similarity=self.similarity, profile=self.profile, angle=self.angle, shift=self.shift, tried=self.tried,
                                  first_turn=self.first_turn, finest=self.finest, iterations=self.steps, own_shift=self.own_shift, own_turn=self.own_turn)
         monitor = runtime.monitor
@@ -149,12 +147,11 @@ class SlicesToVolume(Method):
 
     def _doubtful(self, problem, found, proven, settings, runtime) -> bool:
         """True where slices fit better in another order or direction at the found pose, or the evidence is weak."""
-        order = len({s.grid.shape for s in problem.slices}) == 1
+        order = of_one_size(problem.slices)
         return bool(proven.reasons) or proven.agreeing < 1 or not check_placement(problem, found.matrix, order, True, settings, runtime).is_as_given
 
     def _placed(self, problem, starts, found, settings, runtime, monitor):
-        same_size = len({s.grid.shape for s in problem.slices}) == 1
-        order = self.placing in ("order", "both") or self.placing == "auto" and same_size
+        order = self.placing in ("order", "both") or self.placing == "auto" and of_one_size(problem.slices)
         flips = self.placing in ("flips", "both", "auto")
         all_starts = starts if found is None else [*starts, found.matrix]
         half = replace(settings, tried=max(1, self.tried // 2))
@@ -175,6 +172,17 @@ class SlicesToVolume(Method):
         return SlicesResult(problem, _affine(found.matrix), tuple(_affine(found.matrix @ o @ m) for o, m in zip(own, moves)), not reasons,
                             reasons, placement.plane, placement.flips, spread.shift, spread.turn, spread.distance, shown, curve,
                             found.votes, name, self.profile, bent, remarks, scalars, found.history)
+
+
+def _require_places(slices) -> None:
+    """InputError where slices lie on each other."""
+    if all(image.grid == slices[0].grid for image in slices[1:]):
+        raise InputError(f"all {len(slices)} slices lie on the same pixels, so their headers do not say how they lie to each other; place them "
+                         "about an axis, the center and the normal of the localizer")
+    for k, image in enumerate(slices):
+        twin = next((other for other in slices[:k] if other.grid == image.grid), None)
+        if twin is not None:
+            raise InputError(f"{twin.name} and {image.name} lie on the same pixels; give one of them as a slice, the other one can go along as a map")
 
 
 def _proof(problem, found, settings):
