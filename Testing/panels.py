@@ -233,3 +233,25 @@ def answer(request: dict) -> dict:
     return {"transform": [exchange.Matrix(matrix), exchange.Lattice(vectors, grid)], "metrics": rows, "scalars": {"cost": 1.0},
             "history": [{"cost": 2.0}, {"cost": 1.0}], "provenance": {"seed": 0}, "previews": {"count": 0, "share_of_time": 0.0},
             **{name: made[name] for name in request["outputs"]}}
+
+
+def register(slicer, panel, prefix=""):
+    """Press Apply and give the run ``answer`` at once; returns the panel."""
+    panel.node.live, panel.node.prefix = False, prefix
+    settle(slicer)
+    page = panel.page("register")
+    page.ui.applyButton.click()
+    runner = panel.logic._runner
+    runner.say("done", result=answer(runner.jobs[-1].request))
+    wait_until(slicer, lambda: not page.running, 20)
+    settle(slicer)
+    return panel
+
+
+def check(page, node, on=True):
+    """Check a node in the list of the transfer page."""
+    import qt
+
+    items = [page.ui.nodesList.item(k) for k in range(page.ui.nodesList.count)]
+    item = next(each for each in items if each.data(qt.Qt.UserRole) == node.GetID())
+    item.setCheckState(qt.Qt.Checked if on else qt.Qt.Unchecked)

@@ -9,8 +9,8 @@ pytest.importorskip("PySide6")
 pytest.importorskip("slicer")
 
 from panels import (  # noqa: E402, F401
-    answer, application, choose, landmarks, module_panel, no_slot_errors, pair,
-    panel, scene, segmentation, settle, slicer, status, volume, wait_until)
+    answer, application, check, choose, landmarks, module_panel, no_slot_errors, pair,
+    panel, register, scene, segmentation, settle, slicer, status, volume, wait_until)
 
 from DeepRegistrationUI import records  # noqa: E402
 
@@ -19,27 +19,6 @@ from DeepRegistrationUI import records  # noqa: E402
 def registered(slicer, pair):
     """The panel after one registration, computed by script."""
     return register(slicer, pair)
-
-
-def register(slicer, panel, prefix=""):
-    panel.node.live, panel.node.prefix = False, prefix
-    settle(slicer)
-    page = panel.page("register")
-    page.ui.applyButton.click()
-    runner = panel.logic._runner
-    runner.say("done", result=answer(runner.jobs[-1].request))
-    wait_until(slicer, lambda: not page.running, 20)
-    settle(slicer)
-    return panel
-
-
-def check(page, node, on=True):
-    """Check a node in the list of the transfer page."""
-    import qt
-
-    items = [page.ui.nodesList.item(k) for k in range(page.ui.nodesList.count)]
-    item = next(each for each in items if each.data(qt.Qt.UserRole) == node.GetID())
-    item.setCheckState(qt.Qt.Checked if on else qt.Qt.Unchecked)
 
 
 # ------------------------------------------------------------------------------------------------------------ transfer

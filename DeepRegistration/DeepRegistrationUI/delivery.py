@@ -200,6 +200,18 @@ def show_folds(node) -> None:
     node.SetAndObserveDisplayNodeID(display.GetID())
 
 
+def free_name(scene, name: str) -> str:
+    """``name``, or ``name (2)`` and so on where the scene has a result of that name already, so that both can be told apart."""
+    import slicer
+
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(scene)
+    free, number = name, 1
+    while scene.GetFirstNodeByName(f"{free} linear") or hierarchy and hierarchy.GetItemChildWithName(hierarchy.GetSceneItemID(), free):
+        number += 1
+        free = f"{name} ({number})"
+    return free
+
+
 def gather(scene, name: str, nodes) -> int:
     """Put ``nodes`` into the new subject-hierarchy folder ``name``; returns the folder's item."""
     import slicer

@@ -43,9 +43,7 @@ class Evaluation:
 
     def _roles(self) -> dict:
         roles = records.roles_of(self.main)
-        for name in ("fixed", "moving", "linear"):
-            if name not in roles:
-                raise InputError(f"the {name} {'transform' if name == 'linear' else 'volume'} of this registration was deleted; choose another one")
+        records.require_whole(roles)
         return roles
 
     def _begin(self, steps, **more) -> None:
@@ -86,7 +84,8 @@ class Evaluation:
             if known is None:
                 records.add_role(self.main, "metrics", table)
                 records.put_beside(self.main, [table])
-        self._end("done", f"{len(self.rows)} figures; the table is in the scene too.")
+        remark = records.remark_on_places(self.main) if self.main.GetScene() is not None else ""
+        self._end("done", f"{len(self.rows)} figures; the table is in the scene too." + (f" Note: {remark}." if remark else ""))
 
     def tick(self) -> bool:
         """A slice of reading the request; nothing between the events of its job."""

@@ -30,9 +30,11 @@ class PanelWidget(ScriptedLoadableModuleWidget):
         self.panel.bind(self.logic.getParameterNode())
 
     def enter(self):
-        """The module is shown: use the scene's parameter node."""
+        """The module is shown: use the scene's parameter node, and see what other modules have changed."""
         if self.panel is not None and self.panel.node is None:
             self.panel.bind(self.logic.getParameterNode())
+        elif self.panel is not None:
+            self.panel.later.start()
 
     def exit(self):
         """Another module is shown: a run goes on, clicks into the views place no more landmarks."""

@@ -13,9 +13,9 @@ from DeepRegistrationLib.planes import Plane
 
 from . import mrml, records
 from .colors import DIVERGING
-from .delivery import ROLES, deliver, deliver_steps, gather, put_into
+from .delivery import ROLES, deliver, deliver_steps, free_name, gather, put_into
 
-__all__ = ["DIVERGING", "ROLES", "add_result", "apply_to", "deliver", "deliver_steps", "evaluate_request", "evaluate_steps", "gather",
+__all__ = ["DIVERGING", "ROLES", "add_result", "apply_to", "deliver", "deliver_steps", "evaluate_request", "evaluate_steps", "free_name", "gather",
            "pair_from_nodes", "planes_of", "put_into", "request_from_nodes", "request_steps", "split"]
 START_EDGE = 64
 """Nodes along the longest edge of the lattice on which a starting transform without one of its own (B-spline, thin plate) is read."""
@@ -27,29 +27,30 @@ def request_from_nodes(fixed, moving, **guides) -> dict:
 
 
 def request_steps(fixed, moving, *, fixed_mask=None, moving_mask=None, fixed_mask_segment="", moving_mask_segment="", initial=None,
-                  fixed_labels=None, moving_labels=None, fixed_points=None, moving_points=None):
+                  fixed_labels=None, moving_labels=None, fixed_points=None, moving_points=None, carriers=((), ())):
     """The 'register' request of two volume nodes for a worker, without torch; method, device and outputs are added by the caller. A generator
     that returns it; two volumes and landmarks alone take no step.
 
     fixed_mask, moving_mask: segmentation or label map nodes; fixed_mask_segment, moving_mask_segment: ID or IDs of the segments that count,
     all where empty. fixed_labels, moving_labels: segmentation or label map nodes. fixed_points, moving_points: markups nodes. initial: a
-    transform node (fixed -> moving is its from-parent transform), parts of a transform, or the name of a start. Arrays are views of the
-    scene's memory. InputError for nodes that cannot be registered; images with NaN are left to the worker.
+    transform node (fixed -> moving is its from-parent transform), parts of a transform, or the name of a start. carriers: transform nodes without
+    which the nodes of the fixed and of the moving side are read, see ``mrml.placement_of``. Arrays are views of the scene's memory. InputError for
+    nodes that cannot be registered; images with NaN are left to the worker.
     """
     _check_volumes(fixed, moving)
-    request = {"command": "register", "fixed": mrml.volume_of(fixed), "moving": mrml.volume_of(moving)}
-    planes_of(fixed, moving)
-    sides = ((fixed, "fixed", fixed_mask, fixed_mask_segment, fixed_labels, fixed_points),
-             (moving, "moving", moving_mask, moving_mask_segment, moving_labels, moving_points))
-    for volume, side, mask, segments, labels, points in sides:
+    request = {"command": "register", "fixed": mrml.volume_of(fixed, carriers[0]), "moving": mrml.volume_of(moving, carriers[1])}
+    planes_of(fixed, moving, carriers)
+    sides = ((fixed, "fixed", fixed_mask, fixed_mask_segment, fixed_labels, fixed_points, carriers[0]),
+             (moving, "moving", moving_mask, moving_mask_segment, moving_labels, moving_points, carriers[1]))
+    for volume, side, mask, segments, labels, points, above in sides:
         if points is not None:
-            request[f"{side}_points"] = mrml.points_of(points)
-    for volume, side, mask, segments, labels, points in sides:
+            request[f"{side}_points"] = mrml.points_of(points, above)
+    for volume, side, mask, segments, labels, points, above in sides:
         if mask is not None:
             chosen = tuple(s for s in ([segments] if isinstance(segments, str) else segments) if s)
-            request[f"{side}_mask"] = yield from mrml.labelmap_steps(mask, volume, chosen)
+            request[f"{side}_mask"] = yield from mrml.labelmap_steps(mask, volume, chosen, above)
         if labels is not None:
-            request[f"{side}_labels"] = yield from mrml.labelmap_steps(labels, volume)
+            request[f"{side}_labels"] = yield from mrml.labelmap_steps(labels, volume, carriers=above)
     if initial is not None and initial != "":
         request["initial"] = yield from _initial(initial, request["fixed"].grid)
     return request
@@ -72,7 +73,6 @@ def _check_volumes(fixed, moving) -> None:
     if fixed is moving:
         raise InputError(f"'{fixed.GetName()}' is both the fixed and the moving volume; choose two different volumes")
     for node in (fixed, moving):
-        mrml.grid_of(node)
         if mrml.is_color(node):
             raise InputError(color_sentence(node))
 
@@ -102,9 +102,11 @@ def evaluate_request(roles: dict, **guides) -> dict:
 
 def evaluate_steps(roles: dict, *, fixed_labels=None, moving_labels=None, fixed_points=None, moving_points=None):
     """The 'evaluate' request of a registration in the scene, role -> node with 'fixed', 'moving', 'linear' and, where there is one,
-    'inverse'; the transform is the one that its nodes are now. A generator that returns it. InputError as ``request_steps``."""
+    'inverse'; the transform is the one that its nodes are now, and what lies under it is read as if it did not. A generator that returns it.
+    InputError as ``request_steps``."""
     request = yield from request_steps(roles["fixed"], roles["moving"], fixed_labels=fixed_labels, moving_labels=moving_labels,
-                                       fixed_points=fixed_points, moving_points=moving_points)
+                                       fixed_points=fixed_points, moving_points=moving_points,
+                                       carriers=(records.carriers_of(roles, "fixed"), records.carriers_of(roles, "moving")))
     parts = yield from mrml.parts_steps(roles["linear"], request["fixed"].grid)
     request |= {"command": "evaluate", "parts": parts}
     if roles.get("inverse") is not None:
@@ -127,9 +129,10 @@ def pair_from_nodes(fixed, moving, *, fixed_mask=None, moving_mask=None, initial
     return pair if initial is None else replace(pair, initial=frames.flattened(from_parts(request["initial"])))
 
 
-def planes_of(fixed, moving) -> tuple[Plane | None, Plane | None]:
-    """The planes of two volume nodes, see ``DeepRegistrationLib.planes.planes_of``."""
-    return planes.planes_of(mrml.grid_of(fixed), mrml.grid_of(moving), (f"'{fixed.GetName()}'", f"'{moving.GetName()}'"))
+def planes_of(fixed, moving, carriers=((), ())) -> tuple[Plane | None, Plane | None]:
+    """The planes of two volume nodes, see ``DeepRegistrationLib.planes.planes_of``; ``carriers`` as in ``request_steps``."""
+    grids = [mrml.grid_of(node, above) for node, above in zip((fixed, moving), carriers)]
+    return planes.planes_of(*grids, (f"'{fixed.GetName()}'", f"'{moving.GetName()}'"))
 
 
 def split(transform, grid):

@@ -34,7 +34,8 @@ class Panel(VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.resources = resources
         self.logic = logic
-        self.longest_tick = 0.0
+        self.longest_tick, self.stale = 0.0, False
+        self.chosen = VTKObservationMixin()
         self.scene_is_empty = lambda: None
         self.widget = slicer.util.loadUI(str(resources / "UI" / self.FORM))
         layout.addWidget(self.widget)
@@ -77,6 +78,7 @@ class Panel(VTKObservationMixin):
 
     def bind(self, node) -> None:
         """Use the parameter node ``node``; None lets go of the present one."""
+        self.chosen.removeObservers()
         if self.node is not None:
             self.removeObserver(self.node, vtk.vtkCommand.ModifiedEvent, self.node_changed)
         self.node = node
@@ -84,6 +86,24 @@ class Panel(VTKObservationMixin):
             page.bind(node)
         if node is not None:
             self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self.node_changed)
+            self.watch()
+
+    def watch(self) -> None:
+        """Hear of changes of the nodes that the parameter node refers to."""
+        parameters, roles = self.node.parameterNode, []
+        parameters.GetNodeReferenceRoles(roles)
+        nodes = {parameters.GetNthNodeReference(role, k) for role in roles for k in range(parameters.GetNumberOfNodeReferences(role))} - {None}
+        if nodes != {entry[0] for entry in self.chosen.Observations}:
+            self.chosen.removeObservers()
+            for node in nodes:
+                for event in events_of(node):
+                    self.chosen.addObserver(node, event, self.chosen_changed)
+
+    def chosen_changed(self, caller=None, event=None) -> None:
+        """While something runs, which moves the volumes in its live view, the pages are brought up to date at its end."""
+        self.stale = True
+        if not self.timer.active:
+            self.later.start()
 
     def node_changed(self, caller=None, event=None) -> None:
         self.later.start()
@@ -95,7 +115,9 @@ class Panel(VTKObservationMixin):
     def refresh(self) -> None:
         """Bring all pages up to date, once for many changes."""
         self.later.stop()
+        self.stale = False
         if self.node is not None and not slicer.mrmlScene.IsClosing():
+            self.watch()
             for page in self.pages.values():
                 page.show_selectors()
                 page.refresh()
@@ -112,6 +134,7 @@ class Panel(VTKObservationMixin):
                 button.collapsed = True
         if self.node is not None:
             page.opened()
+            self.later.start()
 
     def open(self, name: str) -> None:
         """Unfold the section ``name``."""
@@ -134,6 +157,8 @@ class Panel(VTKObservationMixin):
         self.longest_tick = max(self.longest_tick, time.thread_time() - began)
         if not busy:
             self.timer.stop()
+            if self.stale:
+                self.later.start()
 
     # --------------------------------------------------------------------------------------------------------- life cycle
 
@@ -164,3 +189,12 @@ class Panel(VTKObservationMixin):
             page.close()
         self.bind(None)
         self.removeObservers()
+
+
+def events_of(node) -> list[int]:
+    """The events of a node after which what the pages say of it may be wrong: its name, its place, its voxels, its segments."""
+    found = [getattr(node, name) for name in ("TransformModifiedEvent", "ImageDataModifiedEvent") if hasattr(node, name)]
+    if node.IsA("vtkMRMLSegmentationNode"):
+        segmentation = slicer.vtkSegmentation
+        found += [segmentation.SegmentAdded, segmentation.SegmentRemoved, segmentation.SegmentModified]
+    return [vtk.vtkCommand.ModifiedEvent, *found]

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from . import outputs
+from . import mrml, outputs
 
 PLACEMENT = "DeepRegistration.placement"
 """Attribute of the node that holds the placement which a node had before it was put under a result."""
 
 
-def parents_of(node) -> list[str]:
-    """IDs of the transform nodes above a node, the nearest first."""
-    found, parent = [], node.GetParentTransformNode()
-    while parent is not None:
-        found.append(parent.GetID())
-        parent = parent.GetParentTransformNode()
-    return found
-
-
 def put_under(node, transforms: dict):
     """Put ``node`` under ``transforms['linear']`` (see ``outputs.apply_to``) unless it is there; returns its parent transform node."""
     linear = transforms["linear"]
-    if linear.GetID() not in parents_of(node):
+    if not mrml.is_carried(node, (linear,)):
         outputs.apply_to(node, transforms)
         parent = node.GetParentTransformNode()
         if parent is not linear:

@@ -11,6 +11,7 @@ from DeepRegistrationLib.errors import InputError
 from . import quality_images, quality_maps, quality_shapes, views
 from .placement import put_under, take_out
 from .quality_tables import compare_rows, compare_tables, export_csv, rows_of, table_from_rows
+from .records import carriers_of
 
 __all__ = ["Quality", "compare_rows", "compare_tables", "compare_views", "export_csv", "rows_of", "table_from_rows"]
 
@@ -143,7 +144,7 @@ class Quality:
         Structures are segmentation or label map nodes. Copies are shown, so the user's own display stays as it is.
         """
         self._discard("contours")
-        copies = [quality_shapes.outline_copy(node, f"{self.name} {side} contours")
+        copies = [quality_shapes.outline_copy(node, f"{self.name} {side} contours", carriers_of(self.transforms, side))
                   for node, side in ((fixed_structures, "fixed"), (moving_structures, "moving"))]
         self.made["contours"] = copies
         if after:

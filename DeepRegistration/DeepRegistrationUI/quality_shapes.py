@@ -7,6 +7,7 @@ import numpy as np
 from DeepRegistrationLib.errors import InputError
 
 from . import mrml
+from .records import carriers_of
 
 FIXED_COLOR, BEFORE_COLOR, AFTER_COLOR = (0.20, 0.85, 0.30), (1.0, 0.60, 0.10), (0.95, 0.25, 0.85)
 """Outlines of the fixed structures (green), of the moving ones as they were (orange) and as they are mapped (magenta)."""
@@ -30,8 +31,9 @@ def show_outlines(node, color, thickness: int = 2) -> None:
     display.SetVisibility2D(True)
 
 
-def outline_copy(node, name: str):
-    """A segmentation node with the structures of a segmentation or label map node, where that one is; for display, not saved."""
+def outline_copy(node, name: str, carriers=()):
+    """A segmentation node with the structures of a segmentation or label map node, where that one is (without ``carriers``, see
+    ``mrml.placement_of``); for display, not saved."""
     import slicer
 
     made = node.GetScene().AddNewNodeByClass("vtkMRMLSegmentationNode", name)
@@ -42,15 +44,19 @@ def outline_copy(node, name: str):
               and slicer.vtkSlicerSegmentationsModuleLogic.ImportLabelmapToSegmentationNode(node, made)):
         node.GetScene().RemoveNode(made)
         raise InputError(f"'{node.GetName()}' holds no structures to outline; choose a segmentation or a label map with at least one label")
-    made.SetAndObserveTransformNodeID(node.GetTransformNodeID())
+    if mrml.is_carried(node, carriers):
+        made.ApplyTransformMatrix(mrml.vtk_matrix(mrml.placement_of(node, carriers)))
+    else:
+        made.SetAndObserveTransformNodeID(node.GetTransformNodeID())
     made.CreateDefaultDisplayNodes()
     return made
 
 
-def paired_points(fixed, moving) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+def paired_points(fixed, moving, transforms: dict) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
     """(names, (N, 3), (N, 3)) LPS mm: the landmarks of two markups nodes that belong together, by their names where these are unique and
-    at least one is in both, otherwise by their order."""
-    (names, one), (others, two) = (_placed(node) for node in (fixed, moving))
+    at least one is in both, otherwise by their order; each where it is without the transforms of the result."""
+    placed = [mrml.points_of(node, carriers_of(transforms, side)) for node, side in ((fixed, "fixed"), (moving, "moving"))]
+    (names, one), (others, two) = ((list(points.names), points.positions) for points in placed)
     unique = len(set(names)) == len(names) and len(set(others)) == len(others)
     shared = [n for n in names if n in others] if unique else []
     if shared:
@@ -59,15 +65,6 @@ def paired_points(fixed, moving) -> tuple[tuple[str, ...], np.ndarray, np.ndarra
         raise InputError(f"'{fixed.GetName()}' has {len(one)} and '{moving.GetName()}' {len(two)} landmarks, and their names do not say which belong "
                          "together; give both the same names or the same number of points")
     return tuple(names), one, two
-
-
-def _placed(node) -> tuple[list[str], np.ndarray]:
-    """Names and world positions (N, 3) LPS mm of the placed points of a markups node."""
-    points = [n for n in range(node.GetNumberOfControlPoints()) if node.GetNthControlPointPositionStatus(n) == node.PositionDefined]
-    if not points:
-        raise InputError(f"markups '{node.GetName()}' holds no placed point; place at least one")
-    positions = np.array([node.GetNthControlPointPositionWorld(n) for n in points])
-    return [node.GetNthControlPointLabel(n) for n in points], positions @ mrml.FLIP[:3, :3]
 
 
 def map_points(node, points: np.ndarray, inverse: bool = False) -> np.ndarray:
@@ -86,14 +83,14 @@ def map_points(node, points: np.ndarray, inverse: bool = False) -> np.ndarray:
 def landmark_rows(fixed, moving, transforms: dict) -> list[dict]:
     """One row a landmark: its name and the distance in mm of moving landmark and fixed one, before, and carried by the map, after (the
     target registration error, in the moving image as in the library's figures)."""
-    names, one, two = paired_points(fixed, moving)
+    names, one, two = paired_points(fixed, moving, transforms)
     before, after = np.linalg.norm(one - two, axis=1), np.linalg.norm(map_points(transforms["linear"], one) - two, axis=1)
     return [{"landmark": n, "before (mm)": float(b), "after (mm)": float(a)} for n, b, a in zip(names, before, after)]
 
 
 def landmark_lines(fixed, moving, transforms: dict, name: str = "Landmark distances") -> list:
     """Line markups from fixed landmarks to the mapped moving ones, labelled with their distance; those of the ``MOST_LINES`` longest."""
-    names, one, two = paired_points(fixed, moving)
+    names, one, two = paired_points(fixed, moving, transforms)
     rows, mapped = landmark_rows(fixed, moving, transforms), map_points(transforms["linear"], two, inverse=True)
     order = np.argsort([-row["after (mm)"] for row in rows], kind="stable")[:MOST_LINES]
     return [_line(fixed.GetScene(), f"{names[n]} {rows[n]['after (mm)']:.1f} mm", one[n], mapped[n]) for n in sorted(order)]

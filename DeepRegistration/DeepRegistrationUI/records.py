@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import json
 
+from DeepRegistrationLib.errors import InputError
+from DeepRegistrationLib.geometry import Grid
+
+from . import mrml, views
 from .delivery import put_into
 
 ATTRIBUTE = "DeepRegistration.Result"
 ROLE = "DeepRegistration."
+PLACES = "DeepRegistration.Places"
+"""Attribute of the main node: the grids that the fixed and the moving volume had, as JSON."""
 MAIN = "vtkMRMLTransformNode"
+INVERSE_OF = "DeepRegistration.inverseOf"
+"""Attribute of the inverse node that a live transfer made: the ID of the transform."""
 
 
-def remember(nodes: dict, fixed, moving, figures: dict):
+def remember(nodes: dict, fixed, moving, figures: dict, grids=()):
     """Note that ``nodes`` (role -> node) are one registration of two volume nodes; returns its main node.
 
-    ``figures`` is anything that JSON can hold: metrics, method, values, seconds.
+    ``figures`` is anything that JSON can hold: metrics, method, values, seconds; ``grids`` those of both volumes when they were registered.
     """
     main = nodes.get("deformation") or nodes["linear"]
     main.SetAttribute(ATTRIBUTE, json.dumps(figures))
+    main.SetAttribute(PLACES, json.dumps([{"shape": list(grid.shape), "affine": grid.affine.tolist()} for grid in grids]))
     for role, node in {**nodes, "fixed": fixed, "moving": moving}.items():
         if node is not None:
             main.SetNodeReferenceID(ROLE + role, node.GetID())
@@ -43,6 +52,13 @@ def roles_of(main) -> dict:
     return found
 
 
+def require_whole(roles: dict) -> None:
+    """InputError where a volume or the linear transform of a registration was deleted."""
+    for name in ("fixed", "moving", "linear"):
+        if name not in roles:
+            raise InputError(f"the {name} {'transform' if name == 'linear' else 'volume'} of this registration was deleted; choose another registration")
+
+
 def figures_of(main) -> dict:
     return json.loads(main.GetAttribute(ATTRIBUTE) or "{}")
 
@@ -57,6 +73,48 @@ def start_node(main):
     return main.GetNodeReference(ROLE + "linear") or main
 
 
+def carriers_of(transforms: dict, side: str) -> tuple:
+    """The transform nodes that show nodes of one ``side``, 'fixed' or 'moving', of a result (role -> node) on another image: its own, and those of
+    other results of the same volume. What lies under one of them has been carried already, and is read without it (``mrml.placement_of``), so
+    that nothing is carried twice."""
+    volume, scene = transforms.get(side), transforms["linear"].GetScene()
+    others = [roles_of(main) for main in all_records(scene)]
+    found = []
+    for result in (transforms, *(each for each in others if volume is not None and each.get(side) is volume)):
+        if side == "moving":
+            found += [result.get(role) for role in ("linear", "deformation", "linear_part")]
+        else:
+            found += [result.get("inverse"), made_inverse(result.get("linear"))]
+    return tuple(node for node in found if node is not None)
+
+
+def made_inverse(linear):
+    """The inverse node that a live transfer has made for a result without one, None where there is none."""
+    nodes = [] if linear is None else views.nodes_of(linear.GetScene(), MAIN)
+    return next((node for node in nodes if node.GetAttribute(INVERSE_OF) == linear.GetID()), None)
+
+
+def remark_on_places(main) -> str:
+    """What the user of a registration should know of volumes that were moved, hardened or cropped since it was made, '' where there are none."""
+    roles = roles_of(main)
+    moved = []
+    for side, place in zip(("fixed", "moving"), json.loads(main.GetAttribute(PLACES) or "[]")):
+        if side in roles and "linear" in roles and not _stands(roles[side], Grid(place["shape"], place["affine"]), carriers_of(roles, side)):
+            moved.append(f"'{roles[side].GetName()}'")
+    if not moved:
+        return ""
+    verb = "was" if len(moved) == 1 else "were"
+    return f"{' and '.join(moved)} {verb} moved, hardened or cropped since the registration began; its result fits what was there then"
+
+
+def _stands(node, grid: Grid, carriers) -> bool:
+    """True where a volume node has this grid without ``carriers``."""
+    try:
+        return mrml.grid_of(node, carriers).same_as(grid)
+    except InputError:
+        return False
+
+
 def add_role(main, role: str, node) -> None:
     """One more node that belongs to the registration."""
     main.SetNodeReferenceID(ROLE + role, node.GetID())
@@ -64,10 +122,7 @@ def add_role(main, role: str, node) -> None:
 
 def all_records(scene) -> list:
     """The main nodes of all registrations in a scene, oldest first."""
-    found = scene.GetNodesByClass(MAIN)
-    found.UnRegister(None)
-    nodes = [found.GetItemAsObject(k) for k in range(found.GetNumberOfItems())]
-    return [node for node in nodes if is_record(node)]
+    return [node for node in views.nodes_of(scene, MAIN) if is_record(node)]
 
 
 def remove(nodes: dict) -> None:

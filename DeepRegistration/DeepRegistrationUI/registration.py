@@ -68,7 +68,7 @@ class Choices:
 
 
 def missing(choices: Choices) -> str:
-    """What has to be chosen before Apply, in one sentence; '' where nothing is missing."""
+    """What has to be chosen or mended before Apply, in one sentence; '' where nothing is missing."""
     fixed, moving = choices.fixed, choices.moving
     if fixed is None or moving is None:
         which = "a fixed and a moving volume" if fixed is moving else "a fixed volume" if fixed is None else "a moving volume"
@@ -84,12 +84,26 @@ def missing(choices: Choices) -> str:
         return "Choose the transform to start from, or another start."
     if choices.start == LANDMARKS and choices.fixed_points is None and choices.moving_points is None:
         return "Choose the landmarks of both volumes to start from, or another start."
-    return _missing_guides(choices)
+    return _misplaced(choices) or _missing_guides(choices)
 
 
 def colored(choices: Choices) -> list:
     """The chosen volumes that are color pictures."""
     return [node for node in choices.nodes() if mrml.is_color(node)]
+
+
+def _misplaced(choices: Choices) -> str:
+    """What is wrong with where the volumes are: their transforms, a slice against a volume, a start that is there already."""
+    try:
+        outputs.planes_of(choices.fixed, choices.moving)
+    except InputError as error:
+        return f"{error}."
+    start = None if isinstance(choices.start, str) else choices.start
+    start = records.start_node(start) if records.is_record(start) else start
+    if mrml.is_carried(choices.moving, (start,)):
+        return (f"'{choices.moving.GetName()}' is under '{start.GetName()}' already, which would count twice as the start too; take the volume out of "
+                "this transform, or choose another start.")
+    return ""
 
 
 def _missing_guides(choices: Choices) -> str:
@@ -106,12 +120,14 @@ def _missing_guides(choices: Choices) -> str:
 
 
 class Registration:
-    """One run of ``choices`` on ``runner``; ``listener(self, event)`` hears of everything. ``nodes`` role -> node when it is done."""
+    """One run of ``choices`` on ``runner``; ``listener(self, event)`` hears of everything. ``nodes`` role -> node when it is done; ``name`` of its
+    folder, which no other result has."""
 
     def __init__(self, choices: Choices, runner, listener=None):
         self.choices, self.runner, self.listener = choices, runner, listener
         self.state, self.job, self.live, self.reading, self.delivery = "new", None, None, None, None
         self.nodes, self.main, self.message, self.kind, self.offers, self.figures = {}, None, "", "", (), {}
+        self.name, self.grids = "", ()
         self.began = time.perf_counter()
 
     @property
@@ -124,6 +140,7 @@ class Registration:
         sentence = missing(self.choices)
         if sentence:
             raise InputError(sentence)
+        self.name = outputs.free_name(self.choices.fixed.GetScene(), self.choices.name)
         self.reading, self.state = self._request(), "reading"
         try:
             self._read(0.0)
@@ -147,13 +164,14 @@ class Registration:
         if self._watched and self.live is None:
             c = self.choices
             try:
-                self.live = LiveView(c.fixed, c.moving, f"{c.name} live", record="iterations" in c.outputs, arrange=c.live)
+                self.live = LiveView(c.fixed, c.moving, f"{self.name} live", record="iterations" in c.outputs, arrange=c.live)
             except InputError as error:  # a volume was changed since Apply
                 self._abort(str(error))
 
     def _request(self):
         """The request; a generator."""
         c = self.choices
+        self.grids = (mrml.grid_of(c.fixed), mrml.grid_of(c.moving))
         start = c.start or None
         if start == LANDMARKS:
             start = [rigid_fit(mrml.points_of(c.fixed_points), mrml.points_of(c.moving_points))]
@@ -179,7 +197,7 @@ class Registration:
         elif kind == "done":
             self._close_live()
             self.state = "delivering"
-            self.delivery = outputs.deliver_steps(job, self.choices.fixed, self.choices.moving, self.choices.name, self.choices.outputs)
+            self.delivery = outputs.deliver_steps(job, self.choices.fixed, self.choices.moving, self.name, self.choices.outputs)
         elif kind == "failed":
             self._end("failed", event["message"], tuple(event.get("offers", ())), event.get("kind", ""))
         elif kind == "cancelled":
@@ -233,16 +251,16 @@ class Registration:
         self.nodes.update(self._extras())
         self.figures = {"rows": result["metrics"], "method": self.choices.method, "values": self.choices.values, "seconds": round(seconds, 2),
                         "scalars": result["scalars"], "provenance": result["provenance"]}
-        self.main = records.remember(self.nodes, self.choices.fixed, self.choices.moving, self.figures)
+        self.main = records.remember(self.nodes, self.choices.fixed, self.choices.moving, self.figures, self.grids)
         made = listed([text for role, text in MADE.items() if role in self.nodes])
-        remark = remark_on(result["provenance"])
-        self._end("done", f"Registered in {duration(seconds)}; made {made} in the folder '{self.choices.name}'." + (f" Note: {remark}." if remark else ""))
+        remark = "; ".join(filter(None, (remark_on(result["provenance"]), records.remark_on_places(self.main))))
+        self._end("done", f"Registered in {duration(seconds)}; made {made} in the folder '{self.name}'." + (f" Note: {remark}." if remark else ""))
 
     def _extras(self) -> dict:
         """The linear part as a node of its own, and the iterations, in the folder of the other nodes."""
         scene, made = self.choices.fixed.GetScene(), {}
         if "linearPart" in self.choices.outputs and "deformation" in self.nodes:
-            made["linear_part"] = scene.AddNewNodeByClass("vtkMRMLTransformNode", f"{self.choices.name} linear part")
+            made["linear_part"] = scene.AddNewNodeByClass("vtkMRMLTransformNode", f"{self.name} linear part")
             copy_matrix(self.nodes["linear"], made["linear_part"])
         if self.live is not None and "browser" in self.live.nodes:
             made.update({f"iterations_{role}": self.live.nodes[role] for role in ("linear", "deformation")})

@@ -7,7 +7,7 @@ inverse of T; what is carried fixed -> moving is the other way round.
 * Copies of volumes, label maps and segmentations made of voxels are read by the library's own sampler, in the worker, on exactly the
   voxels of the reference volume: linearly, labels by nearest neighbour, each layer of overlapping segments for itself.
 * Live means that the node itself is put under the transforms (towards moving: under the inverse), with its own linear placement kept;
-  ``release`` takes it out again.
+  ``release`` takes it out again. A copy of a node that is live already is made of what it was before.
 
 All or nothing: where anything fails, no new node is left and no node has moved.
 """
@@ -20,15 +20,14 @@ from dataclasses import dataclass
 from DeepRegistrationLib.errors import InputError, RegistrationError
 
 from . import mrml, outputs, transfer_voxels, views
-from .placement import parents_of, put_under, take_out
+from .placement import put_under, take_out
+from .records import INVERSE_OF, carriers_of, made_inverse
 from .steps import advance
 
 TO_FIXED, TO_MOVING = "moving_to_fixed", "fixed_to_moving"
 MODES = ("copy", "live")
 BEFORE = "DeepRegistration.before"
 """Node reference role (and attribute) of a live node: the transform that it was under."""
-INVERSE_OF = "DeepRegistration.inverseOf"
-"""Attribute of the inverse node that live transfer made: the ID of the transform."""
 NO_PARENT = "none"
 STIFF = ("vtkMRMLMarkupsROINode", "vtkMRMLMarkupsPlaneNode")
 """Markups that the scene would only move and stretch under a deformation."""
@@ -121,11 +120,12 @@ class Transfer:
                 self.made = list(self.nodes)
                 self._end("done")
                 return
-            tasks = [transfer_voxels.task_of(node, self.outside_nan) or _Shape(node) for node in self.nodes]
+            carriers = carriers_of(self.transforms, "moving" if self.direction == TO_FIXED else "fixed")
+            tasks = [transfer_voxels.task_of(node, self.outside_nan, carriers) or _Shape(node) for node in self.nodes]
             voxels = [task for task in tasks if not isinstance(task, _Shape)]
             if voxels and self.runner is None:
                 raise InputError(f"'{voxels[0].name}' is made of voxels, which are carried by the worker; give a runner")
-            self._copy_shapes(tasks)
+            self._copy_shapes(tasks, carriers)
             if voxels:
                 self._steps = self._send(voxels)
                 self._advance(0.0)
@@ -169,12 +169,16 @@ class Transfer:
         """One job for all that is made of voxels; a generator."""
         inputs = [value for task in voxels for value in task.inputs]
         parts = yield from self._parts()
-        request = {"command": "warp", "parts": list(parts), "reference": mrml.grid_of(self.reference), "inputs": inputs}
+        request = {"command": "warp", "parts": list(parts), "reference": self._lattice(), "inputs": inputs}
         self.job = self.runner.submit(request, lambda job, event: self._hear(job, event, voxels))
+
+    def _lattice(self):
+        """The voxels of the reference volume where it was registered, also while it is shown on the other image."""
+        return mrml.grid_of(self.reference, carriers_of(self.transforms, "fixed" if self.direction == TO_FIXED else "moving"))
 
     def _parts(self):
         """The map of points of the reference image to the other one, as exchange values; a generator."""
-        grid = mrml.grid_of(self.reference)
+        grid = self._lattice()
         if self.direction == TO_FIXED:
             return (yield from mrml.parts_steps(self.transforms["linear"], grid))
         inverse = self.transforms.get("inverse")
@@ -223,18 +227,18 @@ class Transfer:
 
     # ------------------------------------------------------------------------------------------------- by the scene itself
 
-    def _copy_shapes(self, tasks) -> None:
+    def _copy_shapes(self, tasks, carriers) -> None:
         general = map_of(self.transforms["linear"], self.direction)
         for task in tasks:
             if isinstance(task, _Shape):
                 require_movable(task.node, general)
-                self.made.append(clone(task.node, f"{task.node.GetName()} on {self.reference.GetName()}"))
+                self.made.append(clone(task.node, f"{task.node.GetName()} on {self.reference.GetName()}", carriers))
                 move(self.made[-1], general)
 
     def _go_live(self) -> None:
         above = self.transforms if self.direction == TO_FIXED else {"linear": self._inverse_node()}
         for node in self.nodes:
-            if above["linear"].GetID() in parents_of(node):
+            if mrml.is_carried(node, (above["linear"],)):
                 continue
             release([node])
             parent = node.GetParentTransformNode()
@@ -248,23 +252,24 @@ class Transfer:
         if views.is_in(self.transforms.get("inverse"), self.scene):
             return self.transforms["inverse"]
         linear = self.transforms["linear"]
-        for node in views.nodes_of(self.scene, "vtkMRMLTransformNode"):
-            if node.GetAttribute(INVERSE_OF) == linear.GetID():
-                return node
+        node = made_inverse(linear)
+        if node is not None:
+            return node
         node = self.scene.AddNewNodeByClass("vtkMRMLTransformNode", f"{linear.GetName()} inverse")
         node.SetAndObserveTransformToParent(map_of(linear, TO_MOVING))
         node.SetAttribute(INVERSE_OF, linear.GetID())
         return node
 
 
-def release(nodes) -> None:
-    """Undo mode 'live': the nodes are where they were before; others are left alone."""
-    for node in nodes if isinstance(nodes, (list, tuple)) else [nodes]:
-        if node.GetScene() is None or node.GetAttribute(BEFORE) is None:
-            continue
+def release(nodes) -> list:
+    """Undo mode 'live': the nodes are where they were before; others are left alone. Returns those that were live."""
+    live = [node for node in (nodes if isinstance(nodes, (list, tuple)) else [nodes])
+            if node.GetScene() is not None and node.GetAttribute(BEFORE) is not None]
+    for node in live:
         take_out(node, node.GetNodeReference(BEFORE))
         node.RemoveAttribute(BEFORE)
         node.SetNodeReferenceID(BEFORE, None)
+    return live
 
 
 def map_of(linear, direction: str):
@@ -279,8 +284,9 @@ def map_of(linear, direction: str):
     return general
 
 
-def clone(node, name: str):
-    """A new node with the content of ``node`` at its place in the world, with a display of its own that looks the same."""
+def clone(node, name: str, carriers=()):
+    """A new node with the content of ``node`` at its place in the world (without ``carriers``, see ``mrml.placement_of``), with a display of its
+    own that looks the same."""
     scene = node.GetScene()
     made = scene.CreateNodeByClass(node.GetClassName())
     made.UnRegister(None)
@@ -290,8 +296,12 @@ def clone(node, name: str):
     made.CreateDefaultDisplayNodes()
     if made.GetDisplayNode() is not None and node.GetDisplayNode() is not None:
         made.GetDisplayNode().CopyContent(node.GetDisplayNode(), True)
-    made.SetAndObserveTransformNodeID(node.GetTransformNodeID())
-    made.HardenTransform()
+    if mrml.is_carried(node, carriers):
+        made.SetAndObserveTransformNodeID(None)
+        made.ApplyTransformMatrix(mrml.vtk_matrix(mrml.placement_of(node, carriers)))
+    else:
+        made.SetAndObserveTransformNodeID(node.GetTransformNodeID())
+        made.HardenTransform()
     return made
 
 

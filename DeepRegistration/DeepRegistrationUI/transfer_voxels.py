@@ -40,12 +40,12 @@ def kind_of(node) -> str:
     return "shape"
 
 
-def task_of(node, outside_nan: bool = False):
-    """What the worker has to do for ``node``: a task; None for points."""
+def task_of(node, outside_nan: bool = False, carriers=()):
+    """What the worker has to do for ``node``, read without ``carriers`` (see ``mrml.placement_of``): a task; None for points."""
     kind = kind_of(node)
     if kind == "shape":
         return None
-    return {"volume": ImageTask.of_volume, "labels": ImageTask.of_labels, "segmentation": SegmentationTask.of}[kind](node, outside_nan)
+    return {"volume": ImageTask.of_volume, "labels": ImageTask.of_labels, "segmentation": SegmentationTask.of}[kind](node, outside_nan, carriers)
 
 
 def inverted(parts) -> tuple:
@@ -69,19 +69,20 @@ class ImageTask:
     inputs: list
 
     @classmethod
-    def of_volume(cls, node, outside_nan: bool) -> "ImageTask":
-        volume = mrml.volume_of(node)
+    def of_volume(cls, node, outside_nan: bool, carriers=()) -> "ImageTask":
+        volume = mrml.volume_of(node, carriers)
         kind = np.dtype(np.float32) if outside_nan and volume.array.dtype.kind != "f" else volume.array.dtype
         outside = "nan" if outside_nan else "zero"
         return cls(node.GetName(), _kept_display(node), kind, [{"value": volume, "interpolation": "linear", "outside": outside}])
 
     @classmethod
-    def of_labels(cls, node, outside_nan: bool) -> "ImageTask":
+    def of_labels(cls, node, outside_nan: bool, carriers=()) -> "ImageTask":
         values = mrml.array_of(node)
         if values.ndim != 3 or (values.dtype.kind == "f" and not np.array_equal(values, np.round(values))):
             raise mrml.no_labels(node)
         whole = values if values.dtype.kind in "iu" else values.astype(np.int32)
-        return cls(node.GetName(), _kept_display(node), values.dtype, [{"value": exchange.LabelMap(whole, mrml.grid_of(node), name=node.GetName())}])
+        value = exchange.LabelMap(whole, mrml.grid_of(node, carriers), name=node.GetName())
+        return cls(node.GetName(), _kept_display(node), values.dtype, [{"value": value}])
 
     def add(self, scene, answers, name: str):
         """A volume or label map node with the display of the original. No histogram is made, which takes long."""
@@ -108,14 +109,14 @@ class SegmentationTask:
     inputs: list
 
     @classmethod
-    def of(cls, node, outside_nan: bool) -> "SegmentationTask":
+    def of(cls, node, outside_nan: bool, carriers=()) -> "SegmentationTask":
         import slicer
 
         segmentation = slicer.vtkSegmentation()
         segmentation.DeepCopy(node.GetSegmentation())
         layers, inputs = [], []
         for n in range(segmentation.GetNumberOfLayers(BINARY)):
-            values, grid = layer_of(segmentation.GetLayerDataObject(n, BINARY), mrml.placement_of(node))
+            values, grid = layer_of(segmentation.GetLayerDataObject(n, BINARY), mrml.placement_of(node, carriers))
             if values.size:
                 layers.append(tuple(segmentation.GetSegmentIDsForLayer(n, BINARY)))
                 inputs.append({"value": exchange.LabelMap(values, grid, name=f"{node.GetName()} {n}")})

@@ -31,37 +31,59 @@ def vtk_matrix(array):
     return matrix
 
 
-def placement_of(node) -> np.ndarray:
-    """(4, 4) RAS: the linear parent transforms of ``node``; InputError where one of them is not linear."""
+def parents_of(node, carriers=()) -> list:
+    """The transform nodes above ``node``, the nearest first, up to the first of ``carriers``, which is left out with all above it."""
+    found, parent = [], node.GetParentTransformNode()
+    while parent is not None and not any(parent is carrier for carrier in carriers):
+        found.append(parent)
+        parent = parent.GetParentTransformNode()
+    return found
+
+
+def is_carried(node, carriers) -> bool:
+    """True where one of the transform nodes ``carriers`` is above ``node``."""
+    return len(parents_of(node, carriers)) < len(parents_of(node))
+
+
+def placement_of(node, carriers=()) -> np.ndarray:
+    """(4, 4) RAS: the linear parent transforms of ``node`` (see ``parents_of``); InputError where one of them is not linear.
+
+    ``carriers``: the transform nodes of a registration that shows the node on the other image; the node is read as it is without them.
+    """
     import vtk
 
-    parent, matrix = node.GetParentTransformNode(), vtk.vtkMatrix4x4()
-    if parent is None:
-        return np.eye(4)
-    if not parent.IsTransformToWorldLinear():
-        raise InputError(f"'{node.GetName()}' is under the non-linear transform '{parent.GetName()}'; harden the transform on it "
-                         "(Transforms module) or take it out of the transform, then register")
-    parent.GetMatrixTransformToWorld(matrix)
-    return matrix_values(matrix)
+    whole, matrix = np.eye(4), vtk.vtkMatrix4x4()
+    for parent in parents_of(node, carriers):
+        if not parent.IsLinear():
+            raise InputError(f"'{node.GetName()}' is under the non-linear transform '{parent.GetName()}'; harden the transform on it "
+                             "(Transforms module) or take it out of the transform, then register")
+        parent.GetMatrixTransformToParent(matrix)
+        whole = matrix_values(matrix) @ whole
+    return whole
 
 
-def grid_of(node) -> Grid:
-    """The 3D grid of a volume node in LPS, its linear parent transforms folded in. InputError where it holds no voxels."""
+def grid_of(node, carriers=()) -> Grid:
+    """The 3D grid of a volume node in LPS, its placement (see ``placement_of``) folded in. InputError where it holds no voxels."""
     import vtk
 
+    _require_voxels(node)
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    return Grid(node.GetImageData().GetDimensions()[::-1], FLIP @ placement_of(node, carriers) @ matrix_values(matrix))
+
+
+def _require_voxels(node) -> None:
     data = node.GetImageData()
     if data is None or min(data.GetDimensions()) < 1 or data.GetPointData().GetScalars() is None:
         raise InputError(f"volume '{node.GetName()}' holds no voxels; load an image into it or choose another volume")
-    matrix = vtk.vtkMatrix4x4()
-    node.GetIJKToRASMatrix(matrix)
-    return Grid(data.GetDimensions()[::-1], FLIP @ placement_of(node) @ matrix_values(matrix))
 
 
 def array_of(node) -> np.ndarray:
     """The voxels (k, j, i) or (k, j, i, C) of a volume node: a view, not a copy."""
     from vtk.util.numpy_support import vtk_to_numpy
 
-    shape = grid_of(node).shape
+    _require_voxels(node)
+    shape = node.GetImageData().GetDimensions()[::-1]
     values = vtk_to_numpy(node.GetImageData().GetPointData().GetScalars())
     return values.reshape(shape if values.ndim == 1 else (*shape, values.shape[-1]))
 

@@ -12,7 +12,7 @@ from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.exchange import LabelMap, Lattice, Matrix, PointSet, Volume, blocks, finish
 from DeepRegistrationLib.geometry import Grid
 
-from .common import FLIP, array_of, grid_of, lattice_of, matrix_values, placement_of, rows_of_a_step, vectors_of, vtk_matrix
+from .common import FLIP, array_of, grid_of, is_carried, lattice_of, matrix_values, placement_of, rows_of_a_step, vectors_of, vtk_matrix
 
 SEGMENT_VOXELS = 4e6
 """Voxels, counted once for each segment, that one step makes a label map of: about 10 ms, up to 70 on a busy machine."""
@@ -20,10 +20,10 @@ POINTS = 40_000
 """Points that one step moves by a transform without a lattice."""
 
 
-def volume_of(node) -> Volume:
-    """Volume of a volume node in its own type, channels first; its linear parents are folded into the grid. InputError see ``grid_of``."""
+def volume_of(node, carriers=()) -> Volume:
+    """Volume of a volume node in its own type, channels first; its placement is folded into the grid. InputError see ``grid_of``."""
     values = array_of(node)
-    return Volume(np.moveaxis(values, -1, 0) if values.ndim == 4 else values, grid_of(node), node.GetName())
+    return Volume(np.moveaxis(values, -1, 0) if values.ndim == 4 else values, grid_of(node, carriers), node.GetName())
 
 
 def is_color(node) -> bool:
@@ -42,12 +42,12 @@ def labelmap_of(node, reference=None, segments: tuple[str, ...] = ()) -> LabelMa
     return finish(labelmap_steps(node, reference, segments))
 
 
-def labelmap_steps(node, reference=None, segments: tuple[str, ...] = ()):
-    """``labelmap_of`` as a generator."""
+def labelmap_steps(node, reference=None, segments: tuple[str, ...] = (), carriers=()):
+    """``labelmap_of`` as a generator; node and reference are read without ``carriers``, see ``placement_of``."""
     if node.IsA("vtkMRMLSegmentationNode"):
         if reference is None:
             raise InputError(f"segmentation '{node.GetName()}' was given without a volume; choose the volume that it belongs to")
-        return (yield from _labelmap_of_segments(node, reference, tuple(segments)))
+        return (yield from _labelmap_of_segments(node, reference, tuple(segments), carriers))
     values, found = array_of(node), set()
     if values.ndim != 3:
         raise no_labels(node)
@@ -59,7 +59,7 @@ def labelmap_steps(node, reference=None, segments: tuple[str, ...] = ()):
     colors = node.GetDisplayNode().GetColorNode() if node.GetDisplayNode() else None
     whole = values if values.dtype.kind in "iu" else values.astype(np.int32)
     named = tuple((int(v), colors.GetColorName(int(v))) for v in sorted(found) if v != 0) if colors else ()
-    return LabelMap(whole, grid_of(node), named, node.GetName())
+    return LabelMap(whole, grid_of(node, carriers), named, node.GetName())
 
 
 def no_labels(node) -> InputError:
@@ -67,15 +67,15 @@ def no_labels(node) -> InputError:
     return InputError(f"'{node.GetName()}' is no label map (it has channels or fractions); choose a label map or a segmentation")
 
 
-def _labelmap_of_segments(node, reference, segments):
+def _labelmap_of_segments(node, reference, segments, carriers):
     """The segments on the voxels of the volume node ``reference``, a few of them or a part of one a step; a generator."""
-    grid, segmentation = grid_of(reference), node.GetSegmentation()
+    grid, segmentation = grid_of(reference, carriers), node.GetSegmentation()
     chosen = list(segments or segmentation.GetSegmentIDs())
     for identifier in chosen:
         if segmentation.GetSegment(identifier) is None:
             raise InputError(f"segmentation '{node.GetName()}' has no segment '{identifier}'; choose one of its segments")
     _require_labelmap(node, chosen)
-    to_world = np.linalg.inv(placement_of(node)) @ FLIP @ grid.affine
+    to_world = np.linalg.inv(placement_of(node, carriers)) @ FLIP @ grid.affine
     count, rows = max(1, int(SEGMENT_VOXELS / grid.voxels)), max(1, int(SEGMENT_VOXELS * grid.shape[0] / grid.voxels))
     values = np.zeros(grid.shape, np.int16)
     for first in range(0, len(chosen), count):
@@ -119,9 +119,9 @@ def _require_labelmap(node, identifiers):
                          "check its representations")
 
 
-def points_of(node) -> PointSet:
-    """PointSet of the defined control points of a markups node, at their world positions; names are the points' labels.
-    InputError where none is placed."""
+def points_of(node, carriers=()) -> PointSet:
+    """PointSet of the defined control points of a markups node, at their world positions without ``carriers`` (see ``placement_of``); names are
+    the points' labels. InputError where none is placed."""
     import slicer
     import vtk
     from vtk.util.numpy_support import vtk_to_numpy
@@ -130,10 +130,15 @@ def points_of(node) -> PointSet:
                if node.GetNthControlPointPositionStatus(n) == slicer.vtkMRMLMarkupsNode.PositionDefined]
     if not defined:
         raise InputError(f"markups '{node.GetName()}' holds no placed point; place at least one")
-    world = vtk.vtkPoints()
-    world.SetDataTypeToDouble()
-    node.GetControlPointPositionsWorld(world)
-    positions = vtk_to_numpy(world.GetData()).astype(np.float64)[defined] * np.diag(FLIP)[:3]
+    if is_carried(node, carriers):
+        placement = placement_of(node, carriers)
+        positions = np.array([node.GetNthControlPointPosition(n) for n in defined]) @ placement[:3, :3].T + placement[:3, 3]
+    else:
+        world = vtk.vtkPoints()
+        world.SetDataTypeToDouble()
+        node.GetControlPointPositionsWorld(world)
+        positions = vtk_to_numpy(world.GetData()).astype(np.float64)[defined]
+    positions = positions * np.diag(FLIP)[:3]
     return PointSet(positions, tuple(node.GetNthControlPointLabel(n) for n in defined), node.GetName())
 
 

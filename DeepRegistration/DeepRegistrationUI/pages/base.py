@@ -31,6 +31,9 @@ class Page:
         self.ui = slicer.util.childWidgetVariables(self.widget)
         self.widget.setMRMLScene(slicer.mrmlScene)
         self.node, self.tag, self.filling = None, None, False
+        for label in self.widget.findChildren(qt.QLabel):
+            if label.objectName.endswith(("StatusLabel", "issingLabel")):  # they hold names of nodes, which may look like tags
+                label.textFormat = qt.Qt.PlainText
         for selector, name in self.SELECTORS.items():
             getattr(self.ui, selector).connect("currentNodeChanged(vtkMRMLNode*)", lambda node, name=name: self.put(name, node))
         self.say("", "")

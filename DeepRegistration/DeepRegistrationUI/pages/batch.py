@@ -56,10 +56,24 @@ class BatchPage(Page):
     def rows(self) -> list[dict]:
         if self.work is not None and self.work.running:
             return self.work.rows
-        return [] if self.node is None else json.loads(self.node.batchPairs or "[]")
+        rows = [] if self.node is None else json.loads(self.node.batchPairs or "[]")
+        for role, row, side in self.sides(rows):
+            row[side] = self.node.parameterNode.GetNodeReferenceID(role) or row[side]
+        return rows
+
+    @staticmethod
+    def sides(rows: list[dict]) -> list[tuple[str, dict, str]]:
+        """(role, row, side) for every node of the ``rows``: the parameter node refers to it, because a scene that is added to another one gives its
+        nodes other IDs."""
+        return [(f"batchPairs.{k}.{side}", row, side) for k, row in enumerate(rows) for side in ("fixed", "moving")
+                if row["kind"] != "files" and row[side]]
 
     def keep(self, rows: list[dict]) -> None:
         """Write the rows into the parameter node."""
+        wanted, roles = {role: row[side] for role, row, side in self.sides(rows)}, []
+        self.node.parameterNode.GetNodeReferenceRoles(roles)
+        for role in {role for role in roles if role.startswith("batchPairs.")} | set(wanted):
+            self.node.parameterNode.SetNodeReferenceID(role, wanted.get(role))
         self.put("batchPairs", json.dumps([{key: row[key] for key in KEPT if key in row} for row in rows]))
 
     def refresh(self) -> None:

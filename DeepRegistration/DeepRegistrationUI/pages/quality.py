@@ -9,7 +9,7 @@ from slicer.i18n import tr as _
 
 from DeepRegistrationLib.errors import InputError
 
-from ..records import ATTRIBUTE, MAIN, figures_of, is_record, roles_of
+from ..records import ATTRIBUTE, MAIN, figures_of, is_record, require_whole, roles_of
 from .base import Page
 from .tables import fill_table
 
@@ -76,15 +76,13 @@ class QualityPage(Page):
 
     def display(self):
         """The displays of the chosen registration. InputError where its volumes are gone."""
+        if not is_record(self.node.result):
+            raise InputError("no registration is chosen; press Apply under Register first")
+        roles = roles_of(self.node.result)
+        require_whole(roles)
         if self.quality is None:
             from ..quality import Quality
 
-            if not is_record(self.node.result):
-                raise InputError("no registration is chosen; press Apply under Register first")
-            roles = roles_of(self.node.result)
-            for name in ("fixed", "moving"):
-                if name not in roles:
-                    raise InputError(f"the {name} volume of this registration was deleted; choose another registration")
             self.quality = Quality(roles["fixed"], roles["moving"], roles, f"{self.node.result.GetName()} quality")
         return self.quality
 

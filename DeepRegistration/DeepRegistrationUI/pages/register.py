@@ -11,7 +11,7 @@ from slicer.i18n import tr as _
 from DeepRegistrationLib.errors import InputError
 
 from ..logic import Choices
-from ..records import is_record
+from ..records import is_record, roles_of
 from ..state import DEFAULT_METHOD, Start
 from ..sentences import duration
 from .base import Page, segments_of
@@ -86,6 +86,7 @@ class RegisterPage(Page):
         pair = self.node.fixedVolume, self.node.movingVolume
         if pair != self.pair:
             self.pair = pair
+            self.ui.offersWidget.visible = False  # what was offered are the volumes of before
             if None in pair or pair[0] is pair[1]:
                 self.soon.stop()
             else:
@@ -124,6 +125,8 @@ class RegisterPage(Page):
         self.ui.missingLabel.text = missing
         self.ui.missingLabel.visible = bool(missing)
         self.ui.grayButton.visible = bool(missing and self.logic.colored(self.choices()))
+        self.ui.continueButton.enabled = not missing and not self.not_continued()
+        self.ui.continueButton.toolTip = missing or self.not_continued() or _("The last result becomes the start of a run with the settings chosen now")
 
     @property
     def running(self) -> bool:
@@ -231,13 +234,21 @@ class RegisterPage(Page):
         else:
             self.start(choices.with_(half_resolution=True))
 
+    def not_continued(self) -> str:
+        """Why the result that is chosen cannot be the start of a run of the volumes that are chosen, in one sentence; '' where it can."""
+        roles = roles_of(self.node.result) if is_record(self.node.result) else {}
+        if "linear" not in roles:
+            return _("The last result is not in the scene any more; press Apply to register anew.")
+        if (roles.get("fixed"), roles.get("moving")) != (self.node.fixedVolume, self.node.movingVolume):
+            return _("The last result is one of other volumes; choose these again, or press Apply to register anew.")
+        return ""
+
     def continue_run(self) -> None:
         """The last result becomes the start of a run with the settings that are chosen now."""
-        main = self.node.result
-        if not is_record(main):
-            self.say("error", _("The last result is not in the scene any more; press Apply to register anew."))
-            return
-        self.start(self.choices().with_(start=main, start_by_node=True))
+        if self.not_continued():
+            self.say("error", self.not_continued())
+        else:
+            self.start(self.choices().with_(start=self.node.result, start_by_node=True))
 
     def to_quality(self) -> None:
         self.panel.open("quality")

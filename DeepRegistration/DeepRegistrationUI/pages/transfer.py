@@ -7,7 +7,7 @@ from slicer.i18n import tr as _
 
 from DeepRegistrationLib.errors import InputError
 
-from ..records import ATTRIBUTE, MAIN, is_record, roles_of
+from ..records import ATTRIBUTE, MAIN, is_record, remark_on_places, roles_of
 from ..state import Carry
 from .base import Page
 from .checklist import CheckList
@@ -76,7 +76,8 @@ class TransferPage(Page):
         self.work = None
         if work.state == "done":
             names = ", ".join(f"'{node.GetName()}'" for node in work.made[:3]) + (" ..." if len(work.made) > 3 else "")
-            self.say("done", _("Carried {count}: {names}.").format(count=len(work.made), names=names))
+            remark = remark_on_places(self.node.result) if is_record(self.node.result) else ""
+            self.say("done", _("Carried {count}: {names}.").format(count=len(work.made), names=names) + (f" Note: {remark}." if remark else ""))
         else:
             self.say("error" if work.state == "failed" else "warning", work.message or _("The transfer was cancelled; nothing was changed."))
         self.panel.later.start()
@@ -84,8 +85,10 @@ class TransferPage(Page):
     def release(self) -> None:
         from ..transfer import release
 
-        release(self.list.checked())
-        self.say("done", _("The checked nodes are where they were before."))
+        if release(self.list.checked()):
+            self.say("done", _("The checked nodes are where they were before."))
+        else:
+            self.say("warning", _("None of the checked nodes is under a registration; copies can be deleted in the module Data."))
 
     def tick(self) -> bool:
         return self.work is not None and self.work.tick()
