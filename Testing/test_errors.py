@@ -122,6 +122,17 @@ def test_no_overlap_is_said_with_its_remedy(files, cli, toy, tmp_path):
     assert "do not overlap" in answer.sentence() and "(moments)" in answer.sentence()
 
 
+def test_an_input_among_the_results_is_not_replaced(files, cli, toy, tmp_path):
+    """As in a second registration, from the first one's warped image into the same folder."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "warped.nii.gz").write_bytes(before := files["moving"].read_bytes())
+    call = ("register", "--fixed", files["fixed"], "--method", toy, "--out", tmp_path / "out", "--quiet", "--moving")
+    for moving in (tmp_path / "out" / "warped.nii.gz", tmp_path / "out" / ".." / "out" / "warped.nii.gz"):
+        assert f"--moving is {moving}, which the results would replace; choose another --out" in cli(*call, moving).sentence()
+        assert (tmp_path / "out" / "warped.nii.gz").read_bytes() == before
+    assert cli(*call, files["moving"]).status == 0
+
+
 @pytest.mark.parametrize("kind, words", [
     ("file", "is a file, a folder is needed"), ("below a file", "cannot be made"), ("full of folders", "is a folder where"),
 ])

@@ -21,10 +21,9 @@ from pathlib import Path
 from ..errors import InputError
 from . import options
 from .output import RECORD, note, remark_on, say, staged
-from .register import STARTS
+from .register import INPUTS, STARTS
 
-FILE_COLUMNS = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_labels", "moving_labels", "fixed_points", "moving_points")
-COLUMNS = ("id", *FILE_COLUMNS, "color", "method", "init", "set", "device", "seed", "threads", "write")
+COLUMNS = ("id", *INPUTS, "color", "method", "init", "set", "device", "seed", "threads", "write")
 SUMMARY = ("id", "status", "similarity_before", "similarity_after", "folds", "sdlogj", "seconds", "peak_memory_mib", "remark")
 
 
@@ -110,7 +109,7 @@ def complete(row: dict, arguments) -> dict:
     out["set"] = arguments.set + setting_list(row.get("set"))
     write = row.get("write") or arguments.write
     out["write"] = write if isinstance(write, str) else ",".join(map(str, write))
-    files = FILE_COLUMNS if row.get("init") in (None, "", *STARTS) else (*FILE_COLUMNS, "init")
+    files = INPUTS if row.get("init") in (None, "", *STARTS) else (*INPUTS, "init")
     for key in files:
         if out.get(key):
             out[key] = str((arguments.manifest.parent / str(out[key])).resolve() if key == "init" else arguments.manifest.parent / str(out[key]))
@@ -176,7 +175,7 @@ def is_done(request) -> bool:
     try:
         if json.loads(record.read_text("utf-8"))["request"] != requested(vars(request)):
             return False
-        inputs = [getattr(request, key) for key in FILE_COLUMNS] + ([] if request.init in (None, *STARTS) else [request.init])
+        inputs = [getattr(request, key) for key in INPUTS] + ([] if request.init in (None, *STARTS) else [request.init])
         return all(Path(place_of(path)[0]).stat().st_mtime <= record.stat().st_mtime for path in inputs if path is not None)
     except (OSError, ValueError, KeyError):
         return False

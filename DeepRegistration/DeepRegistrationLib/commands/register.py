@@ -15,6 +15,8 @@ from . import options
 from .output import RECORD, note, remark_on, say, staged
 
 FILES = {"transform": "transform.h5", "inverse": "inverse.h5", "affine": "affine.tfm", "warped": "warped.nii.gz", "jacobian": "log_jacobian.nii.gz"}
+INPUTS = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_labels", "moving_labels", "fixed_points", "moving_points")
+"""Options that name a file each."""
 STARTS = {"header": None, "center": ("affine", {"start": "center", "freedom": "none"}), "moments": ("affine", {"start": "moments", "freedom": "none"}),
           "global": ("affine", {"start": "global", "freedom": "rigid"}), "csngf": ("csngf", {}), "affine": ("affine", {})}
 """--init by name: a method and its parameters, None for the identity in world coordinates."""
@@ -42,6 +44,7 @@ def run(arguments) -> None:
     with staged(arguments.out, tuple(FILES.values())) as folder:
         with clock("imports"):
             from ..method import find
+        require_apart(arguments)
         values = options.settings(arguments.set)
         method = find(arguments.method, values)
         runtime = Runtime(arguments.device, arguments.seed, arguments.threads, monitor=_monitor(arguments))
@@ -58,6 +61,17 @@ def run(arguments) -> None:
         (folder / RECORD).write_text(json.dumps(plain(record), indent=1, allow_nan=False), "utf-8")
     if not (arguments.quiet or arguments.json_progress):
         tell(record, arguments.out)
+
+
+def require_apart(arguments) -> None:
+    """InputError where an input is one of the files in the output folder that the results replace."""
+    from ..io.files import place_of
+
+    results = {(arguments.out / name).resolve() for name in FILES.values()}
+    for name in INPUTS:
+        path = getattr(arguments, name)
+        if path is not None and Path(place_of(path)[0]).resolve() in results:
+            raise InputError(f"--{name.replace('_', '-')} is {path}, which the results would replace; choose another --out")
 
 
 class Stages:
@@ -215,8 +229,7 @@ def describe(arguments, method, result) -> dict:
             "system": platform.platform(), "scalars": result.scalars, "history": result.history}
 
 
-REQUEST = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_labels", "moving_labels", "fixed_points", "moving_points",
-           "color", "method", "init", "set", "device", "seed", "write")
+REQUEST = (*INPUTS, "color", "method", "init", "set", "device", "seed", "write")
 
 
 def request(values: dict) -> dict:
