@@ -21,6 +21,7 @@ import truths_hip  # noqa: E402
 
 from DeepRegistrationLib import exchange  # noqa: E402
 from DeepRegistrationLib.errors import InputError  # noqa: E402
+from DeepRegistrationLib.geometry import Grid  # noqa: E402
 from DeepRegistrationUI.job import InProcessRunner  # noqa: E402
 
 ORDER, FLIPS = [1, 0, 2, 3, 4, 5], [(False, False)] * 3 + [(True, False)] + [(False, False)] * 2
@@ -142,6 +143,43 @@ def test_slices_without_places_lie_about_an_axis(slicer, page, kind):
     request = page.logic._runner.jobs[-1].request
     point, direction = (np.array(part) for part in request["axis"])
     assert request["degrees"] == 30.0 and np.allclose(point, [-1, -2, 3]) and np.allclose(direction / np.linalg.norm(direction), [0, -0.6, 0.8])
+
+
+def test_pictures_are_asked_for_the_size_of_their_pixels_and_end_as_large_as_they_are(slicer, page):
+    """PNG files, as the application reads them: no place, and pixels of 1 mm that nobody has said."""
+    from DeepRegistrationUI import mrml
+
+    truth = known()
+    for node in chosen(slicer, page, truth)[0]:
+        slicer.mrmlScene.RemoveNode(node)
+    nodes = []
+    for k, image in enumerate(truth.problem.slices):
+        gray = np.clip(2.5 * image.data[0, 0].numpy(), 0, 255).astype(np.uint8)
+        nodes.append(mrml.volume_node(slicer.mrmlScene, exchange.Volume(gray, Grid.from_parts(gray.shape), f"slice {k}")))
+        storage = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLVolumeArchetypeStorageNode")
+        storage.SetFileName(f"slice {k}.PNG")
+        nodes[-1].SetAndObserveStorageNodeID(storage.GetID())
+    axis = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsPlaneNode", "localizer")
+    axis.SetCenter([-8.0, 0.0, -8.0])
+    axis.SetNormal([-0.76, -0.1, -0.64])
+    settle(slicer)
+    assert page.ui.qmriPixelBox.isHidden(), "their headers say it where they say where they are"
+    page.ui.qmriAngleBox.value = 30.0
+    page.ui.qmriAxisSelector.setCurrentNode(axis)
+    settle(slicer)
+    assert page.ui.qmriMissingLabel.text.startswith("'slice 0' is a picture, which does not say how large its pixels are")
+    page.ui.qmriPixelBox.value = pixel = float(truth.problem.slices[0].grid.spacing[0])
+    page.ui.qmriZeroBox.checked = True
+    page.node.qmriThickness, page.node.qmriValues = 3.0, json.dumps({**QUICK, "tried": 2500, "angle": 60.0})
+    settle(slicer)
+    assert page.ui.qmriMissingLabel.text == "" and not page.ui.qmriPixelBox.isHidden()
+    page.logic._runner = InProcessRunner()
+    page.ui.qmriButton.click()
+    wait_until(slicer, lambda: not page.running, 90)
+    sent = page.work.request
+    assert np.allclose(sent["pixel_mm"], pixel, atol=1e-4) and sent["no_value"] == 0.0 and page.found["registered"], (status(page), page.ui.qmriAnswerLabel.text)
+    for k, (node, image) in enumerate(zip(nodes, truth.problem.slices)):
+        assert np.linalg.norm(corner(node) - (truth.each[k] @ np.r_[image.grid.origin, 1])[:3]) < 4, "mm, at the corner of the picture"
 
 
 def test_segments_that_were_drawn_go_along(slicer, page):

@@ -9,6 +9,7 @@ import slicer
 import vtk
 
 from DeepRegistrationLib.errors import InputError
+from DeepRegistrationLib.exchange import PICTURES
 from DeepRegistrationLib.geometry import Grid
 
 from . import mrml
@@ -86,12 +87,17 @@ def _more_words(node, other) -> str:
     return " ".join(word for word in words if word not in known)
 
 
-def axis_request(node, degrees: float) -> dict:
+def axis_request(node, degrees: float, pixel: float = 0.0) -> dict:
     """What a 'qmri' request says of the axis that all planes share, a markups plane (the localizer) or line, and of the ``degrees`` between slices that are
-    placed about it; nothing without a node. InputError where it is not placed yet."""
-    if node is None:
-        return {"degrees": degrees}
-    return {"axis": axis_of(node), "degrees": degrees}
+    placed about it, with pixels of ``pixel`` mm, 0 for those of their headers; no axis without a node. InputError where it is not placed yet."""
+    placing = {"degrees": degrees, "pixel_mm": [pixel, pixel] if pixel else None}
+    return placing if node is None else {"axis": axis_of(node), **placing}
+
+
+def picture_among(nodes):
+    """The first of the volume ``nodes`` that was read from a picture, which does not say how large its pixels are; None where there is none."""
+    return next((node for node in nodes if node.GetStorageNode() is not None
+                 and (node.GetStorageNode().GetFileName() or "").lower().endswith(PICTURES)), None)
 
 
 def axis_of(node) -> tuple[list[float], list[float]]:

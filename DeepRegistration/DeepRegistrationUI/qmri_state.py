@@ -24,6 +24,8 @@ class QMRIRegisterParameterNode:
     qmriThickness: Annotated[float, WithinRange(0.0, 100.0)] = 0.0  # mm, 0: that of the headers
     qmriAxis: vtkMRMLMarkupsNode  # a plane or a line
     qmriAngle: Annotated[float, WithinRange(0.0, 180.0)] = 0.0  # degrees between slices about the axis, 0: they lie where their headers say
+    qmriPixel: Annotated[float, WithinRange(0.0, 100.0)] = 0.0  # mm, of slices about the axis; 0: that of their headers
+    qmriZero: bool = False
     qmriSegments: bool = False
     qmriPreset: str = "default"
     qmriValues: str = "{}"  # JSON: parameter name -> value that differs from the preset

@@ -9,7 +9,7 @@ from slicer.i18n import tr as _
 
 from ..curves import drawn
 from ..qmri_check import SliceCheck, flat, spacing_of
-from ..qmri_maps import axis_request, maps_beside, maps_request, on_same_pixels, usual_slices
+from ..qmri_maps import axis_request, maps_beside, maps_request, on_same_pixels, picture_among, usual_slices
 from ..qmri_scene import (bones_request, deliver_bones, deliver_slices, is_slice, mirrored, pose_rows, region_rows, segmentation_of, show_slice,
                           slices_request, strokes_on, structures_request)
 from ..qmri_state import METHOD
@@ -109,6 +109,9 @@ class SlicesPage(MethodPage):
         if twice is not None and not self.node.qmriAngle:
             return _("'{one}' and '{other}' lie on the same pixels; uncheck one, it can go along as a map, or place the slices about an axis.").format(
                 one=checked[first[twice]].GetName(), other=checked[twice].GetName())
+        picture = picture_among(checked)
+        if picture is not None and self.node.qmriAngle and not self.node.qmriPixel:
+            return _("'{name}' is a picture, which does not say how large its pixels are; give the size of the pixels.").format(name=picture.GetName())
         if self.node.qmriSegments:
             bare = next((node for node in (*checked, self.node.qmriVolume) if segmentation_of(node) is None), None)
             if bare is not None:
@@ -121,6 +124,7 @@ class SlicesPage(MethodPage):
         missing, chosen, files = self.missing(), self.selected_rows(), self.node.qmriSource == "folder"
         drawn = [] if files else [node for node in self.list.checked() if strokes_on(node) is not None]
         self.ui.qmriBesideBox.visible = bool(self.maps())
+        self.ui.qmriPixelBox.visible = self.ui.qmriPixelBoxLabel.visible = self.node.qmriAngle > 0
         self.ui.qmriBonesButton.visible = self.node.qmriSegments and not files
         self.ui.qmriBonesButton.enabled = bool(drawn) and not self.running
         self.ui.qmriBonesButton.toolTip = LEARN if drawn else _("Draw strokes on a slice first. ") + LEARN
@@ -129,8 +133,8 @@ class SlicesPage(MethodPage):
         self.ui.qmriButton.toolTip = missing or (_("Stop; the scene stays as it is") if self.running else _("Find where the slices lie in the volume"))
         self.ui.qmriMissingLabel.text = missing
         self.ui.qmriMissingLabel.visible = bool(missing) and not self.running
-        for name in ("qmriForm", "qmriSlicesList", "qmriChoiceForm", "qmriSegmentsBox", "qmriAdvancedBox", "qmriEmulatedBox", "qmriMapBox", "qmriBesideBox",
-                     "qmriSurfaceForm"):
+        for name in ("qmriForm", "qmriSlicesList", "qmriChoiceForm", "qmriSegmentsBox", "qmriAdvancedBox", "qmriEmulatedBox", "qmriMapBox", "qmriZeroBox",
+                     "qmriBesideBox", "qmriSurfaceForm"):
             getattr(self.ui, name).enabled = not self.running
         same = self.check is not None and not self.running and not missing and self.sent == self.selection()
         self.ui.qmriMirrorRowsButton.enabled = self.ui.qmriMirrorColumnsButton.enabled = same and bool(chosen)
@@ -161,8 +165,9 @@ class SlicesPage(MethodPage):
         node, files = self.node, self.node.qmriSource == "folder"
         nodes = None if files else self.list.checked()
         request = slices_request(node.qmriData if files else nodes, node.qmriVolume, node.qmriSegments and not files)
-        request |= {**self.request_of_method(), "thickness": node.qmriThickness, "map": node.qmriMap, "placement": placement}
-        request |= {"live": {"interval_s": LIVE_INTERVAL}, **axis_request(node.qmriAxis, node.qmriAngle)}
+        request |= {**self.request_of_method(), "thickness": node.qmriThickness, "map": node.qmriMap, "placement": placement,
+                    "no_value": 0.0 if node.qmriZero else None}
+        request |= {"live": {"interval_s": LIVE_INTERVAL}, **axis_request(node.qmriAxis, node.qmriAngle, node.qmriPixel if node.qmriAngle else 0.0)}
         maps = self.maps() if node.qmriBeside else {}
         request |= maps_request(nodes, maps) | structures_request(node.qmriSurface, node.qmriVolume, node.qmriSurfaceDistance)
         known = self.nodes if files and self.sent == self.selection() else None
