@@ -6,6 +6,8 @@ grid with sheared axes instead of a distorted volume.
 
 from __future__ import annotations
 
+import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,9 @@ import numpy as np
 from ..errors import InputError
 from .files import quiet, reason
 
-POSITION, DESCRIPTION = "0020|0032", "0008|103e"
+POSITION, DESCRIPTION, SERIES, KIND = "0020|0032", "0008|103e", "0020|000e", "0008|0016"
+HEADER_BYTES = 1 << 16
+"""At the begin of a file, in which series and kind of the object are stated."""
 LARGEST_GAP = 0.05
 """Deviation of a slice distance from the mean, relative, above which slices are missing or repeated."""
 LARGEST_TILT = 0.1
@@ -23,10 +27,11 @@ LARGEST_TILT = 0.1
 def read_series(folder, series: str = ""):
     """(voxels, SimpleITK image, index -> world affine or None for that of the image) of the one series in ``folder``.
 
-    Raises InputError without a series, with several (naming them), and for slices that are not evenly spaced.
+    Raises InputError without a series, with several (naming them), with a damaged file, and for slices that are not evenly spaced.
     """
     with quiet() as sitk:
         names = _files_of_series(sitk, Path(folder), series)
+        _require_all(sitk, Path(folder), names)
         if len(names) == 1:
             reader = _header(sitk, names[0])
             image = reader.Execute()
@@ -42,7 +47,7 @@ def read_series(folder, series: str = ""):
             raise InputError(f"the DICOM series in {folder} could not be read ({reason(error)}); "
                              "export the series again into a folder of its own") from None
         array = sitk.GetArrayFromImage(image)
-    return array, image, _affine(folder, image, [_position(reader, k) for k in range(len(names))])
+    return array, image, _affine(folder, image, [Path(name).name for name in names], [_position(reader, k) for k in range(len(names))])
 
 
 def _position(reader, k: int) -> list[float]:
@@ -61,7 +66,7 @@ def _files_of_series(sitk, folder: Path, series: str) -> list[str]:
         raise InputError(f"{folder} is a folder without a DICOM series; name an image file or the folder that holds the slices")
     files = {uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid) for uid in found}
     if series:
-        matches = [uid for uid in found if uid == series or uid.startswith(series)]
+        matches = [uid for uid in found if uid == series] or [uid for uid in found if uid.startswith(series)]
         if len(matches) != 1:
             raise InputError(f"{folder} holds {len(matches)} series '{series}'; it holds {_listing(sitk, files)}")
         return list(files[matches[0]])
@@ -70,6 +75,29 @@ def _files_of_series(sitk, folder: Path, series: str) -> list[str]:
         raise InputError(f"{folder} holds {len(found)} DICOM series: {_listing(sitk, files)}; "
                          f"name one after the folder, for example {folder}#{largest}")
     return list(files[found[0]])
+
+
+def _require_all(sitk, folder: Path, names) -> None:
+    """InputError for a file of the series that cannot be read: GDCM leaves it out without a word."""
+    header = _header(sitk, names[0])
+    identity = [_stated(header, tag) for tag in (SERIES, KIND)]
+    known = {Path(name).name for name in names}
+    for path in sorted(p for p in folder.iterdir() if p.is_file() and p.name not in known):
+        with open(path, "rb") as stream:
+            content = stream.read(HEADER_BYTES)
+        damaged = all(pattern is not None and pattern.search(content) for pattern in identity) or not content and path.suffix.lower() in (".dcm", ".ima")
+        if damaged:
+            raise InputError(f"{path.name} in the DICOM folder {folder} is damaged or incomplete; copy it again, "
+                             "or move it away to read the series without it")
+
+
+def _stated(header, tag: str) -> re.Pattern | None:
+    """What finds the element ``tag`` with the value that it has in ``header`` in the bytes of a file; None where it is not stated there."""
+    if not header.HasMetaDataKey(tag) or not header.GetMetaData(tag).strip(" \0"):
+        return None
+    group, element = (struct.pack("<H", int(part, 16)) for part in tag.split("|"))
+    value = re.escape(header.GetMetaData(tag).strip(" \0").encode())
+    return re.compile(re.escape(group + element) + b"(?:UI..|.{4})" + value + rb"(?![0-9.])", re.DOTALL)
 
 
 def _listing(sitk, files: dict) -> str:
@@ -101,23 +129,24 @@ def _require_one_size(folder, headers) -> None:
                          "move the slices of one size into a folder of their own")
 
 
-def _affine(folder, image, positions):
+def _affine(folder, image, names, positions):
     """Index -> world of evenly spaced slices; None where a slice has no position."""
     if not all(positions):
         return None
     positions = np.array(positions)
+    order = np.lexsort(positions.T)
+    for one, other in zip(order, order[1:]):  # GDCM leaves repeated slices unsorted, so they need not be neighbors
+        if np.linalg.norm(positions[one] - positions[other]) < 1e-4:
+            raise InputError(f"{names[one]} and {names[other]} of the DICOM series in {folder} have the same position; "
+                             "split its time points, echoes or repeated slices into series of their own")
     steps = np.diff(positions, axis=0)
     mean = (positions[-1] - positions[0]) / len(steps)
     lengths = np.linalg.norm(steps, axis=1)
-    if lengths.min() < 1e-4:
-        k = int(lengths.argmin())
-        raise InputError(f"slices {k + 1} and {k + 2} of the DICOM series in {folder} have the same position; "
-                         "split its time points, echoes or repeated slices into series of their own")
     deviation = np.linalg.norm(steps - mean, axis=1)
     if deviation.max() > LARGEST_GAP * np.linalg.norm(mean):
         k = int(deviation.argmax())
         raise InputError(f"the slices of the DICOM series in {folder} are not evenly spaced "
-                         f"({lengths[k]:.3g} mm from slice {k + 1} to {k + 2}, "
+                         f"({lengths[k]:.3g} mm from {names[k]} to {names[k + 1]}, "
                          f"{np.median(lengths):.3g} mm elsewhere); add the missing slices or remove the extra ones")
     return _assemble(image, positions[0], mean, len(steps))
 
