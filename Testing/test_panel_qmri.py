@@ -355,6 +355,24 @@ def test_motion_of_volumes_of_the_scene(slicer, motion):
     assert motion.ui.motionShiftsLabel.pixmap.width() == 340 and motion.ui.motionTurnsLabel.pixmap.width() == 340
 
 
+def test_many_scans_are_checked_at_once(slicer, motion):
+    import qt
+
+    from DeepRegistrationUI import mrml
+
+    for value in scans(4):
+        mrml.volume_node(slicer.mrmlScene, value)
+    settle(slicer)
+    items = [motion.ui.motionScansList.item(k) for k in range(4)]
+    for item in items[1:]:
+        item.setSelected(True)
+    items[2].setCheckState(qt.Qt.Checked)
+    assert [node.GetName() for node in motion.list.checked()] == ["scan 2", "scan 3", "scan 4"] and motion.ui.motionRunButton.enabled
+    items[0].setCheckState(qt.Qt.Checked)
+    items[3].setCheckState(qt.Qt.Unchecked)
+    assert [node.GetName() for node in motion.list.checked()] == ["scan 1"], "an item that is not selected changes alone"
+
+
 def test_tissue_maps_go_along_with_the_scans(slicer, motion):
     import qt
 

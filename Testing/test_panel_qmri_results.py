@@ -51,6 +51,16 @@ def test_registered_slices_go_into_the_volume(slicer, page):
     assert background == nodes[2].GetID(), "the views show the selected slice"
 
 
+def test_a_second_result_has_a_name_of_its_own(slicer, page):
+    answered(slicer, page, known())
+    page.ui.qmriButton.click()
+    page.logic._runner.say("done", result=result_of(known()))
+    wait_until(slicer, lambda: not page.running, 5)
+    assert slicer.util.getNode("Slices in volume").GetID() != slicer.util.getNode("Slices in volume (2)").GetID()
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    assert hierarchy.GetItemChildWithName(hierarchy.GetSceneItemID(), "Slices in volume (2)")
+
+
 def test_not_registered_says_why_and_leaves_the_scene(slicer, page):
     truth = known()
     nodes, volume = chosen(slicer, page, truth)

@@ -19,7 +19,7 @@ from DeepRegistrationLib.exchange import Matrix
 
 from . import mrml, views
 from .colors import color_by_values, display_of, look_like
-from .delivery import gather
+from .delivery import free_name, gather
 from .quality_tables import table_from_rows
 
 MARK = "QMRIRegister.role"
@@ -174,11 +174,12 @@ def deliver_slices(result: dict, slices, volume, name: str = "", emulated: bool 
     Returns role -> node: 'set', 'slice 1', ... (transforms), 'measured 1', ..., 'emulated 1', ..., 'map' and 'map 2', ..., 'surface', 'slices', 'pose'
     and 'regions' (tables). InputError where the volume or a slice was deleted meanwhile.
     """
-    scene, rows, name = volume.GetScene(), result["slices"], name or f"Slices in {volume.GetName()}"
+    scene, rows = volume.GetScene(), result["slices"]
     names = ["the volume", *(row["name"] for row in rows)]
-    lost = next((name for name, node in zip(names, (volume, *(slices or ()))) if node.GetScene() is not scene or scene is None), None)
+    lost = next((each for each, node in zip(names, (volume, *(slices or ()))) if node.GetScene() is not scene or scene is None), None)
     if lost is not None:
         raise InputError(f"'{lost}' was deleted during the registration, so its result was not put into the scene; register again")
+    name = free_name(scene, name or f"Slices in {volume.GetName()}")
     slices = [mrml.volume_node(scene, row["measured"], row["name"]) for row in rows] if slices is None else slices
     back, nodes, maps = np.linalg.inv(result["matrix"].matrix), {}, list(maps)
     nodes["set"] = _marked(mrml.transform_node(scene, [Matrix(back)], name, volume), "set")
@@ -234,7 +235,7 @@ def model_with_values(scene, path: str, name: str):
 def deliver_motion(result: dict, name: str = "Motion", transforms: bool = False) -> dict:
     """Put a result of the job 'motion' into the scene; role -> node: 'average', 'signal', 'sigma', 'motion' (a table), and 'scan 1', ... with
     ``transforms``, whose from-parent transform leads from the average to the scan."""
-    scene, nodes = slicer.mrmlScene, {}
+    scene, nodes, name = slicer.mrmlScene, {}, free_name(slicer.mrmlScene, name)
     for role in ("average", "signal", "sigma"):
         nodes[role] = _marked(mrml.volume_node(scene, result[role], f"{name} {role}", display=False), role)
         values = result[role].array[np.isfinite(result[role].array)]

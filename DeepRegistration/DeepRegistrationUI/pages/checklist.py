@@ -7,13 +7,24 @@ import slicer
 
 
 class CheckList:
-    """The QListWidget ``widget`` as such a list; ``changed()`` is called when the user checks or unchecks a node. ``usual(nodes)``: those of the
-    nodes that take part, when they come into the scene, until they are unchecked."""
+    """The QListWidget ``widget`` as such a list; ``changed()`` is called when the user checks or unchecks a node, and with it all that are selected beside it.
+    ``usual(nodes)``: those of the nodes that take part, when they come into the scene, until they are unchecked."""
 
     def __init__(self, widget, changed, usual=lambda nodes: ()):
         self.widget, self.changed, self.usual = widget, changed, usual
         self.listed, self.filling = [], False
-        widget.connect("itemChanged(QListWidgetItem*)", lambda item: None if self.filling else self.changed())
+        widget.setSelectionMode(qt.QAbstractItemView.ExtendedSelection)
+        widget.connect("itemChanged(QListWidgetItem*)", self.item_changed)
+
+    def item_changed(self, item) -> None:
+        """All selected items get the check of the one that was changed, if it is one of them: nobody clicks sixty times."""
+        if self.filling:
+            return
+        self.filling = True
+        for other in self.widget.selectedItems() if item.isSelected() else ():
+            other.setCheckState(item.checkState())
+        self.filling = False
+        self.changed()
 
     def show(self, nodes, text=lambda node: node.GetName()) -> None:
         """List ``nodes`` by their ``text``; those that were listed before keep their check."""
