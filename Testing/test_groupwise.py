@@ -19,7 +19,7 @@ from DeepRegistrationLib.engines.channels import normalised
 from DeepRegistrationLib.engines import cluster as dask_cluster
 from DeepRegistrationLib.engines.cluster import Cluster
 from DeepRegistrationLib.engines.cohort_store import Store, SubjectMap
-from DeepRegistrationLib.engines.cohort_work import Registration, gradient_energy, gradient_square
+from DeepRegistrationLib.engines.cohort_work import Registration, better, gradient_energy, gradient_square, judged
 from DeepRegistrationLib.engines.consensus import UNSEEN, majority, shares, staple
 from DeepRegistrationLib.engines.crew import Crew, Lost
 from DeepRegistrationLib.errors import Cancelled, InputError
@@ -187,6 +187,19 @@ def test_an_image_of_something_else_is_set_aside_as_an_outlier():
     result = built(Group((*group.subjects, Subject("noise", noise))))
     assert list(result.set_aside) == ["noise"] and "outlier" in result.set_aside["noise"] and len(result.names) == 5
     assert built(Group((*group.subjects, Subject("noise", noise))), outliers=0.0).set_aside == {}
+
+
+def test_a_map_that_has_lost_the_image_is_not_taken_for_a_good_one():
+    """Two voxels always correlate: a map that leads out of the image but for these is no better than the one it began with."""
+    grid = Grid.from_parts((20, 24), 1.0)
+    noise = torch.rand(1, 1, 20, 24, generator=torch.Generator().manual_seed(0))
+    noise[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
+    ramp, image = Image(torch.arange(24.0).expand(1, 1, 20, 24) / 24, grid), Image(noise, grid)
+    begin, out = (SubjectMap(np.array([[1, 0, -x], [0, 1, -y], [0, 0, 1.0]]), None, grid) for x, y in ((0, 0), (22, 19)))
+    assert judged(ramp, image, out)["similarity"] > 0.99 and judged(ramp, image, begin)["similarity"] < 0.5
+    assert better(ramp, image, begin, out)[0] is begin and better(ramp, image, out, begin)[0] is begin
+    moved = SubjectMap(np.array([[1, 0, 5.0], [0, 1, 0], [0, 0, 1]]), None, grid)
+    assert better(ramp, ramp, moved, begin)[0] is begin and better(ramp, ramp, begin, moved)[1]["kept"] == 1
 
 
 @pytest.mark.parametrize("dim", [2, 3])

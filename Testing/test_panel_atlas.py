@@ -18,7 +18,7 @@ from panels_atlas import growing, page, panel, rows  # noqa: E402, F401
 
 from DeepRegistrationLib.geometry import Grid  # noqa: E402
 from DeepRegistrationUI.atlas_ages import columns_of  # noqa: E402
-from DeepRegistrationUI.atlas_run import AtlasRun, is_begun, is_done, quality_text, solid  # noqa: E402
+from DeepRegistrationUI.atlas_run import AtlasRun, is_begun, is_done, new_row, quality_text, solid  # noqa: E402
 
 ROW = {
     "iteration": 1,
@@ -73,6 +73,53 @@ def test_subjects_are_listed_and_left_out_by_their_check(slicer, page, tmp_path)
     page.ui.atlasDataEdit.currentPath = str(tmp_path / "other")
     settle(slicer)
     assert rows(page) == [] and page.node.atlasLeftOut == "[]", "another cohort: its subjects are not known"
+
+
+def test_files_that_are_no_images_and_remarks_are_told_in_the_table(slicer, page, tmp_path):
+    page.node.atlasData, page.node.atlasFolder = str(tmp_path), str(tmp_path / "atlas")
+    settle(slicer)
+    page.ui.atlasListButton.click()
+    subjects = [{"name": name, "image": f"{name}.nii", "labels": False, "unusable": "it is a mask" if name == "m" else ""} for name in "abm"]
+    runner = page.logic._runner
+    runner.say("done", result={"subjects": subjects})
+    wait_until(slicer, lambda: page.job is None, 5)
+    assert status(page) == "2 subjects, 0 with labels. 1 files are no images, the table says why."
+    assert rows(page)[2] == ["m", "set aside", "", "it is a mask"]
+    page.ui.atlasButton.click()
+    runner.say("cohort", subjects=subjects)
+    record = {"subjects": ["a", "b"], "set_aside": {"m": "it is a mask"}, "remarks": {"b": "a copy of a"}, "history": [ROW], "wall_seconds": 1.0, "dim": 2}
+    runner.say("done", result={"record": record, "quality": [{"subject": "a", "similarity": 0.5}, {"subject": "b", "similarity": 0.5}]})
+    wait_until(slicer, lambda: not page.running, 5)
+    assert rows(page)[1][3] == "similarity 0.500; a copy of a" and rows(page)[2][3] == "it is a mask"
+    assert "remarks on b" in status(page)
+
+
+def test_stop_keeps_the_subjects_that_were_brought_before(slicer, page, tmp_path):
+    (tmp_path / "atlas.json").write_text("{}", "utf-8")
+    page.node.atlasData, page.node.atlasFolder = str(tmp_path / "new"), str(tmp_path)
+    page.keep([new_row({"name": name, "image": f"{name}.nii"}) for name in "ab"])
+    settle(slicer)
+    assert not page.ui.atlasButton.enabled
+    page.ui.atlasTable.selectAll()
+    settle(slicer)
+    page.ui.atlasRetryButton.click()
+    runner = page.logic._runner
+    assert page.ui.atlasButton.text == "Stop" and page.ui.atlasButton.enabled and not page.ui.atlasListButton.enabled
+    runner.say("carried", subject="a", similarity=0.9, folds=0.0, remark="")
+    wait_until(slicer, lambda: rows(page)[0][1] == "brought", 5)
+    page.ui.atlasButton.click()
+    assert runner.jobs[-1].cancelled
+    wait_until(slicer, lambda: page.job is None, 5)
+    assert [row[1] for row in rows(page)] == ["brought", "waiting"] and "are kept" in status(page) and page.ui.atlasRetryButton.enabled
+
+
+def test_a_folder_with_a_begun_build_says_that_it_has_its_own_settings(slicer, page, tmp_path):
+    (tmp_path / "atlas" / "work").mkdir(parents=True)
+    (tmp_path / "atlas" / "build.json").write_text("{}", "utf-8")
+    page.node.atlasData, page.node.atlasFolder = str(tmp_path), str(tmp_path / "atlas")
+    settle(slicer)
+    assert page.ui.atlasButton.text == "Go on" and page.ui.atlasButton.enabled
+    assert "its own cohort and settings" in page.ui.atlasMissingLabel.text and not page.ui.atlasMissingLabel.isHidden()
 
 
 def test_presets_and_parameters_are_those_of_the_method(slicer, page):

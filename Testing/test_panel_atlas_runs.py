@@ -98,6 +98,45 @@ def test_a_subject_that_was_left_out_is_brought_to_the_atlas(slicer, page, tmp_p
     assert "1 could not be" in status(page)
 
 
+def test_labels_of_the_atlas_come_on_a_subject_that_is_brought(slicer, page, tmp_path):
+    """A subject unlike the atlas is brought with a remark."""
+    data = built(slicer, page, tmp_path)
+    noise = np.random.default_rng(0).random((1, 1, 24, 26)).astype(np.float32)
+    write_image(Image(torch.as_tensor(noise), Grid.from_parts((24, 26), 2.0)), data / "s9.nii.gz")
+    page.ui.atlasListButton.click()
+    wait_until(slicer, lambda: page.job is None, 60)
+    for name in ("s3", "s9"):
+        page.ui.atlasTable.clearSelection()
+        page.ui.atlasTable.selectRow([row[0] for row in rows(page)].index(name))
+        settle(slicer)
+        page.ui.atlasRetryButton.click()
+        wait_until(slicer, lambda: page.job is None, 60)
+    labels = slicer.util.getNode("labels of brain on s3")
+    assert labels.IsA("vtkMRMLSegmentationNode") and labels.GetSegmentation().GetNumberOfSegments() == 1
+    found = {row[0]: row for row in rows(page)}
+    assert found["s9"][1] == "brought" and "unlike the atlas" in found["s9"][3] and "unlike" not in found["s3"][3]
+    assert "1 are unlike the atlas" in status(page)
+
+
+def test_a_finished_atlas_is_shown_again_from_its_folder(slicer, page, tmp_path):
+    built(slicer, page, tmp_path)
+    before = [row[:2] + row[3:] for row in rows(page) if row[1] != "left out"]
+    folder = page.node.atlasFolder
+    slicer.mrmlScene.Clear(0)
+    settle(slicer)
+    assert page.ui.atlasShowButton.isHidden()
+    page.node.atlasFolder = folder
+    settle(slicer)
+    assert not page.ui.atlasShowButton.isHidden() and rows(page) == []
+    page.ui.atlasShowButton.click()
+    settle(slicer)
+    assert slicer.util.getNode("brain atlas") is not None and slicer.util.getNode("brain labels, STAPLE") is not None
+    assert sorted(row[:2] + row[3:] for row in rows(page)) == sorted(before) and "in the scene" in status(page)
+    (tmp_path / "brain" / "quality.csv").unlink()
+    page.ui.atlasShowButton.click()
+    assert "is not complete" in status(page)
+
+
 def test_volumes_of_the_scene_stopped_and_gone_on_with(slicer, page, tmp_path):
     """3D volumes with segmentations: stopped after the first iteration, gone on with, their transforms in the scene."""
     from DeepRegistrationUI.pages.atlas_build import cohort_volumes

@@ -14,6 +14,7 @@ import numpy as np
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.exchange import Volume
 from DeepRegistrationLib.geometry import Grid
+from DeepRegistrationLib.tables import read_rows
 
 from .training import Curve
 
@@ -109,9 +110,7 @@ class AtlasRun:
         if kind == "cohort":
             taking = {subject["name"]: subject for subject in event["subjects"]}
             known = [row["name"] for row in self.kept]
-            self.rows = [
-                {**new_row(row), "status": "waiting" if row["name"] in taking else "left"} for row in self.kept
-            ]
+            self.rows = [new_row(taking[row["name"]]) if row["name"] in taking else {**new_row(row), "status": "left"} for row in self.kept]
             self.rows += [new_row(subject) for name, subject in taking.items() if name not in known]
         elif kind == "log" and "iteration" in event:
             self._add(event)
@@ -152,26 +151,49 @@ class AtlasRun:
                 row["status"] = "waiting" if row["status"] == "running" else row["status"]
 
     def _finish(self, quality: list[dict]) -> None:
-        """Rows of a finished atlas: the table of qualities, and who was set aside."""
-        figures = {row["subject"]: row for row in quality}
         for row in self.rows:
-            if row["status"] == "left":
-                continue
-            if row["name"] in self.record["set_aside"]:
-                row.update(status="aside", quality="", message=self.record["set_aside"][row["name"]])
-            else:
-                row.update(status="done", quality=quality_text(figures.get(row["name"], {})), message="")
+            if row["status"] != "left":
+                row.update(outcome(row["name"], self.record, quality))
+
+
+def outcome(name: str, record: dict, quality: list[dict]) -> dict:
+    """Status, quality and message of a subject of a finished atlas: its row in the table ``quality``, or why it was set aside."""
+    if name in record["set_aside"]:
+        return {"status": "aside", "quality": "", "message": record["set_aside"][name]}
+    figures = next((row for row in quality if row["subject"] == name), {})
+    return {"status": "done", "quality": quality_text(figures), "message": record["remarks"].get(name, "")}
+
+
+def finished(folder: Path) -> tuple[dict, list[dict]]:
+    """(record, rows of all subjects) of the finished atlas in ``folder``. InputError where its files cannot be read."""
+    record = read_json(folder / "atlas.json")
+    try:
+        quality = [{key: numeric(text) for key, text in row.items()} for row in read_rows(folder / "quality.csv")[1]]
+        names = [*record["subjects"], *record["set_aside"]]
+        images = {name: image[0] if isinstance(image, list) else "" for name, image, *_ in record.get("cohort", [])}
+        return record, [{**new_row({"name": name, "image": images.get(name, "")}), **outcome(name, record, quality)} for name in names]
+    except (OSError, KeyError):
+        raise InputError(f"the atlas in {folder} is not complete (atlas.json or quality.csv); copy its folder again, or build it again") from None
+
+
+def numeric(text: str):
+    """A number where the text is one."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def new_row(subject: dict) -> dict:
-    """The row of a subject of which nothing is known but its name and image."""
+    """The row of a subject of which nothing is known but its name, its image, and why it is ``unusable``, where it is."""
+    reason = subject.get("unusable", "")
     return {
         "name": subject["name"],
         "image": subject.get("image", ""),
-        "status": "waiting",
+        "status": "aside" if reason else "waiting",
         "seconds": None,
         "quality": "",
-        "message": "",
+        "message": reason,
     }
 
 
@@ -198,12 +220,13 @@ def quality_text(figures: dict) -> str:
 
 def told(record: dict) -> str:
     """The end of a build in one sentence."""
-    last, aside = record["history"][-1], record["set_aside"]
+    last, aside, remarks = record["history"][-1], record["set_aside"], record["remarks"]
     text = (
         f"An atlas of {len(record['subjects'])} subjects: mean similarity {last['similarity']:.3f}, mean displacement "
         f"{last['mean_displacement_left']:.3g} mm, {record['wall_seconds']:.0f} s"
     )
-    return text + (f"; {len(aside)} set aside, the table says why." if aside else ".")
+    text += f"; {len(aside)} set aside, the table says why" if aside else ""
+    return text + (f"; there are remarks on {', '.join(remarks)}, see the table." if remarks else ".")
 
 
 def stored(folder: Path) -> dict:

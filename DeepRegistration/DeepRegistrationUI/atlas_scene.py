@@ -12,7 +12,7 @@ from DeepRegistrationLib.exchange import Matrix
 
 from . import mrml, views
 from .atlas_ages import SEQUENCE, deliver_sequence
-from .delivery import gather
+from .delivery import gather, put_into
 from .quality_tables import table_from_rows
 
 MARK = "AtlasBuilder.role"
@@ -70,16 +70,23 @@ def deliver_atlas(folder: Path, record: dict, rows: list[dict], transforms: bool
     return nodes
 
 
-def deliver_carried(folder: Path, names: list[str]) -> dict:
-    """Load the warped images of subjects that were brought to the atlas in ``folder``; name -> node."""
+def deliver_carried(folder: Path, names: list[str], transforms: bool = False) -> dict:
+    """Load what comes of subjects that were brought to the atlas in ``folder``: each image on the atlas, the labels of the atlas on the subject, and, if
+    wanted, the map to it; (name, role) -> node."""
     nodes = {}
     for name in names:
-        path = folder / "carried" / name / "warped.nii.gz"
-        if path.is_file():
-            nodes[name] = slicer.util.loadVolume(str(path), {"name": f"{name} on {folder.name}", "show": False})
-            nodes[name].SetAttribute(MARK, "carried")
+        place = folder / "carried" / name
+        if (place / "warped.nii.gz").is_file():
+            nodes[name, "warped"] = slicer.util.loadVolume(str(place / "warped.nii.gz"), {"name": f"{name} on {folder.name}", "show": False})
+            nodes[name, "warped"].SetAttribute(MARK, "carried")
+        if (place / "labels.nii.gz").is_file():
+            nodes[name, "labels"] = slicer.util.loadSegmentation(str(place / "labels.nii.gz"), {"name": f"labels of {folder.name} on {name}"})
+        if transforms and (place / "transform.h5").is_file() and nodes[name, "warped"].GetImageData().GetDimensions()[2] > 1:
+            nodes[name, "transform"] = slicer.util.loadNodeFromFile(str(place / "transform.h5"), "TransformFile", {"name": f"{folder.name} to {name}"})
     if nodes:
-        gather(slicer.mrmlScene, f"Subjects on {folder.name}", nodes.values())
+        title, hierarchy = f"Subjects on {folder.name}", slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+        item = hierarchy.GetItemByName(title) or hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), title)
+        put_into(slicer.mrmlScene, item, nodes.values())
     return nodes
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
@@ -73,6 +74,7 @@ def read_record(folder: Path):
 
 def write(arguments, record: dict, method, runtime: Runtime, folder: Path) -> dict:
     """All files into ``folder``; what result.json says."""
+    from ..engines.cohort_work import loses
     from ..evaluate.summary import summarise
     from ..io import write_image, write_transform
     from ..problem import Subject
@@ -93,27 +95,27 @@ def write(arguments, record: dict, method, runtime: Runtime, folder: Path) -> di
     files = [name for name in FILES if (folder / name).exists()]
     return {"atlas": str(arguments.atlas.resolve()), "input": str(arguments.input.resolve()), "to": arguments.to and str(arguments.to.resolve()),
             "method": record["method"], "parameters": record["parameters"], "seed": runtime.seed, **summary.scores,
-            "remark": doubt(arguments.atlas, summary.scores["similarity"]["after"]), "files": files}
+            "remark": doubt(arguments.atlas, summary.scores["similarity"]["after"], loses(transform, atlas.grid, subject.grid)), "files": files}
 
 
-def doubt(atlas: Path, similarity: float | None) -> str:
-    """A remark where a subject is as little like the atlas as an outlier of its cohort would be; '' where it is not."""
+def doubt(atlas: Path, similarity: float | None, lost: bool) -> str:
+    """A remark where a subject is as little like the atlas as an outlier of its cohort would be, or ``lost`` out of sight; '' where it is not."""
     from ..engines.groupwise import OUTLIER, spread_of
     from ..tables import read_rows
 
-    known = [float(row["similarity"]) for row in read_rows(atlas / "quality.csv")[1] if row["similarity"]]
-    middle, spread = spread_of(known)
+    check = "check that the image shows the same part of the body, the same way up, in the same contrast"
+    if lost:
+        return f"the subject is unlike the atlas: the map leads out of it almost everywhere, so that its correlation means nothing; {check}"
+    middle, spread = spread_of([float(row["similarity"]) for row in read_rows(atlas / "quality.csv")[1] if row.get("similarity")])
     if similarity is not None and similarity >= middle - OUTLIER * spread:
         return ""
     return (f"the subject is unlike the atlas: its correlation is {'none' if similarity is None else f'{similarity:.3f}'}, those of the cohort are about "
-            f"{middle:.3f}; look at warped.nii.gz, and check that the image shows the same part of the body, the same way up, in the same contrast")
+            f"{middle:.3f}; look at warped.nii.gz, and {check}")
 
 
 def template(folder: Path, record: dict, age: float | None):
     """The atlas that a subject is registered to: of its ``age`` where it is one over age, drawn by its generator or between those of the two
     ages next to it. InputError for an age that is missing, not wanted or outside."""
-    from dataclasses import replace
-
     import numpy as np
 
     from ..io import read_image
@@ -167,8 +169,6 @@ def carried(arguments, method, atlas, image, runtime):
 
 def write_deviation(atlas: Path, log_jacobian, folder: Path) -> None:
     """The log-Jacobian in standard deviations of the cohort about its mean."""
-    from dataclasses import replace
-
     from ..io import read_image, write_image
 
     mean, spread = (read_image(atlas / f"{name}_log_jacobian.nii.gz").data for name in ("mean", "sd"))

@@ -107,7 +107,7 @@ def _carried(atlas: Path, subject: dict, record: dict, method, request: dict, mo
         )
         told = write(Namespace(atlas=atlas, input=Path(image), mask=None, to=None, age=subject["age"]), record, method, runtime, stage)
         (stage / RECORD).write_text(json.dumps(plain(told), indent=1, allow_nan=False), "utf-8")
-    return {"subject": subject["name"], "similarity": told["similarity"]["after"], "folds": told["folds"]}
+    return {"subject": subject["name"], "similarity": told["similarity"]["after"], "folds": told["folds"], "remark": told["remark"]}
 
 
 def structure(request: dict, monitor, folder: Path) -> dict:
@@ -202,7 +202,7 @@ def _group(data: Path, left_out=(), covariate: str = "", covariates: str = ""):
 
 
 def _described(subject) -> dict:
-    return {"name": subject.name, "image": str(subject.image), "labels": subject.labels is not None}
+    return {"name": subject.name, "image": str(subject.image), "labels": subject.labels is not None, "unusable": subject.unusable}
 
 
 def _rows(path: Path) -> list[dict]:

@@ -15,7 +15,6 @@ from ..geometry import Grid
 from ..image import Image, Labels
 from ..ops.sample import sample
 from ..runtime import Monitor
-from ..terms.base import Alignment
 from . import cohort_work as work
 from .cohort_store import SubjectMap
 from .cohort_work import Member, Place
@@ -94,14 +93,9 @@ def keep_labels(member: Member, made: SubjectMap, place: Place) -> bool:
     False where it has none. Raises what ``work.UNUSABLE`` names."""
     labels = member.subject.read_labels()
     if labels is not None:
-        seen = frame_of(member.subject.grid(), made).mask.reshape(-1) > 0
+        seen = work.frame_of(made.grid, member.subject.grid(), made.transform).mask.reshape(-1) > 0
         np.save(label_file(place.folder, member.name), on_lattice(labels, made).masked_fill(~seen, UNSEEN).numpy())
     return labels is not None
-
-
-def frame_of(grid: Grid, made: SubjectMap) -> Alignment:
-    """The lattice of a map and an image on ``grid`` of which nothing but the lattice is known."""
-    return Alignment(*(Image(torch.zeros(1, 1, *[1] * each.dim).expand(1, 1, *each.shape), each) for each in (made.grid, grid)), made.transform)
 
 
 def label_file(folder: Path, name: str) -> Path:
@@ -113,7 +107,7 @@ def label_file(folder: Path, name: str) -> Path:
 
 def on_lattice(labels: Labels, made: SubjectMap) -> torch.Tensor:
     """(voxels,) int32: labels pulled back by nearest neighbour; 0 outside their field of view."""
-    index = frame_of(labels.grid, made).moving_index
+    index = work.frame_of(made.grid, labels.grid, made.transform).moving_index
     return sample(labels.data, index, "nearest", fill=0.0).reshape(-1).to(torch.int32)
 
 

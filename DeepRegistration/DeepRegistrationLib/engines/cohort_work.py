@@ -30,6 +30,8 @@ CHUNK = 8
 """Subjects whose sums are made together."""
 FLOOR = 1e-6
 """Determinants below count as this in logarithms."""
+LEAST_SEEN = 0.25
+"""A map that shows less than this share of what an image of that size could show has lost the image: likeness over a few voxels means nothing."""
 UNUSABLE = (RegistrationError, OSError, RuntimeError, ValueError, MemoryError)
 """What a subject may fail with without stopping the others."""
 
@@ -184,7 +186,7 @@ def registered(order: Registration, monitor: Monitor) -> dict | Lost:
             template, image = store.template(order.iteration), read(order.member)
             with fewer_threads(max(template.grid.voxels, image.grid.voxels)):
                 begin = order.begin(template.grid)
-                made, figures = _better(template, image, begin, _mapped(order, template, image, begin, runtime))
+                made, figures = better(template, image, begin, _mapped(order, template, image, begin, runtime))
         store.keep(order.iteration, name, made, figures)
         return figures
     except Cancelled:
@@ -200,12 +202,23 @@ def _mapped(order, template, image, begin, runtime) -> SubjectMap:
     return SubjectMap.of(transform, template.grid)
 
 
-def _better(template, image, begin, found) -> tuple[SubjectMap, dict]:
-    """The new map with its figures, or the one it began with where that makes the subject more like the template (``kept`` 1)."""
+def better(template, image, begin, found) -> tuple[SubjectMap, dict]:
+    """The new map with its figures, or the one it began with where that makes the subject more like the template or the new one has lost it (``kept`` 1)."""
     before, after = judged(template, image, begin), judged(template, image, found)
-    if after["similarity"] >= before["similarity"]:
-        return found, {**after, "kept": 0}
-    return begin, {**before, "kept": 1}
+    lost = [loses(made.transform, template.grid, image.grid) for made in (begin, found)]
+    improved = lost[0] if lost[0] != lost[1] else after["similarity"] >= before["similarity"]
+    return (found, {**after, "kept": 0}) if improved else (begin, {**before, "kept": 1})
+
+
+def frame_of(lattice: Grid, grid: Grid, transform) -> Alignment:
+    """The alignment of two images of which nothing but the lattices is known; ``transform`` maps mm of the first -> mm of the second."""
+    return Alignment(*(Image(torch.zeros(1, 1, *[1] * each.dim).expand(1, 1, *each.shape), each) for each in (lattice, grid)), transform)
+
+
+def loses(transform, lattice: Grid, grid: Grid) -> bool:
+    """Does a map from the ``lattice`` to an image on ``grid`` show less than ``LEAST_SEEN`` of what an image of that size could show?"""
+    seen = float(frame_of(lattice, grid, transform).mask.float().mean())
+    return seen < LEAST_SEEN * min(1.0, float(np.prod(grid.extent) / np.prod(lattice.extent)))
 
 
 def judged(template: Image, image: Image, made: SubjectMap) -> dict:

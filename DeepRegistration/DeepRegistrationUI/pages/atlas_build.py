@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import qt
 import slicer
@@ -13,7 +12,7 @@ from DeepRegistrationLib.errors import InputError
 
 from .. import mrml
 from ..atlas_ages import columns_of, is_over_age, show_item
-from ..atlas_run import AtlasRun, is_begun, is_done, new_row, quality_text, require_atlas
+from ..atlas_run import PATIENCE, AtlasRun, finished, is_begun, is_done, new_row, quality_text, require_atlas
 from ..atlas_scene import MARK, deliver_atlas, deliver_carried, named, show_template
 from ..atlas_state import METHOD
 from ..curves import drawn
@@ -35,7 +34,8 @@ CURVES_WIDTH, CURVES_HEIGHT = 340, 170
 
 
 class AtlasBuildPage(MethodPage):
-    """See the file's first line. ``work`` is the build that runs or ran last, ``job`` a smaller one: a listing, or subjects brought to the atlas."""
+    """See the file's first line. ``work`` is the build that runs or ran last, ``job`` a smaller one: a listing, or subjects that are brought to the atlas
+    in the folder ``carrying``."""
 
     UI = "AtlasBuilderBuild.ui"
     STATUS = "atlas"
@@ -43,7 +43,7 @@ class AtlasBuildPage(MethodPage):
 
     def __init__(self, panel, layout):
         super().__init__(panel, layout)
-        self.job, self.template = None, None
+        self.job, self.template, self.carrying = None, None, None
         table = self.ui.atlasTable
         table.setColumnCount(len(HEADINGS))
         table.setHorizontalHeaderLabels([_(text) for text in HEADINGS])
@@ -65,6 +65,7 @@ class AtlasBuildPage(MethodPage):
                 "atlasListButton": self.list_subjects,
                 "atlasRetryButton": self.carry,
                 "atlasButton": self.build_or_stop,
+                "atlasShowButton": self.show_atlas,
             }
         )
         self.ui.atlasCurvesLabel.visible = False
@@ -138,7 +139,7 @@ class AtlasBuildPage(MethodPage):
             table.setRowCount(len(rows))
         for r, row in enumerate(rows):
             seconds = "" if row.get("seconds") is None else duration(row["seconds"])
-            quality = row["message"] if row["status"] == "aside" else row["quality"]
+            quality = "; ".join(filter(None, (row["quality"], row["message"]))) if row["status"] in ("aside", "done", "carried") else row["quality"]
             for c, text in enumerate((row["name"], _(STATUS[row["status"]]), seconds, quality)):
                 item = table.item(r, c)
                 if item is None:
@@ -172,22 +173,20 @@ class AtlasBuildPage(MethodPage):
         if self.node is None:
             return
         missing, goes_on, busy = self.missing(), is_begun(self.node.atlasFolder), self.job is not None
-        stopping = self.running and self.work.state == "stopping"
-        self.ui.atlasButton.text = _("Stop") if self.running else _("Go on") if goes_on else _("Build")
-        self.ui.atlasButton.enabled = (self.running and not stopping) or (not self.running and not busy and not missing)
-        self.ui.atlasButton.toolTip = missing or (
-            _("Stop after this step; what is finished is kept")
-            if self.running
-            else _("Go on with the build in the folder")
-            if goes_on
-            else _("Build the atlas")
+        done, stopping = is_done(self.node.atlasFolder), self.running and self.work.state == "stopping"
+        stops = self.running or self.carrying is not None
+        self.ui.atlasButton.text = _("Stop") if stops else _("Go on") if goes_on else _("Build")
+        self.ui.atlasButton.enabled = (stops and not stopping) or (not self.running and not busy and not missing)
+        self.ui.atlasButton.toolTip = _("Stop after this step; what is finished is kept") if stops else missing or (
+            _("Go on with the build in the folder") if goes_on else _("Build the atlas")
         )
+        if goes_on:
+            missing = _("A build was begun in this folder; Go on takes up its own cohort and settings. Choose another folder for a new one.")
         self.ui.atlasMissingLabel.text = missing
         self.ui.atlasMissingLabel.visible = bool(missing) and not self.running
+        self.ui.atlasShowButton.visible, self.ui.atlasShowButton.enabled = done and not self.running, not busy
         self.ui.atlasListButton.enabled = bool(self.node.atlasData) and not self.running and not busy
-        self.ui.atlasRetryButton.enabled = (
-            bool(self.chosen_rows()) and is_done(self.node.atlasFolder) and not self.running and not busy
-        )
+        self.ui.atlasRetryButton.enabled = bool(self.chosen_rows()) and done and not self.running and not busy
         for name in ("atlasForm", "atlasChoiceForm", "atlasAdvancedBox"):
             getattr(self.ui, name).enabled = not self.running
 
@@ -265,7 +264,7 @@ class AtlasBuildPage(MethodPage):
         self.panel.wake()
 
     def end_job(self, kind: str, sentence: str) -> None:
-        self.job = None
+        self.job, self.carrying = None, None
         self.show_running(False)
         self.say(kind, sentence)
         self.refresh()
@@ -275,13 +274,15 @@ class AtlasBuildPage(MethodPage):
             rows = [new_row(subject) for subject in event["result"]["subjects"]]
             labels = sum(subject["labels"] for subject in event["result"]["subjects"])
             self.keep(rows)
-            self.end_job("done", _("{count} subjects, {labels} with labels.").format(count=len(rows), labels=labels))
+            strays = sum(row["status"] == "aside" for row in rows)
+            text = _("{count} subjects, {labels} with labels.").format(count=len(rows) - strays, labels=labels)
+            self.end_job("done", text + (_(" {count} files are no images, the table says why.").format(count=strays) if strays else ""))
         elif event["event"] in ("failed", "cancelled"):
             self.end_job("error", event.get("message", ""))
 
     def build_or_stop(self) -> None:
-        if self.running:
-            self.work.cancel()
+        if self.running or self.carrying is not None:
+            (self.work if self.running else self.job).cancel()
             self.ui.atlasStageLabel.text = _("Stopping after this step")
             return
         self.logic.ensure_torch()
@@ -360,35 +361,44 @@ class AtlasBuildPage(MethodPage):
             "device": self.node.device,
             "threads": self.node.threads,
             "seed": self.node.seed,
+            "patience_s": PATIENCE,
         }
         if is_over_age(str(folder)) and self.node.atlasCovariate:
             request |= {"covariate": self.node.atlasCovariate, "covariates": self.node.atlasCovariates, "data": self.node.atlasData}
+        self.carrying = folder
         self.start_job(request, self.on_carried, _("Bringing subjects to the atlas"))
 
     def on_carried(self, job, event: dict) -> None:
+        """Rows and nodes of every subject as it comes, so that Stop keeps those before it."""
         if self.node is None:
             return
-        if event["event"] == "progress":
-            self.ui.atlasProgressBar.value = round(1000 * event["share"])
-        elif event["event"] == "done":
-            found, rows = {row["subject"]: row for row in event["result"]["rows"]}, self.rows
-            for row in rows:
-                made = found.get(row["name"])
-                if made is not None and "lost" in made:
-                    row.update(status="aside", message=made["lost"])
-                elif made is not None:
-                    row.update(status="carried", quality=quality_text(made), message="")
-            self.keep(rows)
-            good = [name for name, row in found.items() if "lost" not in row]
-            deliver_carried(Path(self.node.atlasFolder), good)
-            lost = len(found) - len(good)
+        kind = event["event"]
+        if kind == "progress":
+            self.show_progress(event)
+        elif kind == "carried":
+            self.keep([{**row, **brought(event)} if row["name"] == event["subject"] else row for row in self.rows])
+            if "lost" not in event:
+                deliver_carried(self.carrying, [event["subject"]], self.node.atlasTransforms)
+        elif kind == "done":
+            rows = event["result"]["rows"]
+            lost, unlike = sum("lost" in row for row in rows), sum(bool(row.get("remark")) for row in rows)
             self.end_job(
-                "warning" if lost else "done",
-                _("{count} subjects were brought to the atlas.").format(count=len(good))
-                + (_(" {count} could not be, the table says why.").format(count=lost) if lost else ""),
+                "warning" if lost or unlike else "done",
+                _("{count} subjects were brought to the atlas.").format(count=len(rows) - lost)
+                + (_(" {count} could not be, the table says why.").format(count=lost) if lost else "")
+                + (_(" {count} are unlike the atlas, see the table.").format(count=unlike) if unlike else ""),
             )
-        elif event["event"] in ("failed", "cancelled"):
-            self.end_job("error", event.get("message", ""))
+        elif kind in ("failed", "cancelled"):
+            self.end_job("error" if kind == "failed" else "warning", event.get("message") or _("Stopped; subjects that were brought before are kept."))
+
+    def show_atlas(self) -> None:
+        """Put the finished atlas of the folder into the scene."""
+        folder = require_atlas(self.node.atlasFolder)
+        record, rows = finished(folder)
+        if not self.rows:
+            self.keep(rows)
+        self.node.atlasBrowser = deliver_atlas(folder, record, rows, self.node.atlasTransforms).get("browser")
+        self.say("done", _("The atlas is in the scene; its folder is in the module Data."))
 
     # ------------------------------------------------------------------------------------------------------- life cycle
 
@@ -398,10 +408,19 @@ class AtlasBuildPage(MethodPage):
         return self.running or self.job is not None
 
     def close(self) -> None:
-        self.work, self.job, self.template = None, None, None
+        if self.job is not None:
+            self.job.cancel()
+        self.work, self.job, self.template, self.carrying = None, None, None, None
         self.ui.atlasTable.setRowCount(0)
         self.ui.atlasCurvesLabel.visible = False
         self.show_running(False)
+
+
+def brought(row: dict) -> dict:
+    """What a row of the table says of a subject after it was brought to the atlas, or could not be."""
+    if "lost" in row:
+        return {"status": "aside", "quality": "", "message": row["lost"]}
+    return {"status": "carried", "quality": quality_text(row), "message": row.get("remark", "")}
 
 
 def cohort_volumes() -> list:
