@@ -138,3 +138,34 @@ def test_a_header_with_two_placements_is_remarked_on(cli, tmp_path):
             answer = cli(command, "--transform", tmp_path / "t.tfm", fixed, tmp_path / "same.nii.gz", moving, tmp_path / f"{name}.nii.gz",
                          "--out", tmp_path / "out.nrrd")
             assert answer.status == 0 and ("other.nii.gz places it twice, up to 20 mm apart; its qform is taken" in answer.err) == (name == "other")
+
+
+def test_several_transforms_are_one_map(cli, tmp_path):
+    """Their order is that of antsApplyTransforms: fixed points go through the field first, then through the affine."""
+    from DeepRegistrationLib.transforms import Displacement
+
+    generator = torch.Generator().manual_seed(3)
+    field = Displacement(2 * torch.rand(1, 3, *GRID.shape, generator=generator), GRID)
+    matrix = np.array([[1.1, 0.1, 0.0, 0.0], [0.0, 0.9, 0.0, 0.0], [0.1, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    matrix[:3, 3] = GRID.centre - matrix[:3, :3] @ GRID.centre + [1.0, -1.0, 0.5]
+    affine = Affine(torch.as_tensor(matrix))
+    image = Image(torch.rand(1, 1, *GRID.shape, generator=generator), GRID)
+    write_image(image, tmp_path / "i.nrrd")
+    write_transform(field, tmp_path / "1Warp.nii.gz")
+    write_transform(affine, tmp_path / "0GenericAffine.mat")
+    write_transform(affine @ field, tmp_path / "whole.h5")
+    made = {}
+    for name, files in (("chain", ("1Warp.nii.gz", "0GenericAffine.mat")), ("whole", ("whole.h5",)), ("turned", ("0GenericAffine.mat", "1Warp.nii.gz"))):
+        chain = ("--transform", *(tmp_path / file for file in files))
+        assert cli("warp", *chain, "--reference", tmp_path / "i.nrrd", "--input", tmp_path / "i.nrrd", "--out", tmp_path / f"{name}.nrrd").status == 0
+        scores = cli("evaluate", *chain, "--fixed", tmp_path / "i.nrrd", "--moving", tmp_path / "i.nrrd").json()
+        made[name] = read_image(tmp_path / f"{name}.nrrd").data, scores["similarity"]["ncc"]["after"]
+    assert torch.allclose(made["chain"][0], made["whole"][0], atol=1e-3) and made["chain"][1] == pytest.approx(made["whole"][1], abs=1e-3)
+    assert not torch.allclose(made["chain"][0], made["turned"][0], atol=1e-1)
+
+
+def test_a_warp_of_fsl_is_named(warp, cli, tmp_path):
+    write_image(Image(torch.zeros(1, 3, *GRID.shape), GRID), tmp_path / "warp.nii.gz", time_step=1.0)
+    answer = cli("warp", "--transform", tmp_path / "warp.nii.gz", "--reference", tmp_path / "reference.nrrd", "--input", tmp_path / "reference.nrrd",
+                 "--out", tmp_path / "out.nrrd")
+    assert "is 4D, as the warps of FSL are" in answer.sentence()

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from . import options
 from .output import say, staged
+from .warp import CHAIN, read_chain
 
 
 def add(commands) -> None:
     parser = commands.add_parser("evaluate", help="score a transform", description=__doc__.splitlines()[0])
-    parser.add_argument("--transform", type=Path, required=True, metavar="FILE", help="fixed -> moving, as written by register")
+    parser.add_argument("--transform", type=Path, nargs="+", required=True, metavar="FILE", help=CHAIN)
     parser.add_argument("--fixed", type=Path, required=True, metavar="FILE", help="the fixed image")
     parser.add_argument("--moving", type=Path, required=True, metavar="FILE", help="the moving image")
     parser.add_argument("--inverse", type=Path, metavar="FILE", help="moving -> fixed (default: the transform is inverted)")
@@ -32,7 +33,7 @@ def run(arguments) -> None:
     from .register import read_pair
 
     pair = read_pair(arguments)
-    transform = read_transform(arguments.transform, pair.dim)
+    transform = read_chain(arguments.transform, pair.dim)
     inverse = transform.inverse() if arguments.inverse is None else read_transform(arguments.inverse, pair.dim)
     scores = evaluate_pair(transform, pair.fixed, pair.moving, pair.fixed_labels, pair.moving_labels, pair.fixed_points, pair.moving_points, inverse)
     text = json.dumps(scores, indent=1, allow_nan=False)

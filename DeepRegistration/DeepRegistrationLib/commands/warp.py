@@ -16,9 +16,13 @@ from .output import note, staged
 from .register import note_placement
 
 
+CHAIN = ("fixed -> moving, as written by register; of several, fixed points go through the first one first, as in the list of "
+         "antsApplyTransforms (field, then affine)")
+
+
 def add(commands) -> None:
     parser = commands.add_parser("warp", help="carry an image, labels or points along a transform", description=__doc__)
-    parser.add_argument("--transform", type=Path, required=True, metavar="FILE", help="fixed -> moving, as written by register")
+    parser.add_argument("--transform", type=Path, nargs="+", required=True, metavar="FILE", help=CHAIN)
     parser.add_argument("--reference", type=Path, required=True, metavar="FILE", help="image of the space that the output is made for")
     parser.add_argument("--input", type=Path, required=True, metavar="FILE", help="what is carried")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the output; its ending decides the format")
@@ -33,17 +37,25 @@ def add(commands) -> None:
 
 def run(arguments) -> None:
     """Read, carry, write; InputError for a file that cannot be used, ConvergenceError where an inverse does not exist."""
-    from ..io import read_image, read_transform
+    from ..io import read_image
 
     require_kind(arguments)
     reference = read_image(arguments.reference, channels="vector")
     grid = reference.grid
     note_placement(arguments.reference, reference)
-    transform = read_transform(arguments.transform, grid.dim)
+    transform = read_chain(arguments.transform, grid.dim)
     with staged(arguments.out.resolve().parent) as folder:
         carry = carry_points if arguments.points else carry_image
         carry(arguments, transform, grid, folder / arguments.out.name)
     note(f"wrote {arguments.out}")
+
+
+def read_chain(paths, dim: int):
+    """The transforms of the files ``paths`` as one, the first of them applied first. InputError as ``read_transform``."""
+    from ..io import read_transform
+    from ..transforms import Composite
+
+    return Composite.of(*[read_transform(path, dim) for path in reversed(paths)])
 
 
 def require_kind(arguments) -> None:

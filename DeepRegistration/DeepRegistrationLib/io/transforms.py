@@ -22,7 +22,7 @@ from ..transforms import Affine, BSpline, Composite, Displacement, Identity, Tra
 from ..transforms.base import require_finite
 from .files import atomic, quiet, reason, require_file, require_suffix, suffix
 from .hdf5 import write_hdf5
-from .images import grid_of, read_volume, write_array
+from .images import grid_of, read_volume, time_step, write_array
 
 LINEAR_TYPES = (".tfm", ".txt", ".mat")
 HDF5_TYPES = (".h5", ".hdf5")
@@ -56,6 +56,9 @@ def read_transform(path, dim: int | None = None) -> Transform:
 
 
 def _read_field(path: Path) -> Transform:
+    if time_step(path) is not None:
+        raise InputError(f"{path} is 4D, as the warps of FSL are, whose convention is another one; "
+                         "give a displacement field with one vector in mm a voxel, as ITK and ANTs write it")
     volume = read_volume(path)
     if volume.channels != volume.grid.dim:
         raise InputError(f"{path} holds {volume.channels} value(s) per voxel of a {volume.grid.dim}D image "
