@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -260,6 +261,24 @@ def test_motion_on_the_command_line(cli, tmp_path):
         assert moved == pytest.approx([float(row[f"shift_{a}_mm"]) for a in "xyz"], abs=1e-3)
     assert read_image(out / "average.nii.gz").grid.same_as(series.frames[0].grid)
     assert (out / "motion.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_folder_of_scans_is_taken_by_the_numbers_in_its_names(cli, tmp_path):
+    series, _ = tissue_series(15.0, 3, scans=3)
+    (tmp_path / "scans").mkdir()
+    for number, frame in zip((2, 10, 9), series.frames):
+        write_image(frame, tmp_path / "scans" / f"Echo {number}.nrrd")
+    (tmp_path / "scans" / "notes.txt").write_text("not a scan")
+    answer = cli("motion", "--scans", tmp_path / "scans", "--set", "rounds=1", "--set", "templates=1", "--threads", "1", "--out", tmp_path / "out")
+    assert answer.status == 0, answer.err
+    assert json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))["names"] == ["Echo 2.nrrd", "Echo 9.nrrd", "Echo 10.nrrd"]
+
+
+def test_volumes_of_one_slice_have_no_third_direction(cli, tmp_path):
+    for k in range(2):
+        write_image(Image(torch.rand(1, 1, 1, 20, 20), Grid.from_parts((1, 20, 20))), tmp_path / f"{k}.nrrd")
+    sentence = cli("motion", "--scans", tmp_path / "0.nrrd", tmp_path / "1.nrrd", "--out", tmp_path / "out").sentence()
+    assert "'0.nrrd' has 20 x 20 x 1 voxels; motion is found in volumes of several slices" in sentence
 
 
 def write_four_axes(stack: Image, path) -> None:

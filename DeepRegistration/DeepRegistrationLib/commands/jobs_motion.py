@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import InputError
-from .motion import IMAGES, joined_tissues
+from .motion import IMAGES, joined_tissues, require_depth
 
 
 def motion(request: dict, monitor, folder: Path) -> dict:
@@ -33,8 +32,7 @@ def _frames(request: dict, key: str):
     from .jobs_pair import image_of
 
     for value in request.get(key) or ():
-        if 1 in value.grid.shape:
-            raise InputError(f"'{value.name}' has {' x '.join(map(str, value.grid.size))} voxels; motion is found in volumes of several slices")
+        require_depth(value.name, value.grid)
         whole = image_of(value)
         count = whole.data.shape[1]
         for k in range(count):

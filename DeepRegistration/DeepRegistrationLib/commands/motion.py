@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from . import options
 from .output import RECORD, say, staged
 
 IMAGES = ("average", "signal", "sigma")
+VOLUMES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+"""Endings of the scans in a folder."""
 
 
 def add(commands) -> None:
     parser = commands.add_parser("motion", help="motion between repeated scans, their average and noise", description=__doc__)
-    parser.add_argument("--scans", type=Path, required=True, nargs="+", metavar="FILE", help="one 4D file, or two or more files, in their order")
+    parser.add_argument("--scans", type=Path, required=True, nargs="+", metavar="FILE", help="one 4D file, two or more files in their order, or a folder of "
+                        "NIfTI, NRRD or MetaImage files, taken by the numbers in their names")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; those of an earlier run are replaced")
     parser.add_argument("--tissues", type=Path, nargs="+", default=[], metavar="FILE",
                         help="probability maps of tissues in the space of the scans: one 4D file, or one file a tissue")
@@ -48,6 +52,7 @@ def run(arguments) -> None:
     with staged(arguments.out, earlier) as folder:
         result = method.run(read_series(arguments.scans, arguments.tissues), runtime)
         record = write(result, folder)
+        record = {"names": [frame.name for frame in result.problem.frames], **record}
         record = {"request": {key: [str(p.resolve()) for p in getattr(arguments, key)] for key in ("scans", "tissues")}, **record}
         (folder / RECORD).write_text(json.dumps(record, indent=1, allow_nan=False), "utf-8")
     if not (arguments.quiet or arguments.json_progress):
@@ -55,11 +60,27 @@ def run(arguments) -> None:
 
 
 def read_series(scans: list[Path], tissues: list[Path]):
-    """The Series of files, each with one scan (map) or many. InputError for a file that cannot be used."""
+    """The Series of files and folders, each file with one scan (map) or many. InputError for a file that cannot be used."""
     from ..problem import Series
 
-    frames = [frame for path in scans for frame in read_each(path)]
+    frames = [frame for path in scans for file in files_of(path) for frame in read_each(file)]
+    for frame in frames:
+        require_depth(frame.name, frame.grid)
     return Series(tuple(frames), joined_tissues([frame for path in tissues for frame in read_each(path)]))
+
+
+def files_of(path: Path) -> list[Path]:
+    """The volumes in a folder, by the numbers in their names; any other path as it is."""
+    from ..io.files import suffix
+
+    found = [file for file in path.iterdir() if suffix(file) in VOLUMES] if path.is_dir() else []
+    return sorted(found, key=lambda file: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name.lower())]) or [path]
+
+
+def require_depth(name: str, grid) -> None:
+    """InputError for volumes of one slice, which have no third direction to move in."""
+    if grid.dim == 3 and 1 in grid.shape:
+        raise InputError(f"'{name}' has {' x '.join(map(str, grid.size))} voxels; motion is found in volumes of several slices")
 
 
 def joined_tissues(maps: list):
