@@ -90,6 +90,30 @@ def test_structure_of_label_maps(cohort, capsys):
     assert not (cohort / "again" / "effects.csv").exists()
 
 
+def test_a_table_with_semicolons_and_names_of_files_and_an_image_without_labels(tmp_path, capsys):
+    """Covariates as a European spreadsheet writes them, subjects by their files; who has no label map is told."""
+    made, grid = planted(3, 12, 2, 2), Grid.from_parts((SIDE, SIDE), 2.0)
+    folder, lines = tmp_path / "data", ["Datei;Alter;Ort"]
+    folder.mkdir()
+    for k, row in enumerate(made.maps):
+        data = torch.as_tensor(row.reshape(1, 1, SIDE, SIDE) + 1)
+        write_image(Image(data.float(), grid), folder / f"s{k:02d}.nii.gz")
+        if k:
+            write_labels(Labels(data, grid), folder / f"s{k:02d}_seg.nii.gz")
+        lines.append(f"s{k:02d}.nii.gz;{50 + k},5;{'AB'[made.types[k]]}")
+    (tmp_path / "people.csv").write_text("\n".join(lines), "utf-8")
+    command = ["atlas", "structure", "--labels", str(folder), "--covariates", str(tmp_path / "people.csv"), "--set", "permutations=99", "--set", "draws=99"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))
+    numbers = {effect["covariate"] for effect in record["effects"] if effect["slope"] is not None}
+    assert "Alter" in numbers and "Ort" not in numbers and "Ort" in {effect["covariate"] for effect in record["effects"]}
+    assert record["set_aside"] == {"labels: s00": "it has no label map"} and record["subjects"] == 11
+    (tmp_path / "people.csv").write_text("id,age\nanna,3\n", "utf-8")
+    capsys.readouterr()
+    assert main([*command, "--out", str(tmp_path / "none")]) == 2
+    assert "no subject of" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
 def test_types_of_images_become_lists_for_atlas_build(tmp_path):
     """Images with label maps beside them: a list a type, which the reader of cohorts takes; one type leaves none behind."""
     from DeepRegistrationLib.commands.atlas_cohort import read_group

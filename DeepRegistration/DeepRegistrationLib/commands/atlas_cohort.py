@@ -96,7 +96,10 @@ def unique(subjects: list[str], files: list[str]) -> list[str]:
 
 
 def read_table(path: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """(subjects, column -> texts) of a .csv file with a header; subjects are the column 'subject' or 'id', else the first one."""
+    """(subjects, column -> texts) of a .csv file with a header; subjects are the column 'subject' or 'id', else the first one, without the ending of an
+    image's file."""
+    from ..io.files import suffix
+    from ..io.images import READABLE
     from ..tables import read_rows
 
     path = Path(path)
@@ -106,7 +109,7 @@ def read_table(path: Path) -> tuple[list[str], dict[str, list[str]]]:
     if not rows:
         raise InputError(f"the table {path} has no rows; give one subject a row below a header line")
     key = next((name for name in header if name.lower() in ("subject", "id")), header[0])
-    subjects = [row[key] for row in rows]
+    subjects = [row[key][: -len(suffix(row[key]))] if suffix(row[key]) in READABLE else row[key] for row in rows]
     twice = next((name for name in subjects if subjects.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"the subject '{twice}' occurs {subjects.count(twice)} times in {path}; give one row a subject")

@@ -108,10 +108,19 @@ def carry_out(order: Order, folder: Path, runtime: Runtime) -> dict:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         sources, aside, files = collect(order.sources, Path(scratch), runtime.monitor.part(0, 0.7))
     covariates = covariates_of(order.covariates)
+    require_known(covariates, sources[0].names, order.covariates)
     found = analysis.analyze(sources, Runtime("cpu", runtime.seed, monitor=runtime.monitor.part(0.7, 0.95)), covariates)
     runtime.monitor.progress(0.95, "pictures")
     write_lists(found, files, folder)
     return write(found, analysis, aside, runtime.seed, folder)
+
+
+def require_known(covariates: dict, names: tuple[str, ...], table: Path | None) -> None:
+    """InputError where the table of covariates names nobody of the cohort."""
+    known = list(next(iter(covariates.values()), {}))
+    if known and not set(known) & set(names):
+        raise InputError(f"no subject of {table} is in the cohort: it names '{known[0]}', ..., the cohort '{names[0]}', ...; "
+                         "give the table the names of the cohort")
 
 
 def collect(given: dict, scratch: Path, monitor) -> tuple[list, dict, dict]:

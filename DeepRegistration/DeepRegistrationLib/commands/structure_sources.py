@@ -39,10 +39,18 @@ def label_items(path: Path) -> list[Item]:
         if not found:
             raise
         return [Item(file.name.removesuffix(".seg.nrrd"), lambda file=file: read_labels(file)) for file in found]
-    labeled = [(name, scan) for name, scan in scans if scan.labels is not None]
-    if labeled:
-        return [Item(name, lambda file=scan.labels: read_labels(file), _files(name, scan)) for name, scan in labeled]
+    if any(scan.labels is not None for _, scan in scans):
+        return [Item(name, lambda file=scan.labels: _labels(file), _files(name, scan)) for name, scan in scans]
     return [Item(name, lambda file=scan.image: read_labels(file)) for name, scan in scans]
+
+
+def _labels(file: Path | None):
+    """The label map of an image. InputError where it has none."""
+    from ..io import read_labels
+
+    if file is None:
+        raise InputError("it has no label map")
+    return read_labels(file)
 
 
 def map_items(path: Path) -> list[Item]:
