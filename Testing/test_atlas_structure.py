@@ -100,7 +100,7 @@ def test_a_table_with_semicolons_and_names_of_files_and_an_image_without_labels(
         write_image(Image(data.float(), grid), folder / f"s{k:02d}.nii.gz")
         if k:
             write_labels(Labels(data, grid), folder / f"s{k:02d}_seg.nii.gz")
-        lines.append(f"s{k:02d}.nii.gz;{50 + k},5;{'AB'[made.types[k]]}")
+        lines.append(f"s{k:02d}.nii.gz;{50 + k},5;{'AAB'[k % 3]}")
     (tmp_path / "people.csv").write_text("\n".join(lines), "utf-8")
     command = ["atlas", "structure", "--labels", str(folder), "--covariates", str(tmp_path / "people.csv"), "--set", "permutations=99", "--set", "draws=99"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
