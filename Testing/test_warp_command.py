@@ -57,6 +57,23 @@ def test_segments_keep_their_names_and_large_numbers(warp, tmp_path):
     assert back.names == names and back.values() == [3, 614454277]
 
 
+def test_overlapping_segments_are_remarked_on(warp, tmp_path):
+    layers = np.zeros((*GRID.shape, 2), np.uint8)
+    layers[2:6, 2:6, 2:8, 0] = 1
+    for name, low in (("overlap", 5), ("apart", 6)):
+        layers[..., 1] = 0
+        layers[low:8, 2:6, 2:8, 1] = 1
+        image = sitk.GetImageFromArray(layers, isVector=True)
+        image.CopyInformation(sitk.ReadImage(str(tmp_path / "reference.nrrd")))
+        for k, segment in enumerate(("organ", "tumor")):
+            for key, value in (("ID", f"S{k}"), ("Name", segment), ("LabelValue", "1"), ("Layer", str(k))):
+                image.SetMetaData(f"Segment{k}_{key}", value)
+        sitk.WriteImage(image, str(tmp_path / f"{name}.seg.nrrd"))
+        answer = warp(f"{name}.seg.nrrd", "out.seg.nrrd", "--labels")
+        assert answer.status == 0 and ("overlap in 24 voxels" in answer.err) == (name == "overlap")
+        assert read_labels(tmp_path / "out.seg.nrrd").names == ((1, "organ"), (2, "tumor"))
+
+
 @pytest.mark.parametrize("name, options, words", [
     ("a.seg.nrrd", (), "add --labels"),
     ("p.csv", (), "add --points"),

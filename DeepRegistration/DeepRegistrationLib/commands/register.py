@@ -108,10 +108,23 @@ def read_pair(arguments):
         for kind, read in (("labels", read_labels), ("points", read_points)):
             path = getattr(arguments, f"{side}_{kind}")
             guides[f"{side}_{kind}"] = None if path is None else read(path)
+        if guides[f"{side}_labels"] is not None:
+            note_placement(getattr(arguments, f"{side}_labels"), guides[f"{side}_labels"])
+            note_overlap(getattr(arguments, f"{side}_labels"))
         note_far_points(guides[f"{side}_points"], image, side)
     guides["fixed_labels"], guides["moving_labels"] = matched(guides["fixed_labels"], guides["moving_labels"])
     guides["moving_points"] = paired(guides["fixed_points"], guides["moving_points"])
     return Pair(**images, **guides)
+
+
+def note_overlap(path) -> None:
+    """Say so where segments of the file ``path`` overlap, since a label map holds one of them a voxel."""
+    from ..io.labels import overlap_of
+
+    count = overlap_of(path)
+    if count:
+        note(f"remark: segments of {path.name} overlap in {count} voxels, which count for the later segment alone; "
+             "give overlapping segments one by one where that matters")
 
 
 def note_placement(path, image) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from .output import note, staged
-from .register import note_placement
+from .register import note_overlap, note_placement
 
 
 CHAIN = ("fixed -> moving, as written by register; of several, fixed points go through the first one first, as in the list of "
@@ -81,6 +81,8 @@ def carry_image(arguments, transform, grid, path: Path) -> None:
     image = read_labels(arguments.input) if arguments.labels else read_image(arguments.input, channels="vector")
     require_dim(image.dim, grid.dim, arguments)
     note_placement(arguments.input, image)
+    if arguments.labels:
+        note_overlap(arguments.input)
     fill = arguments.fill or 0.0
     warped = warp(image, transform.inverse() if arguments.inverse else transform, grid, arguments.interpolation, fill)
     outside = warped.data.isnan() if math.isnan(fill) else warped.data == fill

@@ -40,6 +40,14 @@ def read_labels(path) -> Labels:
     return Labels(torch.from_numpy(array[:1].astype(kind))[None], volume.grid, name=display_name(path), names=names)
 
 
+def overlap_of(path) -> int:
+    """The number of voxels that lie in several segments of a .seg.nrrd, of which a label map keeps the later one; 0 for every other file."""
+    if suffix(path) != ".seg.nrrd":
+        return 0
+    layers = read_volume(path).channels_first
+    return int(((layers > 0).sum(0) > 1).sum())
+
+
 def _whole_numbers(array: np.ndarray, path) -> np.ndarray:
     if np.issubdtype(array.dtype, np.integer):
         return array.astype(np.int64) if array.dtype == np.uint64 else array
