@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import cohorts
 import numpy as np
@@ -11,11 +12,13 @@ import pytest
 import torch
 from test_atlas_command import QUICK
 
+from DeepRegistrationLib.commands import jobs_atlas
 from DeepRegistrationLib.commands.atlas_cohort import read_group, unique
-from DeepRegistrationLib.errors import InputError
+from DeepRegistrationLib.errors import Cancelled, InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image, Labels
 from DeepRegistrationLib.io import read_image, read_labels, write_image
+from DeepRegistrationLib.runtime import Monitor
 
 APPLY = ("--device", "cpu", "--threads", 1)
 
@@ -93,6 +96,27 @@ def test_an_atlas_of_other_images_or_another_seed_is_another_one(files, cli, tmp
     if change is None:
         write_image(Image(2 * read_image(files / "s03.nii.gz").data, read_image(files / "s03.nii.gz").grid), images / "a.nii.gz")
     assert f"holds another atlas (different: {word})" in cli(*command, *(change or ())).sentence()
+
+
+def test_the_writing_of_the_maps_is_seen_and_can_be_stopped_and_gone_on_with(files, tmp_path):
+    class Stopping(Monitor):
+        events, seen, stops = SimpleNamespace(write=lambda name, **what: None), (), True
+
+        def progress(self, share, text, step=0, steps=0):
+            self.seen += (share,)
+            if self.stops and text.startswith("transforms"):
+                self.cancel()
+
+    values = {"linear": "none", "factors": [1.0], "settings": "iterations=0,10,10,5"}
+    order = {"out": str(tmp_path / "out"), "data": str(files), "method": "icon-atlas", "values": values, "threads": 1, "device": "cpu"}
+    with pytest.raises(Cancelled):
+        jobs_atlas.atlas(order, Stopping(), tmp_path)
+    assert (tmp_path / "out" / "work").is_dir() and not (tmp_path / "out" / "atlas.json").exists()
+    monitor = Stopping()
+    monitor.stops = False
+    made = jobs_atlas.atlas({"out": str(tmp_path / "out"), "resume": True, "device": "cpu"}, monitor, tmp_path)
+    assert len(made["quality"]) == 4 and list(monitor.seen) == sorted(monitor.seen) and monitor.seen[-1] == 1.0
+    assert (tmp_path / "out" / "atlas.json").exists() and not (tmp_path / "out" / "work").exists()
 
 
 def test_a_subject_unlike_the_atlas_is_remarked_on(atlas, files, cli, tmp_path):

@@ -15,14 +15,17 @@ import csv
 import json
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import Cancelled, InputError
-from ..runtime import Console, JsonLines, Runtime, Silent, fewer_threads
+from ..runtime import Console, JsonLines, Monitor, Runtime, Silent, fewer_threads
 from . import options
 from .output import note, say, staged
 
 RECORD, WORK = "atlas.json", "work"
+BUILT = 0.95
+"""Share of the progress until the atlas is built; the rest is for its files."""
 
 
 def add(actions) -> None:
@@ -64,24 +67,32 @@ def run(arguments) -> None:
     with processes.joined(arguments.device) as device:
         first = processes.rank() == 0
         monitor = Silent() if arguments.quiet or not first else JsonLines(sys.stdout) if arguments.json_progress else Console(sys.stderr)
-        runtime = Runtime(device, arguments.seed, threads(arguments), monitor=monitor, workers=arguments.workers, work=(arguments.out / WORK).resolve(),
-                          scheduler=arguments.scheduler)
+        runtime = Runtime(device, arguments.seed, threads(arguments), monitor=monitor.part(0.0, BUILT), workers=arguments.workers,
+                          work=(arguments.out / WORK).resolve(), scheduler=arguments.scheduler)
         if processes.shared(first and prepare(arguments.out, arguments.resume, method, problem, arguments.seed), runtime.torch_device()):
             note(f"{arguments.out} holds this atlas already; nothing is left to do")
             return
-        try:
+        with resumable(arguments.out):
             result = method.run(problem, runtime)
-        except (KeyboardInterrupt, Cancelled):
-            note(f"{arguments.out / WORK} keeps the subjects that are finished: the same command with --resume goes on from there")
-            raise
         processes.meet()
     if not first:
         return
-    with runtime.active(), fewer_threads(result.atlas.grid.voxels):
-        record = write(result, arguments.out)
+    with resumable(arguments.out), runtime.active(), fewer_threads(result.atlas.grid.voxels):
+        record = write(result, arguments.out, monitor.part(BUILT, 1.0))
     shutil.rmtree(arguments.out / WORK, ignore_errors=True)
     if not (arguments.quiet or arguments.json_progress):
         tell(record, arguments.out)
+
+
+@contextmanager
+def resumable(out: Path):
+    """A part of a build that can be gone on with after it was stopped, which is said then."""
+    try:
+        yield
+    except (KeyboardInterrupt, Cancelled):
+        if (out / WORK).is_dir():
+            note(f"{out / WORK} keeps the subjects that are finished: the same command with --resume goes on from there")
+        raise
 
 
 def chosen(arguments):
@@ -149,14 +160,14 @@ def prepare(out: Path, resume: bool, method, problem, seed: int) -> bool:
 # -------------------------------------------------------------------------------------------------------------- writing
 
 
-def write(result, out: Path) -> dict:
-    """All files of an atlas; atlas.json comes last, so where it is, all is complete. Returns what it says."""
+def write(result, out: Path, monitor: Monitor) -> dict:
+    """All files of an atlas; atlas.json comes last, so where it is, all is complete. Returns what it says. Cancelled between two subjects."""
     from ..io import write_transform
     from ..result import GrowthResult
     from ..train.members import subjects_of
     from .register import plain
 
-    for name in result.names:
+    for _, name in zip(monitor.steps(len(result.names), "transforms"), result.names):
         folder = out / "subjects" / name
         folder.mkdir(parents=True, exist_ok=True)
         transform = result.transform_of(name)

@@ -21,7 +21,7 @@ def atlas(request: dict, monitor, folder: Path) -> dict:
     """Build an atlas, or go on with one. Its event 'cohort' names the subjects before any is read."""
     from ..method import find
     from ..runtime import Runtime
-    from .atlas_build import WORK, write
+    from .atlas_build import BUILT, WORK, write
 
     out, resume = Path(request["out"]), bool(request.get("resume", False))
     _require_room(out, resume)
@@ -33,11 +33,11 @@ def atlas(request: dict, monitor, folder: Path) -> dict:
         request.get("device", "auto"),
         order["seed"],
         int(request.get("threads", 0)),
-        monitor=monitor,
+        monitor=monitor.part(0.0, BUILT),
         workers=order["workers"],
         work=out / WORK,
     )
-    record = write(method.run(group, runtime), out)
+    record = write(method.run(group, runtime), out, monitor.part(BUILT, 1.0))
     shutil.rmtree(out / WORK, ignore_errors=True)
     return {"record": record, "quality": _rows(out / "quality.csv")}
 
