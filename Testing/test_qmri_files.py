@@ -16,7 +16,7 @@ from test_qmri import write_dicom
 
 from DeepRegistrationLib.__main__ import main
 from DeepRegistrationLib.engines.slice_maps import region_rows, remarks_on
-from DeepRegistrationLib.engines.slice_order import Placement, find_placement, moves_of
+from DeepRegistrationLib.engines.slice_order import Placement, find_placement, mirrors_the_set, moves_of
 from DeepRegistrationLib.engines.slice_search import SliceSettings
 from DeepRegistrationLib.engines.slices import thickness_of
 from DeepRegistrationLib.errors import InputError
@@ -25,6 +25,7 @@ from DeepRegistrationLib.image import Image, Labels
 from DeepRegistrationLib.io import write_image, write_labels
 from DeepRegistrationLib.io.slices import read_slice, slice_files
 from DeepRegistrationLib.method import find
+from DeepRegistrationLib.methods.qmri import OTHER_SIDE
 from DeepRegistrationLib.runtime import Runtime, Silent
 
 RUNTIME = Runtime("cpu", threads=1)
@@ -208,3 +209,17 @@ def test_slices_of_one_number_of_pixels_but_of_several_sizes_are_not_exchanged()
     with pytest.raises(InputError, match="slices of different sizes were given .44 x 44 x 1 voxels of 2.36 x 2.36 x 6 mm, "):
         find_placement(mixed, [np.eye(4)], SliceSettings(tried=10), True, True, RUNTIME, Silent())
     assert find("qmri", {"tried": 300, "steps": 5}).run(mixed, RUNTIME).plane == tuple(range(6))
+
+
+def test_the_other_side_of_a_body_is_remarked_on():
+    """Each slice mirrored along the axis of the set: the mirror image of the anatomy; across it: half a turn."""
+    problem = known().problem
+    for flips, other_side in (((False, True), True), ((True, False), False), ((False, False), False)):
+        moves = moves_of(problem, Placement(tuple(range(6)), (flips,) * 6, np.eye(4), 0.0))
+        assert mirrors_the_set(problem.slices, moves) is other_side, flips
+    one = moves_of(problem, Placement(tuple(range(6)), ((False, True), *((False, False),) * 5), np.eye(4), 0.0))
+    assert not mirrors_the_set(problem.slices, one)
+    volume = problem.volume
+    mirrored = replace(volume, data=volume.data.flip(-1))
+    found = find("qmri:unordered", {"tried": 1000}).run(replace(problem, volume=mirrored), RUNTIME)
+    assert found.registered and found.remarks == (OTHER_SIDE,)

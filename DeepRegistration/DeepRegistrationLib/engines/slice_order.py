@@ -29,6 +29,8 @@ from .slices import SliceLevel, build_levels, normalised_information, placed_abo
 FLIPS = ((False, False), (True, False), (False, True), (True, True))
 """(along u, along v) of the directions that are tried; u runs along rows of pixels, v from row to row."""
 BINS = 12
+SAME = 0.02
+"""Share of the size of a set that two maps of it may differ by and count as one."""
 TIE = 2e-3
 """Relative difference of costs up to which two placements count as equally good."""
 
@@ -73,6 +75,17 @@ def moves_of(problem, placement: Placement) -> np.ndarray:
         target[:3, 3] = there.centre - target[:3, :3] @ ((np.array(image.grid.size) - 1) / 2)
         out.append(target @ image.grid.inverse_affine)
     return np.stack(out)
+
+
+def mirrors_the_set(slices, moves) -> bool:
+    """True where the ``moves`` (S, 4, 4) of the slices are together a mirror image of the whole set, and no rigid motion of it."""
+    corners = [image.grid.points().squeeze(image.grid.shape.index(1))[[0, 0, -1, -1], [0, -1, 0, -1]] for image in slices]
+    before = np.concatenate(corners)
+    after = np.concatenate([points @ move[:3, :3].T + move[:3, 3] for points, move in zip(corners, moves)])
+    before, after = before - before.mean(0), after - after.mean(0)
+    u, _, v = np.linalg.svd(before.T @ after)
+    left = [np.abs(before @ (u * [1, 1, side * np.linalg.det(u @ v)]) @ v - after).max() for side in (1, -1)]
+    return bool(left[1] < SAME * np.abs(before).max() < left[0])
 
 
 def require_one_size(images) -> None:

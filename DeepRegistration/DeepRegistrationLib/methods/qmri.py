@@ -24,7 +24,7 @@ from ..engines.global_rigid import SearchSettings
 from ..engines.global_rigid import search as search_stack
 from ..engines.slice_bends import BendSettings, bends
 from ..engines.slice_evidence import axis_curve, doubts_of_sides, evidence, mirror_lead, uncertainty
-from ..engines.slice_order import TIE, Placement, check_placement, find_placement, moves_of, of_one_size, placed
+from ..engines.slice_order import TIE, Placement, check_placement, find_placement, mirrors_the_set, moves_of, of_one_size, placed
 from ..engines.slice_search import ONE_THREAD, SEARCHES, SliceSettings, longest_edge, search
 from ..engines.slice_starts import hull_start, stack_of
 from ..engines.slices import PROFILES, SIMILARITIES
@@ -50,6 +50,8 @@ LAURENTINI = """@article{Laurentini1994,
   author = {Laurentini, Aldo}, title = {The Visual Hull Concept for Silhouette-Based Image Understanding},
   journal = {IEEE Transactions on Pattern Analysis and Machine Intelligence}, volume = {16}, number = {2}, pages = {150--162}, year = {1994}}"""
 
+OTHER_SIDE = ("the slices as a whole fit only as their mirror image; check that they and the volume are of the same side of the body, or, where they were "
+              "placed about an axis, its direction")
 STARTS = ("auto", "header", "hull", "stack")
 PLACINGS = ("auto", "keep", "flips", "order", "both")
 
@@ -166,6 +168,7 @@ class SlicesToVolume(Method):
         unsure, remarks = doubts_of_sides(mirror, believed)
         reasons, shown = (*proven.reasons, *unsure), {**proven.as_dict(), **({} if mirror is None else {"mirror": mirror})}
         moves = moves_of(problem, placement)
+        remarks = (*remarks, OTHER_SIDE) if mirrors_the_set(problem.slices, moves) else remarks
         bent = tuple(each.before(move) for each, move in zip(bent, moves))
         own = np.broadcast_to(np.eye(4), moves.shape) if found.own is None else found.own
         scalars = {"similarity": 1 - found.cost, "distance_std_mm": spread.distance, **shown}
