@@ -85,6 +85,13 @@ def test_files_that_are_no_images_and_remarks_are_told_in_the_table(slicer, page
     wait_until(slicer, lambda: page.job is None, 5)
     assert status(page) == "2 subjects, 0 with labels. 1 files are no images, the table says why."
     assert rows(page)[2] == ["m", "set aside", "", "it is a mask"]
+    place = tmp_path / "Müller" / "b.nii"
+    whole = f"{place} is incomplete or damaged (its packed content ends too early or fails its checksum); copy or export the file again"
+    page.keep([new_row({"name": "b", "image": str(place), "unusable": whole})])
+    settle(slicer)
+    assert rows(page)[0][3].startswith("b.nii is incomplete") and rows(page)[0][3].endswith(" ...") and page.ui.atlasTable.item(0, 3).toolTip() == whole
+    page.keep([new_row(subject) for subject in subjects])
+    settle(slicer)
     page.ui.atlasButton.click()
     runner.say("cohort", subjects=subjects)
     record = {"subjects": ["a", "b"], "set_aside": {"m": "it is a mask"}, "remarks": {"b": "a copy of a"}, "history": [ROW], "wall_seconds": 1.0, "dim": 2}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
+from textwrap import shorten
 
 import qt
 import slicer
@@ -30,6 +33,8 @@ STATUS = {
     "left": "left out",
     "carried": "brought",
 }
+MESSAGE = 100
+"""Characters of a message that the table shows."""
 CURVES_WIDTH, CURVES_HEIGHT = 340, 170
 
 
@@ -139,7 +144,7 @@ class AtlasBuildPage(MethodPage):
             table.setRowCount(len(rows))
         for r, row in enumerate(rows):
             seconds = "" if row.get("seconds") is None else duration(row["seconds"])
-            quality = "; ".join(filter(None, (row["quality"], row["message"]))) if row["status"] in ("aside", "done", "carried") else row["quality"]
+            quality = "; ".join(filter(None, (row["quality"], remark(row)))) if row["status"] in ("aside", "done", "carried") else row["quality"]
             for c, text in enumerate((row["name"], _(STATUS[row["status"]]), seconds, quality)):
                 item = table.item(r, c)
                 if item is None:
@@ -421,6 +426,11 @@ def brought(row: dict) -> dict:
     if "lost" in row:
         return {"status": "aside", "quality": "", "message": row["lost"]}
     return {"status": "carried", "quality": quality_text(row), "message": row.get("remark", "")}
+
+
+def remark(row: dict) -> str:
+    """The message of a row, short enough for the table: without the folder of its image; the whole is its tooltip."""
+    return shorten(row["message"].replace(f"{Path(row['image']).parent}{os.sep}", "") if row["image"] else row["message"], MESSAGE, placeholder=" ...")
 
 
 def cohort_volumes() -> list:
