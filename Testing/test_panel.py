@@ -121,6 +121,16 @@ def test_guides_come_in_pairs(slicer, pair):
     node.movingLandmarks.AddControlPoint(1, 2, 1)
     settle(slicer)
     assert page.ui.applyButton.enabled and "2 landmark pairs guide" in page.ui.landmarksLabel.text
+    node.movingLandmarks = node.fixedLandmarks
+    settle(slicer)
+    assert "'F' is chosen as the landmarks of both volumes" in page.ui.missingLabel.text
+    node.fixedLandmarks, node.movingLandmarks = (landmarks(slicer, side, []) for side in "FM")
+    settle(slicer)
+    assert "hold no placed point" in page.ui.missingLabel.text and not page.ui.applyButton.enabled
+    node.fixedLandmarks = node.movingLandmarks = None
+    node.fixedStructures = node.movingStructures = segmentation(slicer, node.fixedVolume, "S")
+    settle(slicer)
+    assert "'S' is chosen as the structures of both volumes" in page.ui.missingLabel.text
 
 
 def test_a_start_by_node_needs_a_node(slicer, pair):

@@ -90,6 +90,19 @@ def test_voxels_segments_and_names_that_come_later(slicer, pair):
     assert "day 2 (volume)" in [listed.item(k).text() for k in range(listed.count)]
 
 
+def test_the_segment_of_another_mask_is_forgotten(slicer, pair):
+    page, node = pair.page("register"), pair.node
+    masks = [segmentation(slicer, node.fixedVolume, name) for name in ("first", "second")]
+    masks[0].GetSegmentation().AddEmptySegment("lesion", "lesion")
+    node.fixedMask = masks[0]
+    settle(slicer)
+    choose(page.ui.fixedMaskSegmentBox, "lesion")
+    assert node.fixedMaskSegment == "lesion"
+    node.fixedMask = masks[1]
+    settle(slicer)
+    assert page.ui.fixedMaskSegmentBox.currentText == "All segments" and node.fixedMaskSegment == ""
+
+
 def test_changes_during_a_run_are_seen_at_its_end(slicer, pair):
     """The live view moves the volumes all the time, which does not bring the pages up to date each time."""
     page = pair.page("register")

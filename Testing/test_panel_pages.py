@@ -118,6 +118,22 @@ def test_structures_and_landmarks(slicer, registered):
     assert status(page) == "" and page.ui.metricsTable.rowCount >= 2
 
 
+def test_a_display_that_cannot_be_shown_can_be_chosen_again(slicer, registered):
+    """The control goes back to nothing, so that the same choice works once what was missing is there."""
+    node, page = registered.node, registered.page("quality")
+    registered.open("quality")
+    settle(slicer)
+    choose(page.ui.contoursBox, "after")
+    assert "choose the fixed and the moving structures" in status(page) and page.chosen(page.ui.contoursBox) == ""
+    node.qualityFixedStructures, node.qualityMovingStructures = (segmentation(slicer, getattr(node, f"{side}Volume"), side) for side in ("fixed", "moving"))
+    settle(slicer)
+    choose(page.ui.contoursBox, "after")
+    assert status(page) == "" and len(page.quality.made["contours"]) == 2
+    slicer.mrmlScene.RemoveNode(records.roles_of(node.result)["log_jacobian"])
+    page.ui.logJacobianMapBox.click()
+    assert "run it again with that output" in status(page) and not page.ui.logJacobianMapBox.checked
+
+
 def test_evaluate_fills_the_table(slicer, registered, tmp_path, monkeypatch):
     import qt
 
@@ -221,6 +237,51 @@ def test_batch_of_nodes(slicer, pair, tmp_path):
     ui.pairsTable.selectRow(2)
     ui.removePairsButton.click()
     assert len(json.loads(pair.node.batchPairs)) == 2
+
+
+def test_results_of_another_patient_are_spared(slicer, pair, tmp_path):
+    """The next patient's volumes are called as the ones before and go to the same folder; a retry of a pair writes over its own results only."""
+    page, runner = pair.page("batch"), pair.logic._runner
+
+    def registers_a_pair() -> list[str]:
+        wait_until(slicer, lambda: runner.jobs or not page.work.running, 5)
+        runner.say("done", result=answer(runner.jobs[-1].request))
+        runner.jobs.clear()
+        wait_until(slicer, lambda: not page.work.running, 10)
+        assert page.rows[0]["status"] == "done", page.rows
+        return [page.rows[0]["id"], *sorted(path.name for path in tmp_path.iterdir())]
+
+    for expected in (["moving-to-fixed", "moving-to-fixed"], ["moving-to-fixed-2", "moving-to-fixed", "moving-to-fixed-2"]):
+        pair.node.batchFolder = str(tmp_path)
+        pair.open("batch")
+        page.ui.batchFixedSelector.setCurrentNode(volume(slicer, "fixed"))
+        page.ui.batchMovingSelector.setCurrentNode(volume(slicer, "moving", shift=1))
+        settle(slicer)
+        page.ui.addPairButton.click()
+        page.ui.batchButton.click()
+        assert registers_a_pair() == expected
+        page.ui.pairsTable.selectRow(0)
+        page.ui.retryPairsButton.click()
+        page.ui.batchButton.click()
+        assert registers_a_pair() == expected
+        slicer.mrmlScene.Clear(0)
+        settle(slicer)
+
+
+def test_a_scene_closed_during_a_batch(slicer, pair, tmp_path):
+    page, pair.node.batchFolder = pair.page("batch"), str(tmp_path)
+    pair.open("batch")
+    page.ui.batchFixedSelector.setCurrentNode(pair.node.fixedVolume)
+    page.ui.batchMovingSelector.setCurrentNode(pair.node.movingVolume)
+    settle(slicer)
+    page.ui.addPairButton.click()
+    page.ui.batchButton.click()
+    settle(slicer)
+    slicer.mrmlScene.Clear(0)
+    settle(slicer)
+    assert status(page) == "Stopped because the scene was closed." and page.rows == [] and page.ui.batchButton.text == "Run"
+    slicer.mrmlScene.Clear(0)
+    assert status(page) == "", "what was said of a scene ends with it"
 
 
 def test_batch_writes_folders_and_is_kept_in_the_scene(slicer, pair, tmp_path):

@@ -111,7 +111,7 @@ def test_masks_and_structures_are_read_in_ticks(slicer, pair):
     node = pair.node
     node.live = False
     node.fixedMask = segmentation(slicer, node.fixedVolume, "mask")
-    node.fixedStructures = node.movingStructures = segmentation(slicer, node.fixedVolume, "parts")
+    node.fixedStructures, node.movingStructures = (segmentation(slicer, getattr(node, f"{side}Volume"), "parts") for side in ("fixed", "moving"))
     settle(slicer)
     page, runner = apply(slicer, pair)
     assert page.running and page.ui.applyButton.text == "Cancel" and not runner.jobs

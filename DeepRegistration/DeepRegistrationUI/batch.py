@@ -2,8 +2,8 @@
 
 A row is a dict: ``id``, ``kind`` ('nodes', 'files', or 'frame', see ``frames``), ``fixed`` and ``moving`` (node IDs or file names), ``status``
 ('waiting', 'running', 'done', 'failed', 'cancelled'), ``seconds``, ``quality``, ``message``; rows of files hold the manifest's row in ``row`` and
-its path in ``manifest``. Pairs of files are registered by the command line in a process of their own, so that reading them blocks nothing;
-pairs of nodes go the way of the panel.
+its path in ``manifest``, others in ``written`` the folder with their results, if there is one. Pairs of files are registered by the command line in a
+process of their own, so that reading them blocks nothing; pairs of nodes go the way of the panel.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from . import frames, records
 
 PACKAGE = DeepRegistrationLib.__name__
 UNFINISHED = ("waiting", "cancelled", "running")
+STOPPED = "The batch was stopped; Run goes on with the pairs that are left."
 
 
 def rows_of(pairs) -> list[dict]:
@@ -112,6 +113,8 @@ class Batch:
             self._finish()
             return
         self.row["status"], self.row["began"] = "running", time.monotonic()
+        if self.folder is not None and self.row["kind"] != "files":
+            self._spare_others()
         self._tell()
         try:
             self.current = {"files": self._files, "nodes": self._nodes, "frame": self._frame}[self.row["kind"]]()
@@ -134,6 +137,13 @@ class Batch:
         if command.is_done(command.register_parser().parse_args(line)):
             return None
         return FileRun(line)
+
+    def _spare_others(self) -> None:
+        """Give the row of nodes that runs a name of its own where its folder has another pair's results: volumes of one patient are often called as those
+        of the one before."""
+        taken = {row["id"] for row in self.rows if row is not self.row}
+        if self.row.get("written") != str(self.folder / self.row["id"]):
+            self.row["id"] = _free(self.row["id"], taken | {path.name for path in self.folder.iterdir()})
 
     def _nodes(self):
         """The registration of two nodes. InputError where they are gone or something else is wrong."""
@@ -168,6 +178,7 @@ class Batch:
         """Write the nodes of a pair into its folder, and take them out of the scene where they are not wanted there."""
         if self.folder is not None:
             save(run, self.folder / self.row["id"])
+            self.row["written"] = str(self.folder / self.row["id"])
         if self.frame is not None:
             self.frame.deliver(run.nodes)
         if self.frame is not None or not self.to_scene and self.folder is not None:
@@ -200,11 +211,11 @@ class Batch:
         self.message = f"{done} of {len(self.rows)} pairs registered" + (f", {failed} failed; Retry does them again." if failed else ".")
         self._tell(None)
 
-    def cancel(self) -> None:
+    def cancel(self, sentence: str = STOPPED) -> None:
         """Stop after ending the pair that runs; what is done stays done."""
         if not self.running:
             return
-        self.state, self.message = "cancelled", "The batch was stopped; Run goes on with the pairs that are left."
+        self.state, self.message = "cancelled", sentence
         current, row, self.current, self.row = self.current, self.row, None, None
         if current is not None:
             current.cancel()
@@ -215,7 +226,8 @@ class Batch:
         self._tell(None)
 
     def abandon(self, sentence: str) -> None:
-        self.cancel()
+        """End without touching the scene any more."""
+        self.cancel(sentence)
 
     def _tell(self, row="same") -> None:
         if self.listener is not None:

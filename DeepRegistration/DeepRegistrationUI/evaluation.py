@@ -33,6 +33,8 @@ class Evaluation:
         for first, second, what in ((fixed_labels, moving_labels, "structures"), (fixed_points, moving_points, "landmarks")):
             if (first is None) != (second is None):
                 raise InputError(f"only the {'moving' if first is None else 'fixed'} {what} are chosen; choose both, or none")
+            if first is not None and first is second:
+                raise InputError(f"'{first.GetName()}' is chosen as the {what} of both volumes; choose those of each, or none")
         self._begin(outputs.evaluate_steps(self._roles(), fixed_labels=fixed_labels, moving_labels=moving_labels, fixed_points=fixed_points,
                                            moving_points=moving_points))
 

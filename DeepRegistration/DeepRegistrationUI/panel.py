@@ -165,6 +165,8 @@ class Panel(VTKObservationMixin):
     def scene_closing(self, caller=None, event=None) -> None:
         """Runs end, nodes are forgotten, before the scene takes them away."""
         self.later.stop()
+        for page in self.pages.values():
+            page.say("", "")  # what was said of the old scene
         self.logic.cancel_all("the scene was closed")
         for page in self.pages.values():
             page.close()

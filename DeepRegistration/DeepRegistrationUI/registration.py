@@ -112,8 +112,12 @@ def _missing_guides(choices: Choices) -> str:
                                 (choices.fixed_labels, choices.moving_labels, "structures")):
         if (first is None) != (second is None):
             return f"Choose the {'fixed' if first is None else 'moving'} {what} too, or none at all."
+        if first is not None and first is second:
+            return f"'{first.GetName()}' is chosen as the {what} of both volumes; choose those of each, or none at all."
     if choices.fixed_points is not None:
         counts = [node.GetNumberOfDefinedControlPoints() for node in (choices.fixed_points, choices.moving_points)]
+        if counts == [0, 0]:
+            return "The chosen lists of landmarks hold no placed point; place some in both, or choose none."
         if counts[0] != counts[1]:
             return f"There are {counts[0]} fixed and {counts[1]} moving landmarks; place as many in both lists."
     return ""

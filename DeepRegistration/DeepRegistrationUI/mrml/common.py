@@ -56,7 +56,7 @@ def placement_of(node, carriers=()) -> np.ndarray:
     for parent in parents_of(node, carriers):
         if not parent.IsLinear():
             raise InputError(f"'{node.GetName()}' is under the non-linear transform '{parent.GetName()}'; harden the transform on it "
-                             "(Transforms module) or take it out of the transform, then register")
+                             "(Transforms module) or take it out of the transform first")
         parent.GetMatrixTransformToParent(matrix)
         whole = matrix_values(matrix) @ whole
     return whole

@@ -15,7 +15,7 @@ from ..registration import LANDMARKS
 from ..sentences import duration
 from .base import Page
 
-KEPT = ("id", "kind", "fixed", "moving", "status", "seconds", "quality", "message", "row", "manifest", "frame", "reference", "group")
+KEPT = ("id", "kind", "fixed", "moving", "status", "seconds", "quality", "message", "row", "manifest", "frame", "reference", "group", "written")
 HEADINGS = ("Pair", "Status", "Time", "Quality")
 STATUS = {"waiting": "waiting", "running": "running", "done": "done", "failed": "failed", "cancelled": "stopped"}
 

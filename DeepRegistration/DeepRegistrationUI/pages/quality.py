@@ -40,15 +40,36 @@ class QualityPage(Page):
 
     def connect(self) -> None:
         for name, act in (("modeBox", self.show_images), ("deformationBox", self.show_deformation), ("contoursBox", self.show_contours)):
-            getattr(self.ui, name).connect("currentIndexChanged(int)", lambda index, act=act: self.guarded(act))
+            getattr(self.ui, name).connect("currentIndexChanged(int)", lambda index, name=name, act=act: self.shown_by(name, act))
         for name, act in (("logJacobianMapBox", self.show_log_jacobian), ("foldsMapBox", self.show_folds), ("threeDBox", self.show_deformation),
                           ("distancesBox", self.show_distances)):
-            getattr(self.ui, name).connect("toggled(bool)", lambda on, act=act: self.guarded(act))
+            getattr(self.ui, name).connect("toggled(bool)", lambda on, name=name, act=act: self.shown_by(name, act))
         self.ui.blendSlider.connect("valueChanged(int)", lambda value: self.guarded(self.show_images))
         self.ui.squareSpinBox.connect("valueChanged(double)", lambda value: self.guarded(self.show_images))
         for name, pressed in (("evaluateButton", self.evaluate), ("csvButton", self.save_csv), ("reportButton", self.save_report),
                               ("clearButton", self.clear)):
             getattr(self.ui, name).connect("clicked()", lambda pressed=pressed: self.guarded(pressed))
+
+    def shown_by(self, name: str, act) -> None:
+        """Do what the control ``name`` says; where that cannot be it goes back to showing nothing, so that it can be chosen again."""
+        def acted():
+            try:
+                act()
+            except InputError:
+                self.put_back(name)
+                raise
+
+        self.guarded(acted)
+
+    def put_back(self, *names: str) -> None:
+        """Let controls show nothing, without a change in the views."""
+        self.filling = True
+        for box in (getattr(self.ui, name) for name in names):
+            if hasattr(box, "currentIndex"):
+                box.currentIndex = 0
+            else:
+                box.checked = False
+        self.filling = False
 
     # -------------------------------------------------------------------------------------------------------- up to date
 
@@ -207,12 +228,7 @@ class QualityPage(Page):
     def take_away(self) -> None:
         """Remove the displays and put the controls back."""
         self.flicker.stop()
-        self.filling = True
-        for name in ("modeBox", "deformationBox", "contoursBox"):
-            getattr(self.ui, name).currentIndex = 0
-        for name in ("logJacobianMapBox", "foldsMapBox", "distancesBox", "threeDBox"):
-            getattr(self.ui, name).checked = False
-        self.filling = False
+        self.put_back("modeBox", "deformationBox", "contoursBox", "logJacobianMapBox", "foldsMapBox", "distancesBox", "threeDBox")
         if self.quality is not None:
             self.quality.clear()
         self.quality = None

@@ -71,6 +71,8 @@ class RegisterPage(Page):
         self.show_method()
         for name in ("fixedMask", "movingMask"):
             found = segments_of(getattr(self.node, name))
+            if found and getattr(self.node, f"{name}Segment") not in dict(found):  # a segment of the mask of before
+                self.put(f"{name}Segment", "")
             box = getattr(self.ui, f"{name}SegmentBox")
             self.fill(box, [("", _("All segments")), *found] if found else [("", _("Everything but 0"))], getattr(self.node, f"{name}Segment"))
             box.enabled = bool(found)
