@@ -18,7 +18,7 @@ from truths import random_grid
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image, Labels
-from DeepRegistrationLib.io import read_grid, read_image, read_labels, write_image, write_labels
+from DeepRegistrationLib.io import read_grid, read_image, read_labels, write_image, write_labels, write_sequence
 
 VOLUME_TYPES = (".nii.gz", ".nii", ".nrrd", ".mha")
 
@@ -134,6 +134,16 @@ def test_one_time_point_of_a_series(tmp_path, kind):
         read_image(tmp_path / f"one{kind}#0")
     with pytest.raises(InputError, match="does not exist"):
         read_image(tmp_path / f"none{kind}#0")
+
+
+def test_one_time_point_of_a_sequence_of_slicer(tmp_path):
+    grid = random_grid(4, 3, (3, 4, 5), flipped=True)
+    images = tuple(image_on(grid, seed) for seed in range(3))
+    write_sequence(images, (1.0, 2.0, 4.0), tmp_path / "a.seq.nrrd", "time")
+    back = read_image(f"{tmp_path}/a.seq.nrrd#2")
+    assert torch.equal(back.data, images[2].data) and back.grid == grid
+    with pytest.raises(InputError, match="has the points 0 to 2"):
+        read_image(f"{tmp_path}/a.seq.nrrd#3")
 
 
 @pytest.mark.parametrize("kind", VOLUME_TYPES[2:])

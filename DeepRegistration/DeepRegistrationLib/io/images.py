@@ -97,7 +97,8 @@ def read_volume(path, time_as_channels: bool = False) -> Volume:
                 volume = _volume(sitk.GetArrayFromImage(image), image, path)
         except RuntimeError as error:
             raise InputError(_why_unreadable(path, error)) from None
-    return _frame(volume, frame, path, reader.GetDimension() == 4) if frame else volume
+    in_time = reader.GetDimension() == 4 or path.name.lower().endswith(".seq.nrrd")  # 3D Slicer's sequences keep time where components are
+    return _frame(volume, frame, path, in_time) if frame else volume
 
 
 def _frame(volume: Volume, number: str, path, in_time: bool) -> Volume:
