@@ -119,6 +119,8 @@ def test_pictures_are_asked_for_what_they_do_not_say(folder, capsys):
     assert "color 1.png is a picture in colors, which are no values of a map" in refused(folder, capsys, *colors)
     maps = [*png, *radial, "--pixel-size", "2", "--maps", "T1:ms", *paths(folder, "turned*")]
     assert "turned 1.nii.gz does not lie on the pixels of picture 1.png" in refused(folder, capsys, *maps)
+    flat = ["--slices", *paths(folder, "T2*"), "--labels", str(folder / "body 1.png"), "--set", "tried=100000", "--set", "steps=1000"]
+    assert "body 1.png is 2D; give a label map of the volume" in refused(folder, capsys, *flat), "before the search, not after it"
 
 
 def test_pictures_of_a_stated_pixel_size_are_placed_with_their_masks_and_maps(folder, capsys):
@@ -172,11 +174,12 @@ def test_zeros_that_mean_no_value_are_remarked_on_and_left_out(folder):
     image = truth.problem.slices[0]
     data = image.data.clone().clamp_min(1.0)
     data[..., :20] = 0
+    data[..., 0, -3:] = 65535  # where a fit ended at its limit
     write_image(replace(image, data=data), folder / "zero.nrrd")
     labels = Labels(torch.ones(1, 1, *truth.problem.volume.grid.shape, dtype=torch.int64), truth.problem.volume.grid)
-    counted, left_out = (region_rows([read_slice(folder / "zero.nrrd", empty)], [truth.each[0]], labels, "T2", "ms")[0] for empty in (None, 0.0))
-    assert counted["zeros"] > 100 and left_out["zeros"] == 0 and left_out["pixels"] == counted["pixels"] - counted["zeros"]
-    assert left_out["mean"] == pytest.approx(counted["mean"] * counted["pixels"] / left_out["pixels"])
+    counted, left_out = (region_rows([read_slice(folder / "zero.nrrd", empty)], [truth.each[0]], labels, "T2", "ms")[0] for empty in (None, [0.0, 65535.0]))
+    assert counted["zeros"] > 100 and left_out["zeros"] == 0 and left_out["pixels"] == counted["pixels"] - counted["zeros"] - 3
+    assert left_out["mean"] == pytest.approx((counted["mean"] * counted["pixels"] - 3 * 65535) / left_out["pixels"], rel=1e-5)
     (remark,) = remarks_on([counted], "labels", "give --no-value 0")
     assert f"{counted['zeros']} of the {counted['pixels']} pixels of 'T2'" in remark and remark.endswith("give --no-value 0")
     assert not remarks_on([left_out], "labels", "")

@@ -29,7 +29,7 @@ class QMRIRegisterLogic(DeepRegistrationLogic):
         return QMRIRegisterParameterNode(super(DeepRegistrationLogic, self).getParameterNode())
 
     def register(self, slices, volume, preset: str = "default", values: dict | None = None, *, thickness: float = 0.0, segments: bool = False,
-                 placement: dict | None = None, axis=None, degrees: float = 0.0, pixel: float = 0.0, no_value: float | None = None,
+                 placement: dict | None = None, axis=None, degrees: float = 0.0, pixel: float = 0.0, no_value=None,
                  emulated: bool = True, map: bool = False, maps: dict[str, list] | None = None, surface=None, surface_mm: float = 2.0,
                  device: str = "auto", seed: int = 0, threads: int = 0, name: str = "") -> dict:
         """Find where ``slices`` (volume nodes of one slice, or the path of a folder of DICOM files) lie in the ``volume`` node.
@@ -37,7 +37,7 @@ class QMRIRegisterLogic(DeepRegistrationLogic):
         preset: of the method 'qmri'; values: parameters that differ from it. thickness: mm, 0 for that of the headers. segments: start from the bone
         that segmentations of the slices and of the volume show. placement: {'plane', 'flips'} as the job 'qmri' takes it. axis: a markups plane (the
         localizer) or line; with ``degrees`` between slices they are placed about it, whatever their headers say, their pixels ``pixel`` mm large where that
-        is given. no_value: pixels of this number (often 0) have no value. emulated, map: what else
+        is given. no_value: pixels of this number (often 0), or of several, have no value. emulated, map: what else
         comes into the scene; maps: quantity -> a node or None a slice, on its pixels, that go where the slices go (see ``qmri_maps.maps_beside``);
         surface: a segmentation node of the volume: a table of its segments, and its surface with the values of pixels at most ``surface_mm`` mm away;
         name: of the folder. Returns the job's result (see commands/jobs.py) with 'nodes', role -> node: empty, and the scene

@@ -35,7 +35,7 @@ identify: ``atlas`` Volume; ``slice`` a file or a Volume of one slice, ``axis`` 
 qmri: ``volume`` Volume; ``slices`` [Volume] of one slice each (NaN marks pixels without a value), or ``dicom`` a folder; ``segments`` [LabelMap] with
     ``volume_segment`` LabelMap, a bone in both; ``thickness`` mm (0: the headers'); ``axis`` (point, direction) LPS mm that all planes share, with
     ``degrees``: the headers do not count, slice k lies k * degrees about it, and with ``pixel_mm`` (between columns, between rows) nor do their
-    pixel sizes; ``no_value`` a number that marks pixels of slices and maps without a value; ``method`` 'qmri:PRESET' and ``values``; ``placement``
+    pixel sizes; ``no_value`` a number, or several, that mark pixels of slices and maps without a value; ``method`` 'qmri:PRESET' and ``values``; ``placement``
     {plane: [the plane of which slice each one lies on, from 0], flips: [(along u, along v)]}: order and directions as the user has set them;
     ``quantity`` {name, unit} of the slices' values and further ``maps`` [{name, unit, images: a Volume or None a slice, on its pixels}]; ``map``: also
     carry the values into the volume; ``structures`` LabelMap of the volume: values per label, and with ``surface_mm`` on the surface of what is above 0,

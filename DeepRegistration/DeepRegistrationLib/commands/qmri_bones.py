@@ -34,8 +34,8 @@ def add_sources(parser) -> None:
     source.add_argument("--dicom", type=Path, metavar="DIR", help="a folder of DICOM files, one a slice")
     parser.add_argument("--maps", nargs="+", action="append", default=[], metavar="NAME[:UNIT] FILE",
                         help="a name and one map a slice, in their units; may be repeated (default: the slices themselves)")
-    parser.add_argument("--no-value", type=float, metavar="NUMBER", help="slices and maps have no value where they are exactly this, often 0 "
-                        "(default: NaN alone says so)")
+    parser.add_argument("--no-value", type=float, nargs="+", metavar="NUMBER", help="slices and maps have no value where they are exactly this, often 0, or "
+                        "the limit of a fit (default: NaN alone says so)")
 
 
 def add_strokes(parser) -> None:

@@ -95,13 +95,15 @@ def run(arguments) -> None:
     files = arguments.slices or _dicom_files(arguments.dicom)
     monitor = JsonLines(sys.stdout) if arguments.json_progress else Silent() if arguments.quiet else Console(sys.stderr)
     problem, slices = read_problem(arguments, files, monitor.part(0.0, 0.1))
-    maps = qmri_bones.read_maps(arguments, slices)
+    maps, labels, structure = qmri_bones.read_maps(arguments, slices), _of_the_volume(arguments.labels), _of_the_volume(arguments.surface)
     with staged(arguments.out, _earlier(arguments.out)) as folder:
         if arguments.strokes is not None:
             qmri_bones.write(problem.segments, folder)
         runtime = Runtime(arguments.device, arguments.seed, arguments.threads, monitor=monitor.part(0.1, 1.0))
         result = method.run(problem, runtime)
-        remarks = [*result.remarks, *write(arguments, result, slices, maps, folder)]
+        remarks = [*result.remarks, *write(result, slices if arguments.radial is not None else (), maps, labels, folder)]
+        if result.registered and structure is not None:
+            write_surfaces(structure, arguments.surface_distance, result, maps, folder)
         names = sorted(p.name for p in folder.iterdir())
         record = {**describe(arguments, files, result), "remarks": remarks, "files": [*names, RECORD]}
         (folder / RECORD).write_text(json.dumps(plain(record), indent=1, allow_nan=False), "utf-8")
@@ -186,8 +188,20 @@ def _with_a_place(image, k):
     return image
 
 
-def write(arguments, result, slices, maps, folder: Path) -> list[str]:
-    """All files but the record; returns remarks on them."""
+def _of_the_volume(path):
+    """A label map of the volume, None without a ``path``. InputError for one that is none."""
+    from ..io import read_labels
+
+    labels = None if path is None else read_labels(path)
+    if labels is not None and labels.dim != 3:
+        raise InputError(f"{path} is {labels.dim}D; give a label map of the volume")
+    if labels is not None and not bool((labels.data > 0).any()):
+        raise InputError(f"{path} marks nothing; give a label map of the volume that shows its structures")
+    return labels
+
+
+def write(result, placed, maps, labels, folder: Path) -> list[str]:
+    """All files but the record and those of the surface; ``placed``: slices that were placed about an axis. Returns remarks on the tables."""
     from ..evaluate.slice_pictures import curves, side_by_side
     from ..io import write_image, write_transform
 
@@ -199,26 +213,21 @@ def write(arguments, result, slices, maps, folder: Path) -> list[str]:
         return []
     write_transform(result.transform, folder / "set.tfm")
     write_transform(result.transform, folder / "set.h5")
-    if arguments.radial is not None:
-        for k, image in enumerate(slices, 1):
-            write_image(image, folder / f"slice{k:02d}.nrrd")
+    for k, image in enumerate(placed, 1):
+        write_image(image, folder / f"slice{k:02d}.nrrd")
     for k, transform in enumerate(result.transforms):
         write_transform(transform, folder / f"slice{k + 1:02d}.tfm")
         if result.placed(k) is not transform:
             write_transform(result.placed(k), folder / f"slice{k + 1:02d}.h5")
-    if arguments.surface is not None:
-        write_surfaces(arguments, result, maps, folder)
-    return write_maps(arguments, result, maps, folder)
+    return write_maps(result, maps, labels, folder)
 
 
-def write_surfaces(arguments, result, maps, folder: Path) -> None:
-    """The surface of a structure with the values of the maps, as a mesh and as a table."""
+def write_surfaces(labels, distance: float, result, maps, folder: Path) -> None:
+    """The surface of a structure with the values of pixels at most ``distance`` mm away, as a mesh and as a table."""
     from ..engines.slice_surface import surface_with_values
-    from ..io import read_labels
     from ..io.surfaces import write_surface
 
-    labels, matrices = read_labels(arguments.surface), [t.numpy() for t in result.transforms]
-    vertices, triangles, columns = surface_with_values(labels, maps, matrices, result.bends, arguments.surface_distance)
+    vertices, triangles, columns = surface_with_values(labels, maps, [t.numpy() for t in result.transforms], result.bends, distance)
     write_surface(folder / "surface.vtp", vertices, triangles, columns)
     with (folder / "surface.csv").open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
@@ -235,15 +244,12 @@ def write_curve(curve: dict, path: Path) -> None:
             table.writerow([f"{v:.6g}" for v in (curve["degrees"][row], curve["set"][row], *curve["slices"][row])])
 
 
-def write_maps(arguments, result, maps, folder: Path) -> list[str]:
-    """Maps on the voxels of the volume, and the table of regions; returns what a reader of the table has to know."""
+def write_maps(result, maps, labels, folder: Path) -> list[str]:
+    """Maps on the voxels of the volume, and the table of regions where there are ``labels``; returns what a reader of the table has to know."""
     from ..engines.slice_maps import into_volume, region_rows, remarks_on
-    from ..io import read_labels, write_image
+    from ..io import write_image
 
     matrices, thickness, rows = [t.numpy() for t in result.transforms], result.problem.thickness, []
-    labels = None if arguments.labels is None else read_labels(arguments.labels)
-    if labels is not None and labels.dim != 3:
-        raise InputError(f"{arguments.labels} is {labels.dim}D; give a label map of the volume")
     for name, unit, images in maps:
         made = into_volume(images, matrices, result.problem.volume.grid, thickness, Silent(), name, result.bends)
         for ending in (".nrrd", ".nii.gz"):
@@ -255,7 +261,7 @@ def write_maps(arguments, result, maps, folder: Path) -> list[str]:
             table = csv.DictWriter(stream, heads)
             table.writeheader()
             table.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    return [] if labels is None else remarks_on(rows, str(arguments.labels), "give --no-value 0")
+    return [] if labels is None else remarks_on(rows, labels.name, "give --no-value 0")
 
 
 def describe(arguments, files, result) -> dict:

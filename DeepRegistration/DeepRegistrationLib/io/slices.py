@@ -20,8 +20,8 @@ MOST_COLOR = 8
 """Difference of red, green and blue, of 255, up to which a picture counts as gray; JPEG mixes them a little."""
 
 
-def read_slice(path, no_value: float | None = None) -> Image:
-    """One slice (1, 1, *S) as stored, as thick as a DICOM header says; NaN stay, they mark pixels without a value, as ``no_value`` does.
+def read_slice(path, no_value=None) -> Image:
+    """One slice (1, 1, *S) as stored, as thick as a DICOM header says; NaN stay, they mark pixels without a value, as ``no_value`` does (see ``without``).
     InputError as ``read_image``, and for a picture in colors, which are no values."""
     image = read_image(path, channels="gray")
     if suffix(path) in PICTURES:
@@ -29,9 +29,12 @@ def read_slice(path, no_value: float | None = None) -> Image:
     return without(replace(image, grid=_as_thick_as_said(image.grid, path)), no_value)
 
 
-def without(image: Image, no_value: float | None) -> Image:
-    """The image with NaN where it has ``no_value``, if one is given."""
-    return image if no_value is None else replace(image, data=image.data.float().masked_fill(image.data == no_value, float("nan")))
+def without(image: Image, no_value) -> Image:
+    """The image with NaN where it has ``no_value``, a number or several; None for none."""
+    if no_value is None:
+        return image
+    data = image.data.float()
+    return replace(image, data=data.masked_fill(torch.isin(data, torch.tensor(no_value, dtype=torch.float32)), float("nan")))
 
 
 def is_picture(path) -> bool:
