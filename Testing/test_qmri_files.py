@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from functools import lru_cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import truths_hip as hips
 from test_qmri import write_dicom
 
 from DeepRegistrationLib.__main__ import main
+from DeepRegistrationLib.commands.qmri_bones import on_pixels
 from DeepRegistrationLib.engines.slice_maps import region_rows, remarks_on
 from DeepRegistrationLib.engines.slice_order import Placement, find_placement, mirrors_the_set, moves_of
 from DeepRegistrationLib.engines.slice_search import SliceSettings
@@ -142,6 +144,16 @@ def test_pictures_of_a_stated_pixel_size_are_placed_with_their_masks_and_maps(fo
             assert np.linalg.norm(found - true[:3]) < 1.5, "mm"
     rows = list(csv.DictReader((folder / "out" / "regions.csv").open(encoding="utf-8")))
     assert all(float(r["area_mm2"]) == pytest.approx(int(r["pixels"]) * pixel ** 2, rel=1e-4) for r in rows)
+
+
+def test_maps_lie_on_the_pixels_of_their_slice_whatever_thickness_their_headers_have():
+    image, asked = known().problem.slices[0], SimpleNamespace(radial=None)
+    thick = replace(image, grid=Grid.from_parts(image.grid.shape, image.grid.spacing * [1, 1, 4], image.grid.origin, image.grid.direction))
+    assert on_pixels(asked, thick, "map.nii.gz", image).grid is image.grid
+    with pytest.raises(InputError, match="map.nii.gz does not lie on the pixels of slice 1"):
+        on_pixels(asked, replace(image, grid=image.grid.moved(hips.rigid([0.5, 0, 0], np.zeros(3), np.zeros(3)))), "map.nii.gz", image)
+    picture = Image(torch.zeros(1, 1, 20, 24), Grid.from_parts((20, 24)), name="picture")
+    assert on_pixels(SimpleNamespace(), picture, "strokes.png", picture).grid is picture.grid
 
 
 # ------------------------------------------------------------------------------------------------------------------ numbers

@@ -128,6 +128,6 @@ def _same_pixels(grid, wanted) -> bool:
 
     if grid.shape != wanted.shape:
         return False
-    affine, flat = grid.affine.copy(), wanted.size.index(1)
+    affine, flat = grid.affine.copy(), [n for n in range(grid.dim) if grid.size[n] == 1]
     affine[:, flat] = wanted.affine[:, flat]
     return Grid(grid.shape, affine) == wanted
