@@ -18,7 +18,7 @@ from truths import random_grid
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image, Labels
-from DeepRegistrationLib.io import read_grid, read_image, read_labels, write_image, write_labels, write_sequence
+from DeepRegistrationLib.io import read_grid, read_image, read_labels, read_mask, write_image, write_labels, write_sequence
 
 VOLUME_TYPES = (".nii.gz", ".nii", ".nrrd", ".mha")
 
@@ -209,6 +209,18 @@ def test_overlapping_segments_are_merged_with_the_later_on_top(tmp_path):
     back = read_labels(tmp_path / "o.seg.nrrd")
     assert back.names == ((1, "organ"), (2, "tumour"))
     assert (back.data[0, 0, 0, 1:] == 1).all() and (back.data[0, 0, 0:2, 0] == 2).all() and int((back.data == 0).sum()) == 60 - 20 - 5
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.uint8])
+def test_a_mask_is_where_any_numbers_are_above_0(tmp_path, kind):
+    grid = random_grid(4, 3, (3, 4, 5))
+    values = torch.tensor([-1.0, 0.0, 0.3, 255.0, float("nan")] if kind.is_floating_point else [0.0, 1.0, 0.0, 7.0, 255.0]).repeat(12).reshape(1, 1, 3, 4, 5)
+    write_image(Image(values.to(kind), grid), tmp_path / "m.nrrd")
+    mask = read_mask(tmp_path / "m.nrrd")
+    assert torch.equal(mask.data > 0, values > 0) and mask.values() == [1] and mask.grid == grid
+    write_image(Image(torch.ones(1, 2, 3, 4, 5), grid), tmp_path / "v.nrrd")
+    with pytest.raises(InputError, match="2 values per voxel"):
+        read_mask(tmp_path / "v.nrrd")
 
 
 def test_label_values_must_be_whole(tmp_path):

@@ -96,7 +96,7 @@ def read_pair(arguments):
     """The request that the files describe; a remark where most of the points lie outside of their image. Raises InputError for a file that
     cannot be used."""
     from ..image import matched
-    from ..io import read_image, read_labels, read_points
+    from ..io import read_image, read_labels, read_mask, read_points
     from ..problem import Pair
 
     images, guides = {}, {}
@@ -104,7 +104,7 @@ def read_pair(arguments):
         image = read_image(getattr(arguments, side), channels="gray" if arguments.color == "gray" else "scalar")
         note_placement(getattr(arguments, side), image)
         mask = getattr(arguments, f"{side}_mask")
-        images[side] = image if mask is None else image.with_mask(read_labels(mask))
+        images[side] = image if mask is None else image.with_mask(read_mask(mask))
         for kind, read in (("labels", read_labels), ("points", read_points)):
             path = getattr(arguments, f"{side}_{kind}")
             guides[f"{side}_{kind}"] = None if path is None else read(path)

@@ -29,15 +29,29 @@ def read_labels(path) -> Labels:
     """
     volume = read_volume(path)
     segments = _segments(volume)
-    if not segments and volume.channels > 1:
-        raise InputError(f"{path} holds {volume.channels} values per voxel where one label is needed; "
-                         "save it as a label map or as .seg.nrrd")
+    _require_one_layer(volume, segments, path)
     array = _whole_numbers(volume.channels_first, path)
     names: tuple[tuple[int, str], ...] = ()
     if segments:
         array, names = _merged(array, segments, path)
     kind = np.int32 if max(abs(int(array.min())), abs(int(array.max()))) < 2**31 else np.int64
     return Labels(torch.from_numpy(array[:1].astype(kind))[None], volume.grid, name=display_name(path), names=names)
+
+
+def read_mask(path) -> Labels:
+    """Where an image of any numbers, or any segment, is above 0: a label map of 0 and 1. InputError as ``read_image``."""
+    volume = read_volume(path)
+    _require_one_layer(volume, _segments(volume), path)
+    if np.iscomplexobj(volume.array):
+        raise InputError(f"{path} holds complex numbers, so it is no mask; give an image that is above 0 where voxels count")
+    counted = (volume.channels_first > 0).any(0)
+    return Labels(torch.from_numpy(counted.astype(np.int32))[None, None], volume.grid, name=display_name(path))
+
+
+def _require_one_layer(volume: Volume, segments: list[dict], path) -> None:
+    if not segments and volume.channels > 1:
+        raise InputError(f"{path} holds {volume.channels} values per voxel where one label is needed; "
+                         "save it as a label map or as .seg.nrrd")
 
 
 def overlap_of(path) -> int:
