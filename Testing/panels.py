@@ -239,9 +239,10 @@ def register(slicer, panel, prefix=""):
     """Press Apply and give the run ``answer`` at once; returns the panel."""
     panel.node.live, panel.node.prefix = False, prefix
     settle(slicer)
-    page = panel.page("register")
+    page, runner = panel.page("register"), panel.logic._runner
+    before = len(runner.jobs)
     page.ui.applyButton.click()
-    runner = panel.logic._runner
+    wait_until(slicer, lambda: len(runner.jobs) > before or not page.running, 5)  # masks are read before anything is sent
     runner.say("done", result=answer(runner.jobs[-1].request))
     wait_until(slicer, lambda: not page.running, 20)
     settle(slicer)

@@ -192,6 +192,27 @@ def test_live_nodes_of_one_result_count_for_another_one(slicer, pair):
     np.testing.assert_allclose(mrml.points_of(points, records.carriers_of(roles, "moving")).positions, [[-4, -5, 5]])
 
 
+def test_live_nodes_as_guides_of_the_next_run(slicer, pair):
+    """Structures that are still shown on the fixed volume belong to the moving one, unless that is shown there as well."""
+    node, runner = pair.node, pair.logic._runner
+    points, mask = landmarks(slicer, "nodules", [(4, 5, 5)]), segmentation(slicer, node.movingVolume, "organ")
+    register(slicer, pair)
+    go_live(slicer, pair, points, mask)
+    node.fixedLandmarks, node.movingLandmarks, node.movingMask = landmarks(slicer, "targets", [(5, 5, 5)]), points, mask
+    for start in (type(node.start).METHOD, type(node.start).LANDMARKS):
+        node.start = start
+        register(slicer, pair)
+        request = runner.jobs[-1].request
+        np.testing.assert_allclose(request["moving_points"].positions, [[-4, -5, 5]])
+        assert request["moving_mask"].array[3:7, 3:8, 4:9].all() and request["moving_mask"].array.sum() == 4 * 5 * 5
+    np.testing.assert_allclose(request["initial"][0].matrix[:3, 3], [1, 0, 0])
+    linear = records.all_records(slicer.mrmlScene)[0].GetNodeReference(records.ROLE + "linear")
+    linear.SetAndObserveTransformNodeID(None)
+    node.movingVolume.SetAndObserveTransformNodeID(linear.GetID())
+    register(slicer, pair)
+    np.testing.assert_allclose(runner.jobs[-1].request["moving_points"].positions[0, 0], -4 - 1.5)
+
+
 def test_live_nodes_of_the_fixed_side(slicer, pair):
     """Without an inverse in the result, live transfer makes a node for it; what lies under that is read as it was drawn."""
     points = landmarks(slicer, "targets", [(4, 5, 5)])

@@ -207,7 +207,8 @@ class DeepRegistrationLogic(ScriptedLoadableModuleLogic):
         """Register many pairs one after the other; one that fails does not stop the rest.
 
         pairs: (fixedNode, movingNode) tuples, or the path of a manifest (see the command 'batch'). settings: as for ``register``.
-        folder: one folder a pair; pairs that are done there are not done again. Returns one dict a pair: status, seconds, message.
+        folder: one folder a pair; pairs of files that are done there are not done again, pairs of nodes leave results of others alone. Returns one
+        dict a pair: id (the name of its folder), status, seconds, message.
         """
         from .batch import rows_of
 

@@ -77,14 +77,27 @@ def carriers_of(transforms: dict, side: str) -> tuple:
     """The transform nodes that show nodes of one ``side``, 'fixed' or 'moving', of a result (role -> node) on another image: its own, and those of
     other results of the same volume. What lies under one of them has been carried already, and is read without it (``mrml.placement_of``), so
     that nothing is carried twice."""
-    volume, scene = transforms.get(side), transforms["linear"].GetScene()
-    others = [roles_of(main) for main in all_records(scene)]
-    found = []
-    for result in (transforms, *(each for each in others if volume is not None and each.get(side) is volume)):
-        if side == "moving":
-            found += [result.get(role) for role in ("linear", "deformation", "linear_part")]
-        else:
-            found += [result.get("inverse"), made_inverse(result.get("linear"))]
+    return (*_carriers(transforms, side), *_carriers_of_volume(transforms.get(side), side))
+
+
+def carriers_around(volume, side: str) -> tuple:
+    """The same for the masks, structures and landmarks that go with a ``volume`` to be registered; none where the volume is under one of them itself,
+    because they are seen together then."""
+    found = _carriers_of_volume(volume, side)
+    return () if mrml.is_carried(volume, found) else found
+
+
+def _carriers_of_volume(volume, side: str) -> tuple:
+    """Those of all results of a volume."""
+    results = [] if volume is None else [roles_of(main) for main in all_records(volume.GetScene())]
+    return tuple(node for result in results if result.get(side) is volume for node in _carriers(result, side))
+
+
+def _carriers(result: dict, side: str) -> tuple:
+    if side == "moving":
+        found = [result.get(role) for role in ("linear", "deformation", "linear_part")]
+    else:
+        found = [result.get("inverse"), made_inverse(result.get("linear"))]
     return tuple(node for node in found if node is not None)
 
 

@@ -176,15 +176,16 @@ class Registration:
         """The request; a generator."""
         c = self.choices
         self.grids = (mrml.grid_of(c.fixed), mrml.grid_of(c.moving))
+        carriers = records.carriers_around(c.fixed, "fixed"), records.carriers_around(c.moving, "moving")
         start = c.start or None
         if start == LANDMARKS:
-            start = [rigid_fit(mrml.points_of(c.fixed_points), mrml.points_of(c.moving_points))]
+            start = [rigid_fit(*(mrml.points_of(node, above) for node, above in zip((c.fixed_points, c.moving_points), carriers)))]
         elif not isinstance(start, str) and records.is_record(start):
             start = records.start_node(start)
         request = yield from outputs.request_steps(
             c.fixed, c.moving, fixed_mask=c.fixed_mask, moving_mask=c.moving_mask, fixed_mask_segment=c.fixed_mask_segment,
             moving_mask_segment=c.moving_mask_segment, fixed_points=c.fixed_points, moving_points=c.moving_points, fixed_labels=c.fixed_labels,
-            moving_labels=c.moving_labels, initial=start)
+            moving_labels=c.moving_labels, initial=start, carriers=carriers)
         wanted = [name for key, name in WANTED.items() if key in c.outputs]
         preview = preview_request(lattice_of_previews(c.fixed)) if self._watched else None
         return {**request, "method": c.method, "values": c.values, "device": c.device, "seed": c.seed, "threads": c.threads, "preview": preview,
