@@ -82,6 +82,14 @@ def test_results_below_the_folder_of_a_cohort_are_no_subjects(files, tmp_path, c
     assert "would be written among the images" in answer.sentence() and not (folder / "work").exists()
 
 
+def test_folders_of_dicom_files_without_an_ending_are_images(files, tmp_path):
+    for name in ("Anna/1.2.840.1", "Anna/1.2.840.2", "Ben/IM0001", "DICOMDIR"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(128) + b"DICM" + bytes(8))
+    (tmp_path / "notes").write_text("no image", "utf-8")
+    assert {s.name: s.image for s in read_group(tmp_path).subjects} == {"Anna": tmp_path / "Anna", "Ben": tmp_path / "Ben"}
+
+
 def test_names_that_occur_twice_or_cannot_be_those_of_folders(files, tmp_path):
     assert unique(["a", "a", "a", "b:c"], ["x", "x", "y", "z"]) == ["a-x (1)", "a-x (2)", "a-y", "b-c"]
     folder = placed(tmp_path, files, **{"A/scan": "s00", "A/later/scan": "s01", "B/scan": "s02"})

@@ -204,6 +204,11 @@ def test_an_atlas_over_age_in_the_scene_with_its_slider(slicer, page, tmp_path):
     slicer.mrmlScene.Clear(0)
     settle(slicer)
     assert page.ui.atlasAgeForm.isHidden() or page.node is None or page.node.atlasBrowser is None
+    page.node.atlasFolder = str(tmp_path / "growth")
+    settle(slicer)
+    page.ui.atlasShowButton.click()
+    settle(slicer)
+    assert not page.ui.atlasAgeForm.isHidden() and slider.maximum == 2 and slicer.util.getNode("growth growth").GetNumberOfRows() == 3
 
 
 def test_subjects_are_brought_to_an_atlas_over_age_from_its_folder(slicer, page, tmp_path):

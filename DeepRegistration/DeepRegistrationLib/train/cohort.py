@@ -38,6 +38,8 @@ HOW_COLUMNS = ("method", "init", "set", "device", "seed", "threads", "write")
 SPLITS = ("train", "validation", "test")
 NEAR = 0.8
 """Likeness (difflib) from which on the name of a further column is taken as a slip."""
+DICOM = (".dcm", ".ima")
+"""Endings of DICOM files, which many have none of."""
 RECORDS = ("atlas.json", "build.json", "result.json")
 """A folder that holds one of these below the one that is searched holds results, which are no subjects."""
 LABELS = re.compile(r"(?:^|[^a-z])(?:[ad]?seg|segmentation|labels?|labelmap|parcellation)(?:$|[^a-z])", re.IGNORECASE)
@@ -111,12 +113,25 @@ def _files(folder: Path) -> tuple[list[Path], list[Path]]:
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         visible = [Path(place) / name for name in sorted(names) if not name.startswith(".")]
-        if any(suffix(path) in (".dcm", ".ima") for path in visible):
+        if any(_is_dicom(path) for path in visible):
             images.append(Path(place))
-            visible = [path for path in visible if suffix(path) not in (".dcm", ".ima")]
+            visible = [path for path in visible if suffix(path) not in DICOM]
         images += [path for path in visible if suffix(path) in READABLE or suffix(path) == ".seg.nrrd"]
         points += [path for path in visible if suffix(path) in POINT_TYPES]
     return images, points
+
+
+def _is_dicom(path: Path) -> bool:
+    """By its ending, or, where that says nothing (scanners write IM0001, or the UID), by the mark in its head."""
+    if suffix(path) in DICOM:
+        return True
+    if suffix(path) in READABLE or suffix(path) in POINT_TYPES or path.name.upper() == "DICOMDIR":
+        return False
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def _key(path: Path) -> str:
