@@ -99,6 +99,20 @@ def test_flicker_and_fade_change_the_views(slicer, registered):
     assert not page.flicker.active
 
 
+def test_flicker_ends_with_its_volume_and_with_the_module(slicer, registered):
+    page = registered.page("quality")
+    registered.open("quality")
+    settle(slicer)
+    choose(page.ui.modeBox, "flicker")
+    registered.leave()
+    assert not page.flicker.active and page.chosen(page.ui.modeBox) == "", "it can be chosen again"
+    choose(page.ui.modeBox, "flicker")
+    page.flicker.interval = 5
+    slicer.mrmlScene.RemoveNode(registered.node.fixedVolume)
+    wait_until(slicer, lambda: not page.flicker.active, 5)
+    assert "the fixed volume of this registration was deleted" in status(page) and page.chosen(page.ui.modeBox) == ""
+
+
 def test_structures_and_landmarks(slicer, registered):
     page, node = registered.page("quality"), registered.node
     registered.open("quality")
@@ -158,6 +172,26 @@ def test_evaluate_fills_the_table(slicer, registered, tmp_path, monkeypatch):
     runner.say("failed", kind="disk", message="the disk is full", offers=[])
     wait_until(slicer, lambda: page.evaluation is None, 5)
     assert status(page) == "the disk is full"
+
+
+def test_report_and_file_names(slicer, registered, tmp_path, monkeypatch):
+    """One report at a time, which Cancel ends; names of files get their ending."""
+    import qt
+
+    page, runner = registered.page("quality"), registered.logic._runner
+    registered.open("quality")
+    settle(slicer)
+    monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *arguments: str(tmp_path / "Tabelle 1.5"))
+    page.ui.csvButton.click()
+    page.ui.csvButton.click()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Tabelle 1.5", "Tabelle 1.5.csv"], "nothing is written over unasked"
+    page.ui.reportButton.click()
+    wait_until(slicer, lambda: runner.jobs[-1].request["command"] == "report", 5)
+    assert runner.jobs[-1].request["path"].endswith("Tabelle 1.5.html")
+    assert page.ui.evaluateButton.text == "Cancel" and not page.ui.reportButton.enabled
+    page.ui.evaluateButton.click()
+    wait_until(slicer, lambda: page.evaluation is None, 5)
+    assert page.ui.evaluateButton.text == "Evaluate" and page.ui.reportButton.enabled
 
 
 def test_deleted_volumes_are_named(slicer, registered):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import qt
 from slicer.i18n import tr as _
@@ -35,7 +36,7 @@ class QualityPage(Page):
         for name, items in (("modeBox", MODES), ("deformationBox", DEFORMATIONS), ("contoursBox", CONTOURS)):
             self.fill(getattr(self.ui, name), [(data, _(text)) for data, text in items], "")
         self.flicker = qt.QTimer(self.widget)
-        self.flicker.connect("timeout()", self.flick)
+        self.flicker.connect("timeout()", self.next_beat)
         self.connect()
 
     def connect(self) -> None:
@@ -81,8 +82,9 @@ class QualityPage(Page):
             self.shown = self.node.result
             fill_table(self.ui.metricsTable, figures_of(self.shown).get("rows", []) if is_record(self.shown) else [])
         ready = is_record(self.shown)
-        for name in ("viewsBox", "mapsBox", "structuresBox", "evaluateButton", "csvButton", "reportButton", "clearButton"):
+        for name in ("viewsBox", "mapsBox", "structuresBox", "evaluateButton", "csvButton", "clearButton"):
             getattr(self.ui, name).enabled = ready
+        self.ui.reportButton.enabled = ready and self.evaluation is None
         self.ui.evaluateButton.text = _("Evaluate") if self.evaluation is None else _("Cancel")
         mode = self.chosen(self.ui.modeBox)
         self.ui.blendSlider.enabled, self.ui.squareSpinBox.enabled = mode == "blend", mode == "checkerboard"
@@ -127,6 +129,15 @@ class QualityPage(Page):
             self.display().inverse_colors()
         elif self.quality is not None:
             self.quality.unchanged()
+
+    def next_beat(self) -> None:
+        """``flick`` from the timer, which a volume that was deleted ends."""
+        try:
+            self.flick()
+        except InputError as error:
+            self.flicker.stop()
+            self.put_back("modeBox")
+            self.say("error", str(error))
 
     def flick(self) -> None:
         """One beat: the other image (flicker), or a little more of it (fade)."""
@@ -201,6 +212,7 @@ class QualityPage(Page):
         from ..quality import export_csv
 
         path = qt.QFileDialog.getSaveFileName(self.widget, _("Save the figures"), "registration.csv", "CSV (*.csv)")
+        path = with_ending(path, ".csv")
         if path:
             export_csv(self.table_node(), path)
             self.say("done", _("Saved {path}.").format(path=path))
@@ -214,10 +226,12 @@ class QualityPage(Page):
 
     def save_report(self) -> None:
         path = qt.QFileDialog.getSaveFileName(self.widget, _("Save the report"), "registration.html", "HTML (*.html)")
+        path = with_ending(path, ".html")
         if path:
             self.evaluation = self.logic.start_report(self.node.result, path, on_end=self.evaluated)
             self.say("busy", _("Writing the report ..."))
             self.panel.wake()
+            self.refresh()
 
     # --------------------------------------------------------------------------------------------------------------- end
 
@@ -234,7 +248,9 @@ class QualityPage(Page):
         self.quality = None
 
     def left(self) -> None:
-        self.flicker.stop()
+        """Nothing flickers while another module is shown, and the control does not say so."""
+        if self.flicker.active:
+            self.ui.modeBox.currentIndex = 0
 
     def tick(self) -> bool:
         return self.evaluation is not None
@@ -243,3 +259,10 @@ class QualityPage(Page):
         self.take_away()
         self.evaluation, self.shown = None, None
         fill_table(self.ui.metricsTable, [])
+
+
+def with_ending(path: str, ending: str) -> str:
+    """A chosen file name with its ``ending`` where it has none (of letters), unless a file that the user was not asked about would be lost."""
+    if not path or Path(path).suffix[1:].isalpha() or Path(path + ending).exists():
+        return path
+    return path + ending
