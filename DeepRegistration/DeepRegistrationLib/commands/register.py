@@ -24,9 +24,9 @@ STARTS = {"header": None, "center": ("affine", {"start": "center", "freedom": "n
 
 def add(commands) -> None:
     parser = commands.add_parser("register", help="register MOVING onto FIXED", description=__doc__)
-    parser.add_argument("--fixed", type=Path, required=True, metavar="FILE", help="the image that stays")
-    parser.add_argument("--moving", type=Path, required=True, metavar="FILE",
-                        help="the image that is brought onto it; FILE#N is time point N (from 0) of a 4D file")
+    parser.add_argument("--fixed", type=Path, required=True, metavar="FILE",
+                        help="the image that stays: a file, a folder with one DICOM series, or FILE#N, time point N (from 0) of a 4D file")
+    parser.add_argument("--moving", type=Path, required=True, metavar="FILE", help="the image that is brought onto it, likewise")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; those of an earlier run are replaced")
     options.add_color(parser)
     options.add_method(parser)
