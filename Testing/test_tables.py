@@ -12,8 +12,8 @@ ROWS = [{"subject": "Müller, A", "age": "12.5"}, {"subject": "b", "age": ""}]
 
 @pytest.mark.parametrize("text, encoding", [
     ('subject,age\n"Müller, A",12.5\nb,\n', "utf-8"), ('subject, age\r\n"Müller, A", 12.5\r\n\r\nb\r\n,,\r\n', "utf-8-sig"),
-    ("subject;age\r\nMüller, A;12,5\r\nb;\r\n;\r\n", "cp1252"), ("subject\tage\t\nMüller, A\t12.5\t\nb\t\t\n", "utf-8")],
-    ids=["commas", "trailing-commas", "semicolons", "tabs"])
+    ("subject;age\r\nMüller, A;12,5\r\nb;\r\n;\r\n", "cp1252"), ("subject\tage\r\nMüller, A\t12.5\r\nb\t\r\n", "utf-16"), ("subject\tage\t\nMüller, A\t12.5\t\nb\t\t\n", "utf-8")],
+    ids=["commas", "trailing-commas", "semicolons", "unicode-text", "tabs"])
 def test_separators_decimal_marks_and_encodings(tmp_path, text, encoding):
     (tmp_path / "people.csv").write_bytes(text.encode(encoding))
     assert read_rows(tmp_path / "people.csv") == (["subject", "age"], ROWS)
@@ -35,3 +35,9 @@ def test_a_row_that_is_longer_than_its_header_is_told_by_its_line(tmp_path):
     (tmp_path / "people.csv").write_text("subject,age\na,1\nb,2,3\n", "utf-8")
     with pytest.raises(InputError, match="line 3: it has 3 cells and the header 2"):
         read_rows(tmp_path / "people.csv")
+
+
+def test_an_image_is_no_table(tmp_path):
+    (tmp_path / "scan.nii").write_bytes(bytes(range(256)))
+    with pytest.raises(InputError, match="scan.nii is no table of text"):
+        read_rows(tmp_path / "scan.nii")

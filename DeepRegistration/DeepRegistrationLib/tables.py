@@ -1,8 +1,9 @@
 """Tables of texts (.csv) as spreadsheet programs write them: a header line; separated by commas, tabs, or semicolons, where the comma is the decimal
-mark; in UTF-8 or in the Western code page."""
+mark; in UTF-8, UTF-16 or the Western code page."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
@@ -18,6 +19,8 @@ def read_rows(path) -> tuple[list[str], list[dict[str, str]]]:
     """(header, rows by its columns) of the file ``path``; rows without any text are left out, and in a table with semicolons 12,5 is 12.5. InputError
     for a file that is no such table."""
     text = decoded(Path(path).read_bytes())
+    if "\0" in text:
+        raise InputError(f"{path} is no table of text; give a .csv file with a header line")
     header = next(iter(text.splitlines()), "")
     delimiter = max(DELIMITERS, key=header.count)
     try:
@@ -38,7 +41,9 @@ def read_rows(path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def decoded(data: bytes) -> str:
-    """The text of a file that may be in either encoding."""
+    """The text of a file that may be in any of these encodings."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16", "replace")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
