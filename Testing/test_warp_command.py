@@ -186,3 +186,19 @@ def test_a_warp_of_fsl_is_named(warp, cli, tmp_path):
     answer = cli("warp", "--transform", tmp_path / "warp.nii.gz", "--reference", tmp_path / "reference.nrrd", "--input", tmp_path / "reference.nrrd",
                  "--out", tmp_path / "out.nrrd")
     assert "is 4D, as the warps of FSL are" in answer.sentence()
+
+
+@pytest.mark.parametrize("shift, told", [(3.0, False), (15.0, True)])
+def test_images_that_a_search_moved_apart_are_remarked_on(cli, tmp_path, shift, told):
+    """The correlation over what is left of the common field of view does not show it."""
+    from DeepRegistrationLib.commands.batch import line
+
+    grid = Grid.from_parts((20, 16, 16))
+    write_image(Image(torch.rand(1, 1, *grid.shape, generator=torch.Generator().manual_seed(0)), grid), tmp_path / "i.nrrd")
+    write_transform(Affine.translation([0.0, 0.0, shift]), tmp_path / "start.tfm")
+    answer = cli("register", "--fixed", tmp_path / "i.nrrd", "--moving", tmp_path / "i.nrrd", "--method", "affine", "--set", "freedom=none",
+                 "--init", tmp_path / "start.tfm", "--out", tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))
+    assert answer.status == 0 and record["overlap"] == {"before": 1.0, "after": pytest.approx(1 - shift / 20, abs=0.03)}
+    words = "25% of the fixed image lie in the moving one, 100% did before"
+    assert (words in answer.err) == told and (words in line("pair", "done", "", tmp_path / "out")["remark"]) == told

@@ -17,6 +17,9 @@ RECORD = "result.json"
 STRETCHED = 2.0
 """Scale along an axis, or its inverse, from which a linear map is remarked on: no two bodies of one kind differ so much."""
 
+KEPT = 0.5
+"""Share of the common field of view below which its loss is remarked on: the correlation is computed over what is left of it."""
+
 
 @contextmanager
 def staged(folder: Path, replaced: tuple[str, ...] = ()):
@@ -123,6 +126,10 @@ def remark_on(provenance: dict) -> str:
     if low < 1 / STRETCHED or high > STRETCHED:
         remarks.append(f"the linear part scales by {low:.2g} to {high:.2g} along its axes, which one body does not; if the voxel sizes are right, "
                        "the search went wrong: try another start or fewer degrees of freedom")
+    overlap = provenance.get("overlap")
+    if overlap is not None and overlap["after"] < KEPT * overlap["before"]:
+        remarks.append(f"{overlap['after']:.0%} of the fixed image lie in the moving one, {overlap['before']:.0%} did before; the search may have moved "
+                       "the images apart, as it can in stacks of few slices: look at the result, or begin with --init header")
     if provenance.get("deformation_kept") is False:
         remarks.append("the deformation that was found does not clearly make the images tell more of each other, so the result is the linear start "
                        "alone; if the images do differ by a deformation, choose another preset or similarity")

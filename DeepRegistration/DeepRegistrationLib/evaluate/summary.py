@@ -56,7 +56,7 @@ class Summary:
 
 
 def summarise(transform, fixed: Image, moving: Image) -> Summary:
-    """Correlation before and after over the common field of view, folds, SDlogJ, and the two images that go with them.
+    """Correlation over the common field of view and its share of the fixed one, before and after; folds, SDlogJ, and the two images that go with them.
 
     transform: fixed mm -> moving mm. Masks limit the figures as in ``metrics.evaluate_pair``. ``warped`` is 0 outside the moving
     field of view, determinants below 1e-6 count as 1e-6 in ``log_jacobian``.
@@ -81,7 +81,8 @@ def summarise(transform, fixed: Image, moving: Image) -> Summary:
         lowest = min(lowest, float(determinant.where(counted, math.inf).min()))
         highest = max(highest, float(determinant.where(counted, -math.inf).max()))
     similarity = {"name": "correlation over the common field of view, -1 to 1", "before": before.correlation(), "after": after.correlation()}
-    scores = {"similarity": similarity,
+    compared = max(voxels, 1) * fixed.data.shape[1]
+    scores = {"similarity": similarity, "overlap": {"before": before.count / compared, "after": after.count / compared},
               "folds": folds / max(voxels, 1), "folds_count": folds, "voxels": voxels,
               "sdlogj": math.sqrt(max(float(logs.covariance()[0, 0]), 0.0)) if logs.count else None,
               "determinant_min": lowest, "determinant_max": highest}
