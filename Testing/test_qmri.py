@@ -152,8 +152,9 @@ def test_flips_alone_are_found_where_slices_have_different_sizes():
     problem = replace(known.problem, slices=(cut, *known.problem.slices[1:]))
     found = find_placement(problem, [known.truth], SliceSettings(tried=100, angle=10.0), False, True, RUNTIME, Silent())
     assert found.flips == ((True, False), (False, False), (False, True), (False, False), (False, False), (True, True)) and not found.is_as_given
+    different = replace(known.problem, slices=(cut, known.problem.slices[1]))
     with pytest.raises(InputError, match="slices of different sizes"):
-        find_placement(problem, [known.truth], SliceSettings(tried=10), True, True, RUNTIME, Silent())
+        find_placement(different, [known.truth], SliceSettings(tried=10), True, True, RUNTIME, Silent())
     assert np.allclose(moves_of(problem, found)[2] @ problem.slices[2].grid.affine, mirrored(problem.slices[2].grid, (False, True)).affine)
 
 

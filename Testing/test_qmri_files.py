@@ -18,8 +18,7 @@ from test_qmri import write_dicom
 from DeepRegistrationLib.__main__ import main
 from DeepRegistrationLib.commands.qmri_bones import on_pixels
 from DeepRegistrationLib.engines.slice_maps import region_rows, remarks_on
-from DeepRegistrationLib.engines.slice_order import Placement, find_placement, mirrors_the_set, moves_of
-from DeepRegistrationLib.engines.slice_search import SliceSettings
+from DeepRegistrationLib.engines.slice_order import Placement, groups_of_one_size, mirrors_the_set, moves_of
 from DeepRegistrationLib.engines.slices import thickness_of
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.geometry import Grid
@@ -28,7 +27,7 @@ from DeepRegistrationLib.io import write_image, write_labels
 from DeepRegistrationLib.io.slices import read_slice, slice_files
 from DeepRegistrationLib.method import find
 from DeepRegistrationLib.methods.qmri import OTHER_SIDE
-from DeepRegistrationLib.runtime import Runtime, Silent
+from DeepRegistrationLib.runtime import Runtime
 
 RUNTIME = Runtime("cpu", threads=1)
 AXIS = "8,0,-8,0.76,0.1,-0.64"
@@ -211,19 +210,22 @@ def test_a_volume_with_nan_outside_and_slices_of_one_contrast_twice(folder, caps
     assert hips.errors(matrix, truth.truth, hips.pixels(truth.problem))[2] < 1.0
 
 
-def test_slices_of_one_number_of_pixels_but_of_several_sizes_are_not_exchanged():
-    """A picture put on the plane of another one stays as large and as thick as it is; the order of unlike ones is not searched."""
-    problem = known().problem
-    first = problem.slices[0]
-    small = replace(first, grid=Grid.from_parts(first.grid.shape, first.grid.spacing * [0.8, 0.8, 2.0], first.grid.origin, first.grid.direction))
-    mixed = replace(problem, slices=(small, *problem.slices[1:]))
-    swapped = Placement((1, 0, 2, 3, 4, 5), ((True, False),) * 6, np.eye(4), 0.0)
-    for move in moves_of(mixed, swapped):
+def test_only_slices_of_one_size_are_exchanged():
+    """A picture put on the plane of another one stays as large and as thick as it is; two of one size that are exchanged are found beside two larger ones."""
+    truth = known()
+    slices = list(truth.problem.slices)
+    for k in (1, 4):
+        wide = Grid.from_parts(slices[k].grid.shape, slices[k].grid.spacing * [1.2, 1.2, 2.0], direction=slices[k].grid.direction)
+        wide = wide.moved(hips.rigid(slices[k].grid.centre - wide.centre, np.zeros(3), np.zeros(3)))
+        slices[k] = replace(slices[k].at(wide), name=f"wide {k}")
+    mixed = replace(truth.problem, slices=tuple(slices))
+    for move in moves_of(mixed, Placement((1, 0, 2, 3, 4, 5), ((True, False),) * 6, np.eye(4), 0.0)):
         assert np.allclose(move[:3, :3] @ move[:3, :3].T, np.eye(3), atol=1e-9)
-    assert np.allclose(moves_of(mixed, swapped)[0][:3] @ np.r_[small.grid.centre, 1], problem.slices[1].grid.centre)
-    with pytest.raises(InputError, match="slices of different sizes were given .44 x 44 x 1 voxels of 2.36 x 2.36 x 6 mm, "):
-        find_placement(mixed, [np.eye(4)], SliceSettings(tried=10), True, True, RUNTIME, Silent())
-    assert find("qmri", {"tried": 300, "steps": 5}).run(mixed, RUNTIME).plane == tuple(range(6))
+    assert groups_of_one_size(slices) == [[0, 2, 3, 5], [1, 4]]
+    first, third = (replace(slices[b], grid=slices[a].grid) for a, b in ((0, 2), (2, 0)))
+    exchanged = replace(mixed, slices=(first, slices[1], third, *slices[3:]))
+    found = find("qmri", {"tried": 1000}).run(exchanged, RUNTIME)
+    assert found.plane == (2, 1, 0, 3, 4, 5) and found.registered and not any(any(flip) for flip in found.flips)
 
 
 def test_the_other_side_of_a_body_is_remarked_on():

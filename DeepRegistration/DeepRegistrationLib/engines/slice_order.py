@@ -88,20 +88,21 @@ def mirrors_the_set(slices, moves) -> bool:
     return bool(left[1] < SAME * np.abs(before).max() < left[0])
 
 
-def require_one_size(images) -> None:
-    """InputError for slices whose order cannot be found."""
-    if not of_one_size(images):
-        sizes = sorted({f"{grid.size[0]} x {grid.size[1]} x {grid.size[2]} voxels of {' x '.join(f'{s:.3g}' for s in grid.spacing)} mm"
-                        for grid in (image.grid for image in images)})
-        raise InputError(f"slices of different sizes were given ({', '.join(sizes)}); their order can be found for slices of one size only, resample "
-                         "them or let only the directions be found")
+def groups_of_one_size(slices) -> list[list[int]]:
+    """The numbers of the one-slice images that have as many pixels of one size, to a hundredth: only these can have been exchanged."""
+    groups = []
+    for k, image in enumerate(slices):
+        group = next((group for group in groups if _same_size(slices[group[0]].grid, image.grid)), None)
+        if group is None:
+            groups.append([k])
+        else:
+            group.append(k)
+    return groups
 
 
-def of_one_size(images) -> bool:
-    """True where all one-slice ``images`` have as many pixels of one size, to a hundredth: only these can have been exchanged."""
-    first = images[0].grid
-    wide = [n for n in range(3) if first.size[n] != 1]
-    return all(i.grid.shape == first.shape and np.allclose(i.grid.spacing[wide], first.spacing[wide], rtol=0.01) for i in images)
+def _same_size(one: Grid, other: Grid) -> bool:
+    wide = np.array(one.size) != 1
+    return one.shape == other.shape and np.allclose(one.spacing[wide], other.spacing[wide], rtol=0.01)
 
 
 def moves_about(images, axis, degrees: float, pixel=None) -> np.ndarray:
@@ -135,14 +136,19 @@ def placed(problem, placement: Placement):
 class Table:
     """The pictures of a level as indicators of their bins, in every direction, to be compared with all planes at a pose."""
 
-    def __init__(self, level: SliceLevel, shapes, order: bool, flips: bool):
-        """``shapes`` (rows, columns) of the slices on this level; ``order`` and ``flips`` say what may be changed."""
-        self.level, self.order = level, order
+    def __init__(self, level: SliceLevel, slices, order: bool, flips: bool):
+        """``slices`` on this level; ``order`` and ``flips`` say what may be changed."""
+        self.level, shapes = level, shapes_at(slices, level.spacing)
+        groups = groups_of_one_size(slices) if order else [[k] for k in range(level.count)]
+        self.groups = [[k for k in group if shapes[k] == shape] for group in groups for shape in sorted({shapes[k] for k in group})]
+        self.free = np.zeros((level.count, level.count), bool)
+        for group in self.groups:
+            self.free[np.ix_(group, group)] = True
         self.flips = FLIPS if flips else FLIPS[:1]
         self.pictures = [self._turned(level.values[0], s, shape) for s, shape in enumerate(shapes)]
         self.masks = None if level.counted is None else [self._turned(level.counted, s, shape) for s, shape in enumerate(shapes)]
         self.rows = [self._indicators(k) for k in range(len(shapes))]
-        self.all_rows = torch.cat(self.rows, 1) if order else None
+        self.rows_of_groups = [torch.cat([self.rows[k] for k in group], 1) for group in self.groups]
         self.total = sum(float(r.sum()) / len(self.flips) for r in self.rows)
 
     def _turned(self, values, s, shape):
@@ -158,7 +164,7 @@ class Table:
         return marks.movedim(0, 1).flatten(1)
 
     def tables(self, matrix) -> np.ndarray:
-        """(S pictures, S planes, F, BINS, BINS) joint histograms at the map ``matrix`` of the set; without a free order only i = j is filled."""
+        """(S pictures, S planes, F, BINS, BINS) joint histograms at the map ``matrix`` of the set, filled where a picture may lie on a plane."""
         level, count = self.level, self.level.count
         out = np.zeros((count, count, len(self.flips), BINS, BINS))
         with torch.no_grad():
@@ -168,12 +174,11 @@ class Table:
             inside = ((index >= -0.5) & (index <= size - 0.5)).all(-1)
             inside = inside if len(read) == 1 else inside & (read[1] > 0.5)
             columns = torch.nn.functional.one_hot((read[0] * BINS).long().clamp(0, BINS - 1), BINS).float() * inside[:, None]
-            if self.order:
-                columns = columns.reshape(count, -1, BINS).transpose(0, 1).flatten(1)
-                found = (self.all_rows.T @ columns).reshape(count, len(self.flips), BINS, count, BINS)
-                return found.permute(0, 3, 1, 2, 4).double().cpu().numpy()
-            for j, (a, b) in enumerate(level.spans()):
-                out[j, j] = (self.rows[j].T @ columns[a:b]).reshape(len(self.flips), BINS, BINS).double().cpu().numpy()
+            spans = list(level.spans())
+            for group, rows in zip(self.groups, self.rows_of_groups):
+                planes = torch.cat([columns[slice(*spans[k])] for k in group], 1)
+                found = (rows.T @ planes).reshape(len(group), len(self.flips), BINS, len(group), BINS)
+                out[np.ix_(group, group)] = found.permute(0, 3, 1, 2, 4).double().cpu().numpy()
         return out
 
     def place(self, matrix) -> tuple[Placement, float]:
@@ -181,7 +186,7 @@ class Table:
         tables = self.tables(matrix)
         single = normalised_information(tables)
         best = single.max(2)
-        plane = linear_sum_assignment(-best)[1] if self.order else np.arange(self.level.count)
+        plane = linear_sum_assignment(np.where(self.free, -best, 1.0))[1]
         picks = [(i, j, int(single[i, j].argmax())) for i, j in enumerate(plane)]
         total = sum(tables[p] for p in picks)
         placement = Placement(tuple(int(j) for j in plane), tuple(self.flips[f] for _, _, f in picks), np.asarray(matrix),
@@ -189,9 +194,9 @@ class Table:
         return placement, float(total.sum() / max(self.total, 1e-9))
 
     def _margin(self, single, pick) -> float:
-        others = single[pick[0]].copy() if self.order else single[pick[0], pick[1]:pick[1] + 1].copy()
-        others[pick[1] if self.order else 0, pick[2]] = -np.inf
-        return float(single[pick] - others.max()) if others.size > 1 else 1.0
+        others = np.where(self.free[pick[0], :, None], single[pick[0]], -np.inf)
+        others[pick[1:]] = -np.inf
+        return float(single[pick] - others.max()) if np.isfinite(others).any() else 1.0
 
     def shown(self, placement: Placement) -> SliceLevel:
         """The level with the pictures on the planes as placed."""
@@ -202,22 +207,22 @@ class Table:
         return replace(self.level, values=values, counted=counted, measure=sampled.Information(values, 16))
 
 
-def shapes_at(problem, spacing: float) -> list[tuple[int, int]]:
+def shapes_at(slices, spacing: float) -> list[tuple[int, int]]:
     """(rows, columns) of every slice on the level of ``spacing`` mm."""
-    grids = [s.grid.resample(np.maximum(spacing, s.grid.spacing)) for s in problem.slices]
+    grids = [s.grid.resample(np.maximum(spacing, s.grid.spacing)) for s in slices]
     return [tuple(n for n, size in zip(g.shape, g.size[::-1]) if size != 1) for g in grids]
 
 
 def find_placement(problem, starts, settings: SliceSettings, order: bool, flips: bool, runtime, monitor) -> Placement:
     """The best placement within reach of ``starts`` (4, 4) slice mm -> volume mm. InputError where no pose brings the slices into the volume, and
-    where the ``order`` of slices of different sizes is asked for."""
-    if order:
-        require_one_size(problem.slices)
+    where the ``order`` of slices is asked for that all have different sizes."""
+    if order and len(groups_of_one_size(problem.slices)) == len(problem.slices):
+        raise InputError("the order of slices of different sizes was asked for, of which none can have been exchanged; let only the directions be found")
     device = runtime.torch_device()
     device = torch.device("cpu") if device.type == "mps" else device
     spacings = [longest_edge(problem) / 28, longest_edge(problem) / 44]
     levels = build_levels(problem, spacings, "mi", settings.profile, device)
-    coarse, fine = (Table(level, shapes_at(problem, level.spacing), order, flips) for level in levels)
+    coarse, fine = (Table(level, problem.slices, order, flips) for level in levels)
     with fewer_threads(levels[-1].points.shape[1]):
         poses = spread_poses(levels[0], starts, settings.tried, *reach_of(problem, settings))
         scored, batch = [], 50
@@ -269,4 +274,4 @@ def check_placement(problem, matrix, order: bool, flips: bool, settings: SliceSe
     device = runtime.torch_device()
     device = torch.device("cpu") if device.type == "mps" else device
     level = build_levels(problem, [longest_edge(problem) / 44], "mi", settings.profile, device)[0]
-    return Table(level, shapes_at(problem, level.spacing), order, flips).place(matrix)[0]
+    return Table(level, problem.slices, order, flips).place(matrix)[0]

@@ -24,7 +24,7 @@ from ..engines.global_rigid import SearchSettings
 from ..engines.global_rigid import search as search_stack
 from ..engines.slice_bends import BendSettings, bends
 from ..engines.slice_evidence import axis_curve, doubts_of_sides, evidence, mirror_lead, uncertainty
-from ..engines.slice_order import TIE, Placement, check_placement, find_placement, mirrors_the_set, moves_of, of_one_size, placed
+from ..engines.slice_order import TIE, Placement, check_placement, find_placement, groups_of_one_size, mirrors_the_set, moves_of, placed
 from ..engines.slice_search import ONE_THREAD, SEARCHES, SliceSettings, longest_edge, search
 from ..engines.slice_starts import hull_start, stack_of
 from ..engines.slices import PROFILES, SIMILARITIES
@@ -149,11 +149,11 @@ class SlicesToVolume(Method):
 
     def _doubtful(self, problem, found, proven, settings, runtime) -> bool:
         """True where slices fit better in another order or direction at the found pose, or the evidence is weak."""
-        order = of_one_size(problem.slices)
-        return bool(proven.reasons) or proven.agreeing < 1 or not check_placement(problem, found.matrix, order, True, settings, runtime).is_as_given
+        return bool(proven.reasons) or proven.agreeing < 1 or not check_placement(problem, found.matrix, True, True, settings, runtime).is_as_given
 
     def _placed(self, problem, starts, found, settings, runtime, monitor):
-        order = self.placing in ("order", "both") or self.placing == "auto" and of_one_size(problem.slices)
+        some = len(groups_of_one_size(problem.slices)) < len(problem.slices)
+        order = self.placing in ("order", "both") or self.placing == "auto" and some
         flips = self.placing in ("flips", "both", "auto")
         all_starts = starts if found is None else [*starts, found.matrix]
         half = replace(settings, tried=max(1, self.tried // 2))
