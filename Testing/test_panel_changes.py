@@ -213,6 +213,26 @@ def test_live_nodes_as_guides_of_the_next_run(slicer, pair):
     np.testing.assert_allclose(runner.jobs[-1].request["moving_points"].positions[0, 0], -4 - 1.5)
 
 
+def test_a_result_on_top_of_another_one(slicer, pair):
+    """Rigid first, then the volume and its landmarks are left under that result for the next run: its transform is part of their place then."""
+    points = landmarks(slicer, "nodules", [(4, 5, 5)])
+    register(slicer, pair, "rigid")
+    linear = records.roles_of(pair.node.result)["linear"]
+    linear.SetAndObserveTransformNodeID(None)
+    for node in (pair.node.movingVolume, points):
+        node.SetAndObserveTransformNodeID(linear.GetID())
+    seen, grid = mrml.points_of(points).positions, mrml.grid_of(pair.node.movingVolume)
+    register(slicer, pair, "on top")
+    roles = records.roles_of(pair.node.result)
+    assert records.remark_on_places(pair.node.result) == ""
+    for live in (False, True):
+        if live:
+            go_live(slicer, pair, points, pair.node.movingVolume)
+        carriers = records.carriers_of(roles, "moving")
+        np.testing.assert_allclose(mrml.points_of(points, carriers).positions, seen, atol=1e-6)
+        assert mrml.grid_of(pair.node.movingVolume, carriers).same_as(grid) and records.remark_on_places(pair.node.result) == ""
+
+
 def test_live_nodes_of_the_fixed_side(slicer, pair):
     """Without an inverse in the result, live transfer makes a node for it; what lies under that is read as it was drawn."""
     points = landmarks(slicer, "targets", [(4, 5, 5)])

@@ -19,17 +19,23 @@ ROLE = "DeepRegistration."
 PLACES = "DeepRegistration.Places"
 """Attribute of the main node: the grids that the fixed and the moving volume had, as JSON."""
 MAIN = "vtkMRMLTransformNode"
+UNDER = "DeepRegistrationUnder."
+"""With a side, role of the main node: the transform nodes that were above this volume when it was registered, which are part of its place."""
 INVERSE_OF = "DeepRegistration.inverseOf"
 """Attribute of the inverse node that a live transfer made: the ID of the transform."""
 
 
-def remember(nodes: dict, fixed, moving, figures: dict, grids=()):
+def remember(nodes: dict, fixed, moving, figures: dict, grids=(), above=((), ())):
     """Note that ``nodes`` (role -> node) are one registration of two volume nodes; returns its main node.
 
-    ``figures`` is anything that JSON can hold: metrics, method, values, seconds; ``grids`` those of both volumes when they were registered.
+    ``figures`` is anything that JSON can hold: metrics, method, values, seconds; ``grids`` those of both volumes when they were registered, and
+    ``above`` the transform nodes above each.
     """
     main = nodes.get("deformation") or nodes["linear"]
     main.SetAttribute(ATTRIBUTE, json.dumps(figures))
+    for side, parents in zip(("fixed", "moving"), above):
+        for k, node in enumerate(node for node in parents if node.GetScene() is not None):
+            main.SetNthNodeReferenceID(UNDER + side, k, node.GetID())
     main.SetAttribute(PLACES, json.dumps([{"shape": list(grid.shape), "affine": grid.affine.tolist()} for grid in grids]))
     for role, node in {**nodes, "fixed": fixed, "moving": moving}.items():
         if node is not None:
@@ -76,8 +82,11 @@ def start_node(main):
 def carriers_of(transforms: dict, side: str) -> tuple:
     """The transform nodes that show nodes of one ``side``, 'fixed' or 'moving', of a result (role -> node) on another image: its own, and those of
     other results of the same volume. What lies under one of them has been carried already, and is read without it (``mrml.placement_of``), so
-    that nothing is carried twice."""
-    return (*_carriers(transforms, side), *_carriers_of_volume(transforms.get(side), side))
+    that nothing is carried twice. A result that the volume was under when it was registered is part of its place and none of them."""
+    main = transforms.get("deformation") or transforms["linear"]
+    under = [main.GetNthNodeReference(UNDER + side, k) for k in range(main.GetNumberOfNodeReferences(UNDER + side))]
+    found = (*_carriers(transforms, side), *_carriers_of_volume(transforms.get(side), side))
+    return tuple(node for node in found if not any(node is each for each in under))
 
 
 def carriers_around(volume, side: str) -> tuple:

@@ -131,7 +131,7 @@ class Registration:
         self.choices, self.runner, self.listener = choices, runner, listener
         self.state, self.job, self.live, self.reading, self.delivery = "new", None, None, None, None
         self.nodes, self.main, self.message, self.kind, self.offers, self.figures = {}, None, "", "", (), {}
-        self.name, self.grids = "", ()
+        self.name, self.grids, self.above = "", (), ((), ())
         self.began = time.perf_counter()
 
     @property
@@ -175,7 +175,7 @@ class Registration:
     def _request(self):
         """The request; a generator."""
         c = self.choices
-        self.grids = (mrml.grid_of(c.fixed), mrml.grid_of(c.moving))
+        self.grids, self.above = zip(*((mrml.grid_of(node), mrml.parents_of(node)) for node in (c.fixed, c.moving)))
         carriers = records.carriers_around(c.fixed, "fixed"), records.carriers_around(c.moving, "moving")
         start = c.start or None
         if start == LANDMARKS:
@@ -256,7 +256,7 @@ class Registration:
         self.nodes.update(self._extras())
         self.figures = {"rows": result["metrics"], "method": self.choices.method, "values": self.choices.values, "seconds": round(seconds, 2),
                         "scalars": result["scalars"], "provenance": result["provenance"]}
-        self.main = records.remember(self.nodes, self.choices.fixed, self.choices.moving, self.figures, self.grids)
+        self.main = records.remember(self.nodes, self.choices.fixed, self.choices.moving, self.figures, self.grids, self.above)
         made = listed([text for role, text in MADE.items() if role in self.nodes])
         remark = "; ".join(filter(None, (remark_on(result["provenance"]), records.remark_on_places(self.main))))
         self._end("done", f"Registered in {duration(seconds)}; made {made} in the folder '{self.name}'." + (f" Note: {remark}." if remark else ""))
