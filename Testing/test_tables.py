@@ -12,7 +12,8 @@ ROWS = [{"subject": "Müller, A", "age": "12.5"}, {"subject": "b", "age": ""}]
 
 @pytest.mark.parametrize("text, encoding", [
     ('subject,age\n"Müller, A",12.5\nb,\n', "utf-8"), ('subject, age\r\n"Müller, A", 12.5\r\n\r\nb\r\n,,\r\n', "utf-8-sig"),
-    ("subject;age\r\nMüller, A;12,5\r\nb;\r\n;\r\n", "cp1252"), ("subject\tage\r\nMüller, A\t12.5\r\nb\t\r\n", "utf-16"), ("subject\tage\t\nMüller, A\t12.5\t\nb\t\t\n", "utf-8")],
+    ("subject;age\r\nMüller, A;12,5\r\nb;\r\n;\r\n", "cp1252"), ("subject\tage\r\nMüller, A\t12.5\r\nb\t\r\n", "utf-16"),
+    ("subject\tage\t\nMüller, A\t12.5\t\nb\t\t\n", "utf-8")],
     ids=["commas", "trailing-commas", "semicolons", "unicode-text", "tabs"])
 def test_separators_decimal_marks_and_encodings(tmp_path, text, encoding):
     (tmp_path / "people.csv").write_bytes(text.encode(encoding))
