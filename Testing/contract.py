@@ -160,10 +160,10 @@ QUICK = {"icon-atlas:network": {"steps": 80, "width": 8, "start": "subject", "re
 """Presets that train a network of their own: id:preset -> values with which that takes seconds."""
 
 
-def asked(cls, dim: int, preset: str = "default"):
-    """The method with a preset, with weights where it has none of its own, and with a short training where it trains."""
+def asked(cls, dim: int, preset: str = "default", **values):
+    """The method with a preset and ``values``, with weights where it has none of its own, and with a short training where it trains."""
     weights = TRAINED[cls.id](dim) if cls.id in TRAINED else {}
-    return find(f"{cls.id}:{preset}", {**weights, **QUICK.get(f"{cls.id}:{preset}", {})})
+    return find(f"{cls.id}:{preset}", {**weights, **QUICK.get(f"{cls.id}:{preset}", {}), **values})
 
 
 def refuses_without_weights(cls, dim: int) -> None:
@@ -229,13 +229,13 @@ def beats_identity(cls, dim: int, preset: str = "default") -> None:
     assert result.provenance["method"] == cls.id and result.provenance["parameters"] == method.values()
 
 
-def run_with_what_it_needs(method, truth: Truth):
+def run_with_what_it_needs(method, truth: Truth, device: str = "cpu"):
     """The result on the bare pair; a preset that says in a sentence that it needs labels gets them."""
     try:
-        return method.run(truth.problem, Runtime("cpu"))
+        return method.run(truth.problem, Runtime(device))
     except InputError as error:
         assert "label" in str(error), error
-        return method.run(replace(truth.problem, **truth.guides), Runtime("cpu"))
+        return method.run(replace(truth.problem, **truth.guides), Runtime(device))
 
 
 def is_repeatable_and_leaves_inputs(cls, dim: int) -> None:

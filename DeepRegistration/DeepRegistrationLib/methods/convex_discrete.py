@@ -128,8 +128,8 @@ class ConvexDiscrete(Method):
                 deformation = nearest_flow(deformation, monitor=monitor.part(0.95, 1.0))
         inverse = None
         if backward is not None and not any(self.iterations) and not self.diffeomorphic:
-            inverse = to_displacement(backward, grid) @ initial.inverse()
-        transform = initial @ deformation
+            inverse = to_displacement(backward, grid).to("cpu") @ initial.inverse()
+        transform = initial @ deformation.to("cpu")
         require_finite(transform)
         scalars = {"feature_cost": history[-1]["feature_cost"]} if history else {}
         return Result(problem, transform, inverse, scalars=scalars, history=history)

@@ -15,22 +15,22 @@ def wanted(half: bool, device: torch.device) -> bool:
 class Half(torch.nn.Module):
     """``network`` with its convolutions and products in 16 bits; what it says is in single precision again.
 
-    Everything else that is asked of it is asked of ``network``.
+    Everything else that is asked of it is asked of ``network``, a part of that which is called ``network`` too.
     """
 
     def __init__(self, network: torch.nn.Module):
         super().__init__()
-        self.network = network
+        self._single = network
 
     def forward(self, *images, **settings):
-        with torch.autocast(next(self.network.parameters()).device.type, torch.float16):
-            return single(self.network(*images, **settings))
+        with torch.autocast(next(self._single.parameters()).device.type, torch.float16):
+            return single(self._single(*images, **settings))
 
     def __getattr__(self, name: str):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("network"), name)
+            return getattr(super().__getattr__("_single"), name)
 
 
 def single(value):

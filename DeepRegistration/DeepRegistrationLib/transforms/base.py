@@ -144,7 +144,7 @@ def linear_part(transform: Transform):
     from .linear import Affine
 
     items = transform.items if isinstance(transform, Composite) else (transform,)
-    total = Affine.identity(transform.dim)
+    total = Affine.identity(transform.dim).to(transform.device)
     for item in items:
         if isinstance(item, Identity):
             continue
