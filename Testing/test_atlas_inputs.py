@@ -75,8 +75,9 @@ def test_masks_and_label_maps_of_no_image_are_no_subjects(files, tmp_path):
 
 
 def test_results_below_the_folder_of_a_cohort_are_no_subjects(files, tmp_path, cli):
-    folder = placed(tmp_path, files, a="s00", b="s01", **{"old/atlas": "s02", "old/carried/c/warped": "s03"})
-    (folder / "old" / "atlas.json").write_text("{}", "utf-8")
+    folder = placed(tmp_path, files, **{"a/scan": "s00", "b/scan": "s01", "old/atlas": "s02", "old/carried/c/warped": "s03", "pair/warped": "s03"})
+    for name in ("old/atlas.json", "pair/result.json", "pair/transform.h5", "b/result.json"):  # the last is of another program
+        (folder / name).write_text("{}", "utf-8")
     assert list(seen(read_group(folder))) == ["a", "b"]
     answer = cli("atlas", "build", "--cohort", folder, "--out", folder, *QUICK)
     assert "would be written among the images" in answer.sentence() and not (folder / "work").exists()

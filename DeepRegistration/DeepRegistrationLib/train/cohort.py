@@ -40,8 +40,8 @@ NEAR = 0.8
 """Likeness (difflib) from which on the name of a further column is taken as a slip."""
 DICOM = (".dcm", ".ima")
 """Endings of DICOM files, which many have none of."""
-RECORDS = ("atlas.json", "build.json", "result.json")
-"""A folder that holds one of these below the one that is searched holds results, which are no subjects."""
+RESULTS = ({"atlas.json"}, {"build.json"}, {"result.json", "transform.h5"}, {"result.json", "plane.tfm"})
+"""A folder below the one that is searched that holds all files of one of these holds results, which are no subjects."""
 LABELS = re.compile(r"(?:^|[^a-z])(?:[ad]?seg|segmentation|labels?|labelmap|parcellation)(?:$|[^a-z])", re.IGNORECASE)
 MASK = re.compile(r"mask|(?:^|[^a-z])roi(?:$|[^a-z])", re.IGNORECASE)
 COMMON_FOLDERS = re.compile(r"(images|labels|train|val|test)", re.IGNORECASE)
@@ -108,7 +108,7 @@ def _files(folder: Path) -> tuple[list[Path], list[Path]]:
     """(images, points) below ``folder``, in the order of their names; a folder with DICOM files is one image."""
     images, points = [], []
     for place, folders, names in os.walk(folder):
-        if Path(place) != folder and any(record in names for record in RECORDS):
+        if Path(place) != folder and any(files <= set(names) for files in RESULTS):
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
