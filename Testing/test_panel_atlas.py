@@ -120,6 +120,24 @@ def test_stop_keeps_the_subjects_that_were_brought_before(slicer, page, tmp_path
     assert [row[1] for row in rows(page)] == ["brought", "waiting"] and "are kept" in status(page) and page.ui.atlasRetryButton.enabled
 
 
+@pytest.mark.parametrize("button", ["atlasListButton", "atlasRetryButton"])
+def test_what_a_job_of_a_closed_scene_says_is_not_heard(slicer, page, tmp_path, button):
+    (tmp_path / "atlas.json").write_text("{}", "utf-8")
+    page.node.atlasData, page.node.atlasFolder = str(tmp_path / "new"), str(tmp_path)
+    page.keep([new_row({"name": "a", "image": "a.nii"})])
+    settle(slicer)
+    page.ui.atlasTable.selectAll()
+    settle(slicer)
+    getattr(page.ui, button).click()
+    job = page.job
+    slicer.mrmlScene.Clear(0)
+    settle(slicer)
+    assert page.job is None and page.node is not None
+    for event in ({"event": "carried", "subject": "a", "similarity": 0.9}, {"event": "done", "result": {"rows": [], "subjects": []}}):
+        (page.on_list if button == "atlasListButton" else page.on_carried)(job, event)
+    assert status(page) == "" and rows(page) == []
+
+
 def test_a_folder_with_a_begun_build_says_that_it_has_its_own_settings(slicer, page, tmp_path):
     (tmp_path / "atlas" / "work").mkdir(parents=True)
     (tmp_path / "atlas" / "build.json").write_text("{}", "utf-8")

@@ -275,7 +275,9 @@ class AtlasBuildPage(MethodPage):
         self.refresh()
 
     def on_list(self, job, event: dict) -> None:
-        if event["event"] == "done" and self.node is not None:
+        if self.node is None or job is not self.job:
+            return
+        if event["event"] == "done":
             rows = [new_row(subject) for subject in event["result"]["subjects"]]
             labels = sum(subject["labels"] for subject in event["result"]["subjects"])
             self.keep(rows)
@@ -375,7 +377,7 @@ class AtlasBuildPage(MethodPage):
 
     def on_carried(self, job, event: dict) -> None:
         """Rows and nodes of every subject as it comes, so that Stop keeps those before it."""
-        if self.node is None:
+        if self.node is None or job is not self.job:
             return
         kind = event["event"]
         if kind == "progress":
