@@ -36,8 +36,9 @@ def large(slicer, panel):
     panel.logic._runner = ScriptedRunner()
     node = panel.node
     node.fixedVolume, node.movingVolume = (mrml.volume_node(slicer.mrmlScene, exchange.Volume(values, grid, name)) for name in ("fixed", "moving"))
-    segments = mrml.segmentation_node(slicer.mrmlScene, exchange.LabelMap(parts, grid, tuple((n, f"part {n}") for n in range(1, 5)), "parts"))
-    node.fixedMask = node.fixedStructures = node.movingStructures = segments
+    labels = exchange.LabelMap(parts, grid, tuple((n, f"part {n}") for n in range(1, 5)), "parts")
+    node.fixedStructures, node.movingStructures = (mrml.segmentation_node(slicer.mrmlScene, labels, side) for side in ("fixed parts", "moving parts"))
+    node.fixedMask = node.fixedStructures
     node.folds = node.iterations = True
     settle(slicer)
     return panel
