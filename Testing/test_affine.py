@@ -155,7 +155,7 @@ def test_the_start_is_kept_where_the_search_ends_worse(monkeypatch):
     case = linear_pair(28, 2, "rigid", truth=Affine.identity(2))
     away = np.eye(3)
     away[0, 2] = 9.0
-    monkeypatch.setattr(linear, "refine", lambda level, base, *rest: (away, level.cost(away).cost))
+    monkeypatch.setattr(linear, "refine", lambda level, base, *rest, **more: (away, level.cost(away).cost))
     result = register(case.pair)
     assert np.array_equal(result.transform.numpy(), np.eye(3)) and result.provenance["start"] == "unchanged"
     assert result.scalars["similarity_after"] == result.scalars["similarity_before"]

@@ -11,7 +11,7 @@ import truths
 from truths import distance
 from truths_linear import known_map, linear_pair, moved_grid, register
 
-from DeepRegistrationLib.engines.linear import LinearSettings, align_linear
+from DeepRegistrationLib.engines.linear import LinearSettings, align_linear, solve_linear
 from DeepRegistrationLib.engines.starts import centre_of_mass
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.geometry import Grid
@@ -59,6 +59,15 @@ def test_an_initial_transform_is_where_the_search_begins(dim):
     result = register(replace(pair, initial=near), freedom="rigid")
     assert distance(result.transform, truth, case.points) < 0.1 * case.voxel
     assert result.provenance["start"] == "initial"
+
+
+@pytest.mark.parametrize("seeds", [(7, 8), (3, 4), (11, 12)])
+def test_stacks_of_few_slices_of_two_people_stay_on_each_other(seeds):
+    """Over the rest of two stacks that have been moved apart the similarity is high by chance; the search must not end there."""
+    whole, stack = Grid.from_parts((48, 64, 60), 3.0), Grid.from_parts((5, 64, 60), 3.0, [0.0, 0.0, 66.0])
+    pair = Pair(*(truths.Phantom(seed, whole).image(stack) for seed in seeds))
+    assert solve_linear(pair, LinearSettings(freedom="rigid")).overlap > 0.6
+
 
 
 def test_fields_of_view_that_do_not_meet():

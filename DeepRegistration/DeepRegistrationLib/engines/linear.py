@@ -32,6 +32,8 @@ LADDER = {"none": (), "translation": ("translation",), "rigid": ("rigid",), "sim
 FREEDOMS = tuple(LADDER)
 FINE_SAMPLES = 60000
 """Points of a linear map that is the answer, or may be; one of many maps of a cohort makes do with fewer."""
+KEPT = 0.6
+"""Share of the worth of its start that a search must not fall below."""
 MOST_SAMPLES = 50000
 """Samples that one thread compares as fast as several."""
 
@@ -103,12 +105,14 @@ def solve_linear(pair, settings: LinearSettings = LinearSettings(), runtime: Run
         starts = candidates(levels[0], initial, settings, pair, monitor.part(0.0, 0.1, "starts"))
         base, name = _likely(levels[0], starts, settings, monitor.part(0.1, 0.3, "start"), history)[0]
         start = initial if initial is not None else np.eye(pair.fixed.dim + 1)
+        first, whole = base, levels[0].cost(base).overlap
         for i, level in enumerate(levels):
             part = monitor.part(0.3 + 0.7 * i / len(levels), 0.3 + 0.7 * (i + 1) / len(levels))
             stages = LADDER[settings.freedom] if i == 0 else LADDER[settings.freedom][-1:]
             for k, kind in enumerate(stages):
                 share = part.part(k / len(stages), (k + 1) / len(stages))
-                base, _ = refine(level, base, kind, settings.iterations, share, history)
+                found, _ = refine(level, base, kind, settings.iterations, share, history, whole=whole)
+                base = base if _lost(level, first, found) else found
             monitor.preview(Affine(torch.as_tensor(base)))
         return _finished(levels[-1], start if settings.freedom != "none" else base, base, name, history)
 
@@ -125,6 +129,13 @@ def likely_starts(pair, settings: LinearSettings, runtime: Runtime, monitor: Mon
             if all(level.distance(matrix, other) > level.spacing for other in kept):
                 kept.append(matrix)
         return kept
+
+
+def _lost(level, first, found) -> bool:
+    """True where the search from ``first`` to ``found`` gave up more of what the whole fixed image shares with the moving one than it can have gained:
+    over the few samples of a small overlap the similarity is high by chance. So stacks of a few slices would be moved apart."""
+    before, after = (level.cost(matrix) for matrix in (first, found))
+    return worth(after.cost, after.overlap) < KEPT * worth(before.cost, before.overlap)
 
 
 def _finished(level, start, base, name, history):
@@ -157,12 +168,15 @@ def _initial_matrix(pair):
     return linear_part(initial).numpy()
 
 
-def refine(level: Level, base: np.ndarray, kind: str, iterations: int, monitor: Monitor, history: list, name: str = ""):
-    """The map ``base @ delta`` of lowest cost, ``delta`` of ``kind``: returns (matrix (dim + 1, dim + 1), cost)."""
+def refine(level: Level, base: np.ndarray, kind: str, iterations: int, monitor: Monitor, history: list, name: str = "", whole: float = 0.0):
+    """The map ``base @ delta`` of lowest cost, ``delta`` of ``kind``: returns (matrix (dim + 1, dim + 1), cost).
+
+    A search that loses the images compares what would fit anything; it has to keep two fifths of the overlap of ``base`` and of ``whole``, the
+    overlap where the first of several searches began (if ``base`` is already close to that, nine tenths of its own)."""
     directions, centre = _directions(kind, level), torch.as_tensor(level.centre)
     generators = _generators(kind, directions, centre)
     overlap = level.cost(base).overlap
-    guarded = replace(level, lowest=max(SMALLEST_OVERLAP, 0.4 * overlap))
+    guarded = replace(level, lowest=max(SMALLEST_OVERLAP, 0.4 * overlap, min(0.4 * whole, 0.9 * overlap)))
     text = f"{name or kind} {level.spacing:.3g} mm"
 
     def by_index(matrix):
@@ -237,10 +251,11 @@ def _likely(level, starts, settings, monitor, history):
     level, found = level.thinned(FEWEST_SAMPLES), []
     for k, (name, matrix) in enumerate(starts.items()):
         part = monitor.part(k / len(starts), (k + 1) / len(starts))
-        refined, cost = refine(level, matrix, kind, max(settings.iterations // 2, 5), part, history, f"start {name}")
-        overlap = level.cost(refined).overlap
-        if np.isfinite(cost):
-            found.append((worth(cost, overlap), name, refined))
+        refined, _ = refine(level, matrix, kind, max(settings.iterations // 2, 5), part, history, f"start {name}")
+        refined = matrix if _lost(level, matrix, refined) else refined
+        there = level.cost(refined)
+        if np.isfinite(there.cost):
+            found.append((worth(there.cost, there.overlap), name, refined))
     if not found:
         raise InputError("no start of the search brings the two images together; check the masks and the headers, "
                          "or give an initial transform")
