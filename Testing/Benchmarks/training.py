@@ -47,7 +47,8 @@ def main(argv=None) -> int:
         elif not arguments.only or name in arguments.only or f"{name}:{dim}" in arguments.only:
             rows.append(measured(name, dim, case, arguments))
             sys.stderr.write(json.dumps(rows[-1]) + "\n")
-    sys.stdout.write(table(rows) + f"\n{json.dumps(machine())}, {arguments.threads} threads, device {arguments.device}, {arguments.steps} steps each\n")
+    gpu = f" ({torch.cuda.get_device_name(arguments.device)})" if arguments.device.startswith("cuda") else ""
+    sys.stdout.write(table(rows) + f"\n{json.dumps(machine())}, {arguments.threads} threads, device {arguments.device}{gpu}, {arguments.steps} steps each\n")
     return 0
 
 
