@@ -7,7 +7,7 @@ its values as an array. What a GPU computes differently (rounding, order of sums
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from unittest import mock
 
 import torch
@@ -201,3 +201,8 @@ def pretended_gpu():
     finally:
         torch._C._set_only_lift_cpu_tensors(False)
         torch.__future__.set_overwrite_module_params_on_conversion(kept)
+
+
+def gpu():
+    """A block with the GPU of this machine, or with a pretended one."""
+    return nullcontext() if torch.cuda.is_available() else pretended_gpu()

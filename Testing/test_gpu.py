@@ -3,13 +3,11 @@ where they have to be and that the numbers come out, not speed, memory or the ro
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 import torch
 from contract import asked, run_with_what_it_needs, smallest
-from pretended import pretended_gpu
+from pretended import gpu, pretended_gpu
 from trainings import OBJECTIVE, blobs, settings, small, view
 
 from DeepRegistrationLib.method import registry
@@ -23,11 +21,6 @@ SHORT = {"affine": "rigid", "convex-discrete": "semantic", "csngf": "search-only
 FEWER = {"csngf": {"tried": (200, 60, 12)}, "gradicon": {"iterations": (6, 6, 3)}, "icon-atlas": {"steps": 8}, "rician-motion": {"rounds": 15},
          "spatiotemporal-atlas": {"steps": 20}}
 """Values with which a method is faster, and good enough for what is asked here."""
-
-
-def gpu():
-    """The GPU of this machine, or a pretended one."""
-    return nullcontext() if torch.cuda.is_available() else pretended_gpu()
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import truths
+from pretended import gpu
 
 from DeepRegistrationLib.ops import demons, native
 from DeepRegistrationLib.ops.sample import index_points, sample
@@ -263,15 +264,15 @@ def test_switched_off_by_the_environment(monkeypatch, word, expected):
     assert (native._load.__wrapped__() is None) == (expected is None)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 def test_on_a_gpu_torch_gives_the_same():
     fixed, moving, u = noise((9, 10, 11)), noise((9, 10, 11), seed=1), noise((9, 10, 11), 3, 2, 0.7)
     here = demons.pull(moving, None, np.eye(4), u, fixed, None)
-    there = demons.pull(moving.cuda(), None, np.eye(4), u.cuda(), fixed.cuda(), None)
-    assert there.is_cuda
-    torch.testing.assert_close(here, there.cpu(), rtol=0, atol=1e-4)
     v, _ = demons.update(fixed, here, np.ones(3), 1.0, 0.01)
-    torch.testing.assert_close(v, demons.update(fixed.cuda(), there, np.ones(3), 1.0, 0.01)[0].cpu(), rtol=1e-3, atol=1e-4)
+    with gpu():
+        there = demons.pull(moving.cuda(), None, np.eye(4), u.cuda(), fixed.cuda(), None)
+        assert there.is_cuda
+        torch.testing.assert_close(here, there.cpu(), rtol=0, atol=1e-4)
+        torch.testing.assert_close(v, demons.update(fixed.cuda(), there, np.ones(3), 1.0, 0.01)[0].cpu(), rtol=1e-3, atol=1e-4)
 
 
 def test_kept_kernels_start_without_the_tables_of_the_compiler():

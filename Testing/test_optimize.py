@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import truths
+from pretended import gpu
 from truths import distance, inner_points
 
 from DeepRegistrationLib.engines.optimize import MODELS, DescentSettings, _parameters, descend
@@ -306,7 +307,6 @@ def test_a_cost_that_is_not_finite_is_reported(model):
         solved(known, objective, settings_for(model))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 @EVERY_MODEL
 def test_on_a_gpu(model):
     known = pair_of(3)
@@ -314,5 +314,6 @@ def test_on_a_gpu(model):
     guides = {"fixed_points": Points(points.double()), "moving_points": Points(known.truth(points.double()))}
     pair = Pair(known.fixed, known.moving, **guides)
     objective = OBJECTIVE + 0.1 * LandmarkDistance()
-    transform, history = descend(pair, Affine.identity(3), objective, settings_for(model), Silent(), "cuda")
+    with gpu():
+        transform, history = descend(pair, Affine.identity(3), objective, settings_for(model), Silent(), "cuda")
     assert transform.device.type == "cuda" and history[-1]["cost"] < history[0]["cost"]

@@ -8,6 +8,7 @@ import SimpleITK as sitk
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretended import gpu
 from truths import grid_kinds, random_grid, random_motion
 
 from DeepRegistrationLib.errors import InputError
@@ -256,10 +257,11 @@ def test_matrix_between_chains(seed, dim):
     assert np.allclose(apply_matrix(matrix_between(a, b), points).numpy(), expected, atol=1e-9)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 @dims
 def test_cuda_equals_cpu(dim):
     data = torch.rand(1, 2, *(9, 10, 11)[-dim:])
     index = random_index(data.shape[2:], outside=2.0, dtype=torch.float32)
     for mode in ("linear", "nearest", "cubic"):
-        assert torch.allclose(sample(data.cuda(), index.cuda(), mode).cpu(), sample(data, index, mode), atol=1e-5)
+        with gpu():
+            there = sample(data.cuda(), index.cuda(), mode).cpu()
+        assert torch.allclose(there, sample(data, index, mode), atol=1e-5)
