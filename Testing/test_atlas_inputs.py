@@ -156,3 +156,14 @@ def test_labels_lie_on_the_voxels_of_a_volume_of_one_slice(atlas, files, cli, tm
     assert made.grid.same_as(read_image(tmp_path / "slice.nii.gz").grid) and isinstance(made, Labels)
     found, wanted = made.data[:, :, 0] > 0, truth.data > 0
     assert 2 * float((found & wanted).sum()) / float(found.sum() + wanted.sum()) > 0.9
+
+
+def test_the_mask_of_a_subject_may_hold_fractions(tmp_path):
+    """As a mask does that was resampled; it counts where it is above 0, as for a pair of images."""
+    grid, generator = Grid.from_parts((12, 10)), torch.Generator().manual_seed(0)
+    share = torch.rand((1, 1, 12, 10), generator=generator) - 0.5
+    for name, data in (("one", share + 1), ("two", share + 2), ("inside", share)):
+        write_image(Image(data, grid), tmp_path / f"{name}.nrrd")
+    (tmp_path / "list.csv").write_text("image,mask\none.nrrd,inside.nrrd\ntwo.nrrd,inside.nrrd\n", "utf-8")
+    subject = read_group(tmp_path / "list.csv").subjects[0]
+    assert torch.equal(subject.read().mask, share > 0)

@@ -13,7 +13,7 @@ import torch
 from .errors import InputError
 from .geometry import Grid
 from .image import Image, Labels
-from .io import read_grid, read_image, read_labels
+from .io import read_grid, read_image, read_labels, read_mask
 from .planes import Plane
 from .points import Points
 from .transforms import Affine, Transform
@@ -116,7 +116,7 @@ class Subject:
         """The image (1, 1, *S) with its mask, checked. InputError for one that cannot be read, is constant or holds NaN."""
         image = self.image if isinstance(self.image, Image) else read_image(self.image, channels="gray")
         if self.mask is not None:
-            image = image.with_mask(self.mask if isinstance(self.mask, Image) else read_labels(self.mask))
+            image = image.with_mask(self.mask if isinstance(self.mask, Image) else read_mask(self.mask))
         if image.data.shape[:2] != (1, 1):
             raise InputError(f"{image.name} has {image.data.shape[1]} channels; a cohort needs gray images, convert it first")
         _check_image(image)

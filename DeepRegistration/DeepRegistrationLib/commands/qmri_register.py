@@ -129,7 +129,7 @@ def _dicom_files(folder: Path) -> list[Path]:
 def read_problem(arguments, files, monitor):
     """(the request, the slices as read). InputError for files that cannot be used."""
     from ..engines.bones import bone_between
-    from ..io import read_image, read_labels
+    from ..io import read_image, read_labels, read_mask
     from ..io.slices import compared, read_slice
     from ..problem import Slices
     from .register import start_from_file
@@ -142,11 +142,11 @@ def read_problem(arguments, files, monitor):
     slices = [placing(read_slice(path, arguments.no_value), k) for k, path in enumerate(files)]
     images = slices
     if arguments.masks is not None:
-        images = [image.with_mask(read_labels(path) if arguments.radial is None else qmri_bones.on_pixels(arguments, read_labels(path), path, image))
+        images = [image.with_mask(read_mask(path) if arguments.radial is None else qmri_bones.on_pixels(arguments, read_mask(path), path, image))
                   for image, path in zip(slices, arguments.masks)]
     volume = compared(read_image(arguments.volume))
     if arguments.volume_mask is not None:
-        volume = compared(volume.with_mask(read_labels(arguments.volume_mask)))
+        volume = compared(volume.with_mask(read_mask(arguments.volume_mask)))
     segments = arguments.segments and tuple(qmri_bones.on_pixels(arguments, read_labels(path), path, image) for image, path in zip(slices, arguments.segments))
     if arguments.strokes is not None:
         segments = qmri_bones.learned(arguments, slices, monitor)

@@ -116,6 +116,13 @@ def read_grid(path) -> Grid:
     if os.path.isdir(path) or place_of(path)[1]:
         return read_volume(path).grid
     path = require_file(path, "an image")
+    header = _header(path)
+    _require_axes(header, path, False)
+    return grid_of(header, path)
+
+
+def _header(path):
+    """SimpleITK's reader of a file, which has read its header. InputError for a file that is no image."""
     with quiet() as sitk:
         reader = sitk.ImageFileReader()
         reader.SetFileName(str(path))
@@ -123,8 +130,7 @@ def read_grid(path) -> Grid:
             reader.ReadImageInformation()
         except RuntimeError as error:
             raise InputError(_why_unreadable(path, error)) from None
-        _require_axes(reader, path, False)
-        return grid_of(reader, path)
+        return reader
 
 
 def other_placement(path, grid: Grid) -> tuple[str, str, float] | None:
@@ -199,14 +205,8 @@ def time_step(path) -> float | None:
     """Time between the points of a 4D file, in the unit of its header as ITK reads it (s for NIfTI); None where a file holds no series in time."""
     if not os.path.isfile(path):
         return None
-    with quiet() as sitk:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError as error:
-            raise InputError(_why_unreadable(path, error)) from None
-        return reader.GetSpacing()[3] if reader.GetDimension() == 4 and reader.GetSize()[3] > 1 else None
+    header = _header(path)
+    return header.GetSpacing()[3] if header.GetDimension() == 4 and header.GetSize()[3] > 1 else None
 
 
 def write_image(image: Image, path, *, compress: bool = True, time_step: float | None = None) -> None:

@@ -21,7 +21,7 @@ from ..engines.channels import normalised
 from ..errors import InputError
 from ..geometry import Grid
 from ..image import Image, Labels
-from ..io import read_grid, read_image, read_labels, read_points
+from ..io import read_grid, read_image, read_labels, read_mask, read_points
 from ..planes import Plane
 from ..points import Points
 from ..problem import Pair
@@ -128,7 +128,7 @@ def read_scan(scan: Scan, lattice: Lattice) -> Seen:
     """The files of a scan on the lattice. InputError for one that cannot be read or is empty there."""
     image = read_image(scan.image, channels="gray")
     if scan.mask is not None:
-        image = image.with_mask(read_labels(scan.mask))
+        image = image.with_mask(read_mask(scan.mask))
     plane = Plane.of(image.grid) if 1 in image.grid.shape and image.dim == 3 else None
     if not bool(torch.isfinite(image.data).all()):
         raise InputError(f"{scan.image} holds NaN or infinite voxels; replace them first")
