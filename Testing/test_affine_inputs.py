@@ -69,7 +69,6 @@ def test_stacks_of_few_slices_of_two_people_stay_on_each_other(seeds):
     assert solve_linear(pair, LinearSettings(freedom="rigid")).overlap > 0.6
 
 
-
 def test_fields_of_view_that_do_not_meet():
     case = linear_pair(18, 3, "rigid")
     away = np.eye(4)

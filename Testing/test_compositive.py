@@ -336,8 +336,6 @@ def test_a_large_motion_out_of_the_lattice_does_not_fold(dim, beyond):
     assert (float(end.min()) == 15.0) if beyond == 8 else (float(end.max()) < 0.1)
 
 
-
-
 def test_the_limit_of_voxels_coarsens():
     grid = Grid.from_parts((40, 50, 60), (1.0, 1.0, 2.0))
     assert finest_spacing(grid, CompositiveSettings()) == 1.0

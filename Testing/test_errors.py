@@ -18,7 +18,6 @@ from DeepRegistrationLib.io import write_image, write_labels, write_transform
 from DeepRegistrationLib.transforms import Affine
 
 
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A folder with good and bad files, and their paths by name."""

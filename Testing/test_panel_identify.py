@@ -46,7 +46,7 @@ def test_a_picture_is_found_and_rows_move_the_red_view(slicer, identify, tmp_pat
     from DeepRegistrationLib.engines.plates import AXES
     from DeepRegistrationUI import mrml, views
 
-    page, node = identify, identify.node
+    page = identify
     assert page.ui.identifyMissingLabel.text == "Choose the volume of the atlas." and page.ui.identifyTable.isHidden()
     atlas, image = bent_head(slicer)
     made = section(image, AXES["coronal"], float(image.grid.centre[1]) + 4, np.random.default_rng(4), "s", partial=False, spoil=False)

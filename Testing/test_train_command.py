@@ -248,6 +248,7 @@ def test_gradicon_is_trained_from_coarse_to_fine_goes_on_and_is_used(tmp_path):
 def test_labels_are_learned_from_where_every_image_has_some(tmp_path):
     """With a label map missing the overlap is no part of the objective and the pairs carry no labels; with all of them both do."""
     folder = cohorts.write(tmp_path, 4)
+
     def planned():
         return find("unet", SMALL).plan(Request(2, 0, open_data(read_cohort(folder), 0, multiple=4), 5))
 

@@ -39,7 +39,6 @@ from DeepRegistrationLib.engines.slice_order import moved, moves_about
 from DeepRegistrationLib.engines.slice_starts import hull_start
 from DeepRegistrationLib.engines.slices import about_axis, common_axis, emulate
 from DeepRegistrationLib.errors import InputError
-from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image
 from DeepRegistrationLib.io import read_image
 from DeepRegistrationLib.method import find

@@ -17,6 +17,7 @@ from .output import say, staged
 
 FILES = "segment[0-9][0-9].nii.gz"
 
+
 def add(actions) -> None:
     parser = actions.add_parser("bones", help="learn a bone on slices from strokes", description=__doc__)
     add_sources(parser)

@@ -27,7 +27,6 @@ from ..errors import Cancelled, InputError, sentence
 from ..runtime import keep_memory
 
 
-
 def add(commands) -> None:
     parser = commands.add_parser("serve", help="do jobs for 3D Slicer", description=__doc__)
     parser.add_argument("session", type=Path, metavar="SESSION", help="an existing folder for the events of the process")

@@ -215,7 +215,6 @@ def _delta(kind, values, centre):
 def _directions(kind, level):
     """(parameters, Q) from q in mm to the parameters of ``kind``; a one-slice pair keeps to its plane."""
     dim = len(level.centre)
-    turns = {2: 1, 3: 3}[dim]
     count = parameter_count(kind, dim)
     scale = np.full(count, 1 / level.radius)
     scale[:dim] = 1.0

@@ -14,7 +14,7 @@ from moving to fixed, beside it, and the consistency terms of the objective tie 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch

@@ -32,6 +32,9 @@ from .search import minimise
 SIMILARITIES = ("mi", "lncc", "ngf")
 PROFILES = ("box", "gaussian")
 LOWEST_OVERLAP = 0.3
+TAIL, CORE, FENCE = 2e-3, 0.05, 3.0
+"""Share of the values that is left out at either end; share beyond the core of the values, and widths of this core from it, beyond which values that
+were clipped there are none."""
 FILL_SIGMA = 1.5
 
 
@@ -199,11 +202,6 @@ class SliceLevel:
             values, weight = self.read(self.index(self.index_matrices(matrices)))
             return float(self.measure(values, weight)) if self.overlap(weight) >= self.lowest else float("inf")
 
-    def share_inside(self, matrices) -> float:
-        """The share of the compared pixels that lies in the volume."""
-        with torch.no_grad():
-            return self.overlap(self.read(self.index(self.index_matrices(matrices)))[1])
-
     def forces(self, matrices) -> tuple[float, np.ndarray | None]:
         """(cost, (N, 6) slope of the cost by the motion of every pixel on its own: shift in mm, turn in radians times the radius)."""
         index_matrices = self.index_matrices(matrices)
@@ -367,11 +365,23 @@ def _measure(values, bounds, slices, similarity, spacing):
 def prepared(images, device) -> list[Image]:
     """The images as float32 with values from 0 to 1: the robust range of all of them together, within their masks; copies, the inputs stay."""
     inside = [i.data.reshape(-1) if i.mask is None else i.data[i.mask.expand_as(i.data)] for i in images]
-    low, high = robust_range(torch.cat([v.float() for v in inside]), 2e-3)
+    low, high = range_of(torch.cat([v.float() for v in inside]))
     if high <= low:
         low, high = (float(f(torch.cat(inside))) for f in (torch.min, torch.max))
     return [_filled(replace(i.to(device), data=i.data.to(device=device, dtype=torch.float32).sub(low).div_(high - low).clamp_(0, 1)))
             for i in images]
+
+
+def range_of(values: torch.Tensor) -> tuple[float, float]:
+    """The robust range of ``values`` (N,). The least or the largest value does not count where so many have it that the range would end there, far from
+    all others: fits that fail are clipped to such a limit, and a range up to it would leave the anatomy a few of the histogram's bins."""
+    (low, high), (first, last) = robust_range(values, TAIL), robust_range(values, CORE)
+    reach, kept = FENCE * (last - first), values
+    if reach > 0 and low < first - reach and low == float(values.min()):
+        kept = kept[kept > low]
+    if reach > 0 and high > last + reach and high == float(values.max()):
+        kept = kept[kept < high]
+    return (low, high) if kept is values else robust_range(kept, TAIL)
 
 
 def _filled(image: Image) -> Image:

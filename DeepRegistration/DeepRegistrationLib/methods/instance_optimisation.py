@@ -129,7 +129,7 @@ class InstanceOptimisation(Method):
                                  minimum=0.0, maximum=1.0)
 
     def solve(self, problem, runtime):
-        self._check_settings(problem)
+        self._check_settings()
         monitor = runtime.monitor
         linear, start = self._linear_start(problem, runtime, monitor.part(0.0, 0.2, "linear start"))
         begin = 0.2 if problem.initial is None and self.start != "none" else 0.0
@@ -155,7 +155,7 @@ class InstanceOptimisation(Method):
             return replace(self, similarity="lncc"), agreement
         return replace(self, similarity="ngf", fluid=max(self.fluid, STIFF[0]), elastic=max(self.elastic, STIFF[1])), agreement
 
-    def _check_settings(self, problem):
+    def _check_settings(self):
         """What does not fit together is said before the linear start takes its time."""
         if len(self.factors) != len(self.iterations):
             raise InputError(f"{len(self.factors)} levels and {len(self.iterations)} iteration counts were given; give one count per level")

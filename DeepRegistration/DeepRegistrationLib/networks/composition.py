@@ -14,7 +14,6 @@ added (``train/resolutions.py``). Tian, Greer et al., GradICON, CVPR 2023.
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import nn
 
 from ..geometry import Grid

@@ -22,7 +22,7 @@ from ..ops import nd
 from ..problem import Pair
 from ..runtime import Runtime
 from ..terms import Alignment, Term
-from .loop import TrainingSettings, Watch, scored, train
+from .loop import TrainingSettings, scored, train
 
 
 def both_ways(network, pair) -> list[tuple[float, Alignment]]:
