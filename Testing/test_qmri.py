@@ -22,7 +22,18 @@ from DeepRegistrationLib.engines.slice_order import find_placement, mirrored, mo
 from DeepRegistrationLib.engines.slice_search import SliceSettings, binary_search, search
 from DeepRegistrationLib.engines.slice_starts import hull_start, stack_of
 from DeepRegistrationLib.engines.slice_surface import surface_of, values_on
-from DeepRegistrationLib.engines.slices import about_axis, build_levels, common_axis, emulate, normal_of, placed_about, profile_nodes, rigid
+from DeepRegistrationLib.engines.slices import (
+    about_axis,
+    build_levels,
+    common_axis,
+    emulate,
+    normal_of,
+    placed_about,
+    prepared,
+    profile_nodes,
+    range_of,
+    rigid,
+)
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image, Labels
@@ -30,6 +41,7 @@ from DeepRegistrationLib.io import read_image, read_transform, write_image, writ
 from DeepRegistrationLib.io.slices import read_slice, slice_files
 from DeepRegistrationLib.io.surfaces import write_surface
 from DeepRegistrationLib.method import find
+from DeepRegistrationLib.ops.stats import robust_range
 from DeepRegistrationLib.problem import Slices
 from DeepRegistrationLib.runtime import Runtime, Silent
 
@@ -180,6 +192,24 @@ def test_the_hull_of_the_segments_starts_close_to_the_truth_and_the_stack_looks_
 
 
 # ----------------------------------------------------------------------------------------------------------------- evidence
+
+
+def test_maps_of_fits_that_fail_in_places_keep_their_contrast():
+    """Two in a hundred pixels hold the limits of the fit, 0 and 4000 ms, and the anatomy values up to 90 ms."""
+    known, draw = request_of(3, 25.0, 12.0), np.random.default_rng(0)
+    spoiled = []
+    for image in known.problem.slices:
+        chance = torch.as_tensor(draw.random(image.data.shape))
+        spoiled.append(replace(image, data=image.data.masked_fill(chance < 0.01, 0.0).masked_fill(chance > 0.99, 4000.0)))
+    low, high = np.quantile(np.concatenate([image.data.numpy().ravel() for image in prepared(spoiled, "cpu")]), (0.05, 0.95))
+    assert high - low > 0.5, "the anatomy spans the range that is compared"
+
+
+def test_the_range_of_values_leaves_out_limits_of_fits_alone():
+    values = torch.cat([torch.linspace(0, 90, 9800), torch.full((100,), -50.0), torch.full((100,), 4000.0)])
+    assert range_of(values) == pytest.approx((-50, 90), abs=0.5), "what is near the others counts"
+    for rest in (torch.linspace(0, 90, 9900), torch.cat([torch.zeros(9700), torch.full((300,), 4000.0)]), torch.rand(10000) ** 40):
+        assert range_of(rest) == robust_range(rest, 2e-3)
 
 
 @pytest.mark.parametrize("kind", ["noise", "far"])
