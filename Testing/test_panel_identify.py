@@ -105,6 +105,14 @@ def test_a_slice_of_the_scene_by_its_header_or_as_a_picture(slicer, identify):
     page.ui.identifyButton.click()
     wait_until(slicer, lambda: not page.running, 60)
     assert "is no slice" in status(page)
+    picture.SetSpacing(1, 1, 1)
+    picture.AddDefaultStorageNode()
+    picture.GetStorageNode().SetFileName("/data/section.png")
+    node.identifySlice = picture
+    settle(slicer)
+    page.ui.identifyButton.click()
+    settle(slicer)
+    assert "does not say how large its pixels are" in status(page) and not page.running
     slicer.mrmlScene.Clear(0)
     settle(slicer)
     assert page.found is None and page.ui.identifyTable.isHidden()

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from scipy.ndimage import gaussian_filter
 from truths_plates import section
@@ -20,6 +21,7 @@ from DeepRegistrationLib.errors import Cancelled, InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image
 from DeepRegistrationLib.io import read_image, read_transform, write_image
+from DeepRegistrationLib.io.slices import is_unsized, read_slice
 from DeepRegistrationLib.networks import weights
 from DeepRegistrationLib.networks.embedding import PlateEmbedding, distances
 from DeepRegistrationLib.runtime import Monitor, Runtime, Silent
@@ -325,6 +327,22 @@ def test_refused_input_leaves_nothing(asked, cli, tmp_path, change, words):
     given = {"--atlas": folder, "--slice": folder / "slice.mha", "--out": tmp_path / "out", **change}
     assert words in cli("atlas", "identify", "--quiet", *(part for pair in given.items() for part in pair)).sentence()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_that_does_not_say_its_size_is_not_taken_for_one_of_1_mm(asked, cli, tmp_path):
+    folder, made, _ = asked
+    pixel = made.image.grid.spacing[0]
+    shown = sitk.GetImageFromArray((made.image.data[0, 0] / made.image.data.max() * 255).numpy().astype(np.uint8))
+    for name, spacing in (("unsaid.png", 1.0), ("screen.jpg", 25.4 / 72)):
+        shown.SetSpacing((spacing, spacing))
+        sitk.WriteImage(shown, str(tmp_path / name))
+        command = ("atlas", "identify", "--atlas", folder, "--slice", tmp_path / name, "--out", tmp_path / "out", "--device", "cpu", "--threads", 1)
+        assert "does not say how large its pixels are" in cli(*command).sentence() and not (tmp_path / "out").exists()
+    answer = cli(*command, "--pixel", pixel)
+    assert answer.status == 0 and f"of pixels of {pixel:.4g} mm" in answer.out
+    shown.SetSpacing((pixel, pixel))
+    sitk.WriteImage(shown, str(tmp_path / "microscope.tif"))
+    assert not is_unsized(tmp_path / "microscope.tif", read_slice(tmp_path / "microscope.tif").grid)
 
 
 def test_show_cite_and_list_know_it(cli):

@@ -53,7 +53,7 @@ def add(actions) -> None:
     parser.add_argument("--top", type=options.count, default=5, metavar="N", help="plates to show (default: %(default)s)")
     parser.add_argument("--weights", default="", metavar="FILE|train",
                         help="a trained network, or train to train anew (default: the one kept for the atlas; trained where there is none)")
-    parser.add_argument("--pixel", type=float, metavar="MM", help="size of a picture's pixels, where the file does not say")
+    parser.add_argument("--pixel", type=float, metavar="MM", help="size of a picture's pixels; needed where the file does not say it, or says that of a screen")
     parser.add_argument("--invert", action="store_true", help="tissue is dark on a bright ground")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the training: steps, loss, margin, tilt, ...")
     parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
@@ -95,11 +95,15 @@ def answered(order: Order, path: Path | None, atlas, image, runtime: Runtime) ->
     from dataclasses import replace
 
     from ..engines import plates as engine
+    from ..io.slices import is_unsized
     from ..parameters import from_values
     from ..train.plates import PlateTraining
 
     settings = from_values(PlateTraining, order.values)
     plates = engine.plates_of(atlas, order.axis)
+    if order.pixel is None and is_unsized(order.slice, image.grid):
+        raise InputError(f"{order.slice} is a picture that does not say how large its pixels are; give their size in mm (--pixel), by which its tissue is "
+                         f"as large as that of the atlas, whose plates are up to {plates.width:.4g} mm wide")
     query = engine.query_of(image, plates, order.pixel, order.invert)  # what cannot be used is refused before minutes of training
     monitor = runtime.monitor
     network, kept, trained = network_of(order, path, atlas, plates, settings, replace(runtime, monitor=monitor.part(0, 0.8)))
@@ -108,6 +112,7 @@ def answered(order: Order, path: Path | None, atlas, image, runtime: Runtime) ->
     seconds = time.perf_counter() - began
     monitor.progress(0.95, "files")
     record = {"atlas": str(order.atlas), "slice": str(order.slice), "axis": order.axis, "plates": plates.count, "plate_spacing_mm": plates.spacing,
+              "pixel_mm": order.pixel or min(edge for edge, count in zip(image.grid.spacing, image.grid.size) if count > 1),
               **found.record(plates, order.top), "slice_to_atlas": matrix_of(found, query).tolist(), "query_seconds": round(seconds, 3),
               "weights": {"file": str(kept), "trained_now": trained}, "seed": runtime.seed}
     return record, found, plates, query
@@ -315,7 +320,7 @@ def tell(record: dict, out: Path) -> None:
         say(f"{rank}. plate {row['plate']} at {row['position_mm']:.1f} mm, distance {row['distance']:.3f}")
     plane = record["plane"]
     say(f"plane: at plate {plane['plate']} ({plane['position_mm']:.1f} mm), tilted by {plane['tilt_degrees']:.1f} degrees, "
-        f"scales {plane['scale'][0]:.3f} and {plane['scale'][1]:.3f}")
+        f"scales {plane['scale'][0]:.3f} and {plane['scale'][1]:.3f} of pixels of {record['pixel_mm']:.4g} mm")
     if record["doubtful"]:
         note(f"the slice is unlike what this atlas shows (distance {record['distance']:.2f}, usual are up to {record['usual_distance']:.2f}): "
              "check axis, orientation (superior up, not mirrored), --pixel and --invert")

@@ -25,8 +25,9 @@ AXES = {
     "sagittal": np.array([[0.0, 0, -1], [1, 0, 0], [0, -1, 0]]),
 }
 """Columns: the LPS directions of u, v and the normal. Superior, or anterior, is up; the subject's left is right, its posterior is right."""
-MOST, BINS, SHOWN = 128, 9, 0.08
-"""Plates at most; bins of histograms, the first for what shows nothing; brightness, of [0, 1], above which a pixel shows something."""
+MOST, MARGIN, BINS, SHOWN = 128, 1.15, 9, 0.08
+"""Plates at most; width of their pictures over that of what they show; bins of histograms, the first for what shows nothing; brightness, of [0, 1],
+above which a pixel shows something."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,11 @@ class Plates:
     def positions(self) -> np.ndarray:
         """(P,) mm along the normal."""
         return self.frames[:, :3, 3] @ AXES[self.axis][:, 2]
+
+    @property
+    def width(self) -> float:
+        """mm that the largest plate shows."""
+        return self.size * self.pixel / MARGIN
 
     def _scaled(self, factor: float) -> "Plates":
         pixel = factor * self.pixel
@@ -132,7 +138,7 @@ def plates_of(volume: Image, axis: str, size: int = 64) -> Plates:
     data = brightness(volume.data, volume.name)
     content = volume.grid.points()[(data[0, 0] > SHOWN).numpy()] @ AXES[axis]
     low, high = content.min(0), content.max(0)
-    pixel = float((high - low)[:2].max()) * 1.15 / size
+    pixel = float((high - low)[:2].max()) * MARGIN / size
     whole = Image(data, volume.grid, name=volume.name)
     seen = whole.smoothed_to(pixel)
     spacing = max(float(np.abs(volume.grid.direction.T @ AXES[axis][:, 2]) @ volume.grid.spacing), float(high[2] - low[2]) / MOST)
@@ -224,7 +230,7 @@ def query_of(image: Image, plates: Plates, pixel: float | None = None, invert: b
     low, high = np.quantile(points, (0.01, 0.99), axis=0)  # dust does not count
     edge, whole = float((high - low).max()), plates.size * plates.pixel
     if not 0.15 * whole < edge < 1.3 * whole:
-        raise InputError(f"{image.name} shows {edge:.4g} mm of tissue and the plates of the atlas are {whole / 1.15:.4g} mm wide; "
+        raise InputError(f"{image.name} shows {edge:.4g} mm of tissue and the plates of the atlas are {plates.width:.4g} mm wide; "
                          "give the size of its pixels in mm (--pixel)")
     middle = points.mean(0)
     at_middle = np.eye(4)

@@ -16,6 +16,8 @@ from .files import suffix
 from .images import Volume, read_image, read_volume
 
 SERIES, INSTANCE, THICKNESS = "0020|0011", "0020|0013", "0018|0050"
+UNSAID = (1.0, 25.4 / 72, 25.4 / 96)
+"""mm: the size of pixels of a picture that says none, and that of a screen, which programs write into pictures that know none."""
 MOST_COLOR = 8
 """Difference of red, green and blue, of 255, up to which a picture counts as gray; JPEG mixes them a little."""
 
@@ -38,8 +40,13 @@ def without(image: Image, no_value) -> Image:
 
 
 def is_picture(path) -> bool:
-    """True for a file that does not say how large its pixels are."""
+    """True for a file of a kind that most often does not say how large its pixels are."""
     return suffix(path) in PICTURES
+
+
+def is_unsized(path, grid: Grid) -> bool:
+    """True for a picture whose file does not say how large its pixels are, read onto ``grid``."""
+    return is_picture(path) and any(np.allclose(grid.spacing, size, rtol=1e-3) for size in UNSAID)
 
 
 def _require_gray(path) -> None:

@@ -7,8 +7,11 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
+from DeepRegistrationLib.errors import InputError
+
 from .. import mrml
 from ..atlas_scene import deliver_plane
+from ..qmri_maps import picture_among
 from ..thumbnails import side_by_side
 from ..views import show_plane
 from .running import RunningPage
@@ -91,6 +94,9 @@ class AtlasIdentifyPage(RunningPage):
         """The parameter node as a request. InputError where a node cannot be read."""
         node = self.node
         scene = node.identifySource == "scene"
+        if scene and picture_among([node.identifySlice]) is not None and set(node.identifySlice.GetSpacing()) == {1.0}:
+            raise InputError(f"'{node.identifySlice.GetName()}' was read from a picture that does not say how large its pixels are; give its spacing in the "
+                             "module Volumes, or choose the file here and give the size of its pixels")
         return {"command": "identify", "atlas": mrml.volume_of(node.identifyAtlas),
                 "slice": mrml.volume_of(node.identifySlice) if scene else node.identifyFile, "axis": node.identifyAxis, "top": node.identifyTop,
                 "pixel": 0.0 if scene else node.identifyPixel, "invert": node.identifyInvert, "device": node.device, "seed": node.seed,
@@ -150,8 +156,8 @@ class AtlasIdentifyPage(RunningPage):
 def answer(found: dict) -> str:
     """Plane, plate and tilt in one sentence, and what was taken for granted."""
     record, plane = found["record"], found["record"]["plane"]
-    text = _("At plate {plate} (of 0 to {last}, {position:.1f} mm), tilted by {tilt:.1f}°.").format(
-        plate=plane["plate"], last=record["plates"] - 1, position=plane["position_mm"], tilt=plane["tilt_degrees"])
+    text = _("At plate {plate} (of 0 to {last}, {position:.1f} mm), tilted by {tilt:.1f}°; pixels of {pixel:.4g} mm.").format(
+        plate=plane["plate"], last=record["plates"] - 1, position=plane["position_mm"], tilt=plane["tilt_degrees"], pixel=record["pixel_mm"])
     return text if found["by_header"] is not False else text + " " + _("The slice was taken as a picture: its header says another axis.")
 
 
