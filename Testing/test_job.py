@@ -93,6 +93,18 @@ def test_a_registration_and_its_events(kind, request_of, kind_runner):
     assert not job.folder.exists()
 
 
+def test_images_that_came_apart_are_told(here):
+    """In the words of the command line, from what the result says of itself."""
+    from DeepRegistrationLib.commands.output import remark_on
+
+    for share, told in ((0.2, False), (0.8, True)):
+        asked = request() | {"method": "affine", "values": {"freedom": "none"}}
+        matrix, grid = np.eye(4), asked["fixed"].grid
+        matrix[:3, 3] = share * grid.extent[2] * grid.direction[:, 2]
+        stated = jobs.wait(here.submit(asked | {"initial": [exchange.Matrix(matrix)]}), here, PATIENCE)["provenance"]
+        assert ("of the fixed image lie in the moving one" in remark_on(stated)) == told, stated["overlap"]
+
+
 @pytest.fixture
 def request_of():
     return request

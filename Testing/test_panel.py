@@ -15,7 +15,7 @@ pytest.importorskip("slicer")
 
 from panels import (  # noqa: E402, F401
     ScriptedRunner, application, choose, landmarks, module_panel, no_slot_errors, pair,
-    panel, scene, segmentation, settle, slicer, status, volume, wait_until)
+    panel, register, scene, segmentation, settle, slicer, status, volume, wait_until)
 
 from DeepRegistrationUI import torchgate  # noqa: E402
 from DeepRegistrationUI.job import WorkerRunner  # noqa: E402
@@ -160,6 +160,61 @@ def test_a_start_from_landmarks(slicer, pair):
     assert np.allclose(matrix @ [-4, 0, 0, 1], [-1, -6, 3, 1]) and np.allclose(matrix @ [0, -2, 0, 1], [1, -2, 3, 1])
     page.ui.applyButton.click()
     wait_until(slicer, lambda: not page.running, 5)
+
+
+def test_landmarks_of_the_same_names_in_another_order(slicer, pair):
+    """They are paired by name, for the run, its start and the figures, and that is said; names that contradict the rows are told."""
+    page, node, runner = pair.page("register"), pair.node, pair.logic._runner
+    node.live, node.start = False, type(node.start).LANDMARKS
+    node.fixedLandmarks = landmarks(slicer, "F", [(1, 0, 0), (5, 1, 2), (4, 6, 5)])
+    node.movingLandmarks = landmarks(slicer, "M", [(4, 7, 5), (1, 1, 0), (5, 2, 2)])
+    for markups, names in ((node.fixedLandmarks, ("nasion", "left", "right")), (node.movingLandmarks, ("right", "nasion", "left"))):
+        settle(slicer)
+        assert page.ui.landmarksLabel.text == "3 landmark pairs guide the registration."
+        for k, name in enumerate(names):
+            markups.SetNthControlPointLabel(k, name)
+    settle(slicer)
+    assert "have the same names in another order; they are paired by name." in page.ui.landmarksLabel.text
+    register(slicer, pair)
+    request = runner.jobs[-1].request
+    np.testing.assert_allclose(request["moving_points"].positions - request["fixed_points"].positions, [[0, -1, 0]] * 3)
+    assert request["moving_points"].names == ("nasion", "left", "right")
+    np.testing.assert_allclose(request["initial"][0].matrix[:3, 3], [0, -1, 0], atol=1e-9)
+    assert "they are paired by name" in status(page)
+    node.movingLandmarks.SetNthControlPointLabel(2, "chin")
+    settle(slicer)
+    assert "point 'nasion' stands in different rows" in page.ui.landmarksLabel.text and "paired by their order" in page.ui.landmarksLabel.text
+
+
+def test_the_second_click_of_a_double_click(slicer, pair, monkeypatch):
+    """It does not stop the run that the first one has started; a later click does."""
+    page, runner = pair.page("register"), pair.logic._runner
+    monkeypatch.setattr("DeepRegistrationUI.pages.base.DOUBLE_CLICK_SECONDS", 30.0)
+    for _ in range(2):
+        page.ui.applyButton.click()
+        settle(slicer)
+    assert page.running and len(runner.jobs) == 1 and not runner.jobs[0].cancelled
+    monkeypatch.setattr("DeepRegistrationUI.pages.base.DOUBLE_CLICK_SECONDS", 0.0)
+    page.ui.applyButton.click()
+    wait_until(slicer, lambda: not page.running, 5)
+    assert "The registration was stopped" in status(page)
+
+
+def test_volumes_as_masks(slicer, pair):
+    """Other programs save masks as images: what is above 0 counts, fractions and NaN are no fault."""
+    page, node, runner = pair.page("register"), pair.node, pair.logic._runner
+    values = np.zeros((10, 12, 14), np.float32)
+    values[3:7, 3:8, 4:9], values[4, 4, 4], values[5, 5, 5], values[0, 0, 0] = 0.25, np.nan, -1, 1e-3
+    node.fixedMask = slicer.util.addVolumeFromArray(values, name="brain mask")
+    settle(slicer)
+    assert page.ui.fixedMaskSelector.currentNode() is node.fixedMask and page.ui.fixedMaskSegmentBox.currentText == "Everything above 0"
+    register(slicer, pair)
+    np.testing.assert_array_equal(runner.jobs[-1].request["fixed_mask"].array, values > 0)
+    node.fixedMask = volume(slicer, "picture", channels=3)
+    settle(slicer)
+    page.ui.applyButton.click()
+    wait_until(slicer, lambda: not page.running, 5)
+    assert "'picture' has 3 values per voxel, so it is no mask" in status(page)
 
 
 # ------------------------------------------------------------------------------------------------ the worker before Apply

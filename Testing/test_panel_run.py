@@ -127,12 +127,12 @@ def test_masks_and_structures_are_read_in_ticks(slicer, pair):
     slicer.util.updateVolumeFromArray(node.fixedVolume, slicer.util.arrayFromVolume(node.fixedVolume))
     labels = slicer.util.addVolumeFromArray(slicer.util.arrayFromVolume(node.fixedVolume) + 0.5, name="fractions",
                                             nodeClassName="vtkMRMLLabelMapVolumeNode")
-    node.fixedMask = labels
+    node.fixedStructures = labels
     settle(slicer)
     page.ui.applyButton.click()
     wait_until(slicer, lambda: not page.running, 5)
     assert "'fractions' is no label map" in status(page) and len(runner.jobs) == 1
-    node.fixedMask = segmentation(slicer, node.fixedVolume, "mask again")
+    node.fixedMask, node.fixedStructures = segmentation(slicer, node.fixedVolume, "mask again"), node.movingStructures
     settle(slicer)
     page.ui.applyButton.click()
     slicer.mrmlScene.Clear(0)

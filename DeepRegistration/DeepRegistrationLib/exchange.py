@@ -75,6 +75,29 @@ class PointSet:
         if self.positions.ndim != 2 or self.positions.shape[1] != 3:
             raise InputError(f"{self.name}: points of shape {self.positions.shape} were given; (N, 3) in mm is needed")
 
+    def taken(self, rows: list[int]) -> "PointSet":
+        """The points of ``rows``, in that order."""
+        return PointSet(self.positions[rows], tuple(self.names[row] for row in rows if self.names), self.name)
+
+
+def pairing(names, others) -> tuple[list[int] | None, str]:
+    """Which points belong together: (rows, remark) of two lists of points with these names.
+
+    ``rows`` are those of the second list in the order of the first one, where both hold the same names, each once, in another order; None means
+    row by row. The remark says how they are paired where names and rows do not agree; else it is empty.
+    """
+    names, others = list(names), list(others)
+    once = len(set(names)) == len(names) and len(set(others)) == len(others)
+    if names == others or not once:
+        return None, ""
+    if sorted(names) == sorted(others):
+        return [others.index(name) for name in names], "the fixed and the moving points have the same names in another order; they are paired by name"
+    crossed = next((name for name in names if name in others and names.index(name) != others.index(name)), None)
+    if crossed is None:
+        return None, ""
+    return None, (f"point '{crossed}' stands in different rows of the fixed and the moving points, but not all of their names agree, so they are paired "
+                  "by their order; give points that belong together the same name")
+
 
 @dataclass(frozen=True, eq=False)
 class Matrix:

@@ -170,10 +170,10 @@ class DeepRegistrationLogic(ScriptedLoadableModuleLogic):
         """Register the volume node ``movingNode`` to ``fixedNode``.
 
         preset: 'method:preset', see ``python run.py list``; values: parameters that differ from the preset, by name.
-        fixedMask, movingMask: segmentation or label map nodes. start: '' (the method's own), 'header', 'center', 'moments', 'global',
-        'csngf', 'affine', 'landmarks' (the rigid fit of the pairs), a transform node that carries the moving volume, or the result of an earlier run to
-        continue from.
-        fixedLandmarks and movingLandmarks: markups nodes whose points correspond in order; fixedStructures and movingStructures:
+        fixedMask, movingMask: segmentation nodes, or volume nodes that are above 0 where voxels count. start: '' (the method's own), 'header', 'center',
+        'moments', 'global', 'csngf', 'affine', 'landmarks' (the rigid fit of the pairs), a transform node that carries the moving volume, or the result
+        of an earlier run to continue from.
+        fixedLandmarks and movingLandmarks: markups nodes whose points correspond by their names or in order; fixedStructures and movingStructures:
         segmentations; both guide the registration. outputs: of 'inverse', 'linearPart', 'warped', 'logJacobian', 'folds', 'metrics',
         'lossChart', 'iterations'; name: of the folder and of the outputs. live: show it in the views.
 

@@ -31,8 +31,9 @@ def request_steps(fixed, moving, *, fixed_mask=None, moving_mask=None, fixed_mas
     """The 'register' request of two volume nodes for a worker, without torch; method, device and outputs are added by the caller. A generator
     that returns it; two volumes and landmarks alone take no step.
 
-    fixed_mask, moving_mask: segmentation or label map nodes; fixed_mask_segment, moving_mask_segment: ID or IDs of the segments that count,
-    all where empty. fixed_labels, moving_labels: segmentation or label map nodes. fixed_points, moving_points: markups nodes. initial: a
+    fixed_mask, moving_mask: segmentation or volume nodes, see ``mrml.mask_steps``; fixed_mask_segment, moving_mask_segment: ID or IDs of the segments
+    that count, all where empty. fixed_labels, moving_labels: segmentation or label map nodes. fixed_points, moving_points: markups nodes, both or
+    none, which are sent row by row as they belong together. initial: a
     transform node (fixed -> moving is its from-parent transform), parts of a transform, or the name of a start. carriers: transform nodes without
     which the nodes of the fixed and of the moving side are read, see ``mrml.placement_of``. Arrays are views of the scene's memory. InputError for
     nodes that cannot be registered; images with NaN are left to the worker.
@@ -40,15 +41,16 @@ def request_steps(fixed, moving, *, fixed_mask=None, moving_mask=None, fixed_mas
     _check_volumes(fixed, moving)
     request = {"command": "register", "fixed": mrml.volume_of(fixed, carriers[0]), "moving": mrml.volume_of(moving, carriers[1])}
     planes_of(fixed, moving, carriers)
-    sides = ((fixed, "fixed", fixed_mask, fixed_mask_segment, fixed_labels, fixed_points, carriers[0]),
-             (moving, "moving", moving_mask, moving_mask_segment, moving_labels, moving_points, carriers[1]))
-    for volume, side, mask, segments, labels, points, above in sides:
-        if points is not None:
-            request[f"{side}_points"] = mrml.points_of(points, above)
-    for volume, side, mask, segments, labels, points, above in sides:
+    sides = ((fixed, "fixed", fixed_mask, fixed_mask_segment, fixed_labels, carriers[0]),
+             (moving, "moving", moving_mask, moving_mask_segment, moving_labels, carriers[1]))
+    if (fixed_points is None) != (moving_points is None):
+        raise InputError("landmarks were given for one volume only; give those of both, or none")
+    if fixed_points is not None:
+        request["fixed_points"], request["moving_points"] = mrml.paired_points(fixed_points, moving_points, carriers)
+    for volume, side, mask, segments, labels, above in sides:
         if mask is not None:
             chosen = tuple(s for s in ([segments] if isinstance(segments, str) else segments) if s)
-            request[f"{side}_mask"] = yield from mrml.labelmap_steps(mask, volume, chosen, above)
+            request[f"{side}_mask"] = yield from mrml.mask_steps(mask, volume, chosen, above)
         if labels is not None:
             request[f"{side}_labels"] = yield from mrml.labelmap_steps(labels, volume, carriers=above)
     if initial is not None and initial != "":

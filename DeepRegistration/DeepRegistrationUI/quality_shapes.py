@@ -53,18 +53,17 @@ def outline_copy(node, name: str, carriers=()):
 
 
 def paired_points(fixed, moving, transforms: dict) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """(names, (N, 3), (N, 3)) LPS mm: the landmarks of two markups nodes that belong together, by their names where these are unique and
-    at least one is in both, otherwise by their order; each where it is without the transforms of the result."""
-    placed = [mrml.points_of(node, carriers_of(transforms, side)) for node, side in ((fixed, "fixed"), (moving, "moving"))]
-    (names, one), (others, two) = ((list(points.names), points.positions) for points in placed)
-    unique = len(set(names)) == len(names) and len(set(others)) == len(others)
-    shared = [n for n in names if n in others] if unique else []
-    if shared:
-        return tuple(shared), one[[names.index(n) for n in shared]], two[[others.index(n) for n in shared]]
-    if len(one) != len(two):
-        raise InputError(f"'{fixed.GetName()}' has {len(one)} and '{moving.GetName()}' {len(two)} landmarks, and their names do not say which belong "
-                         "together; give both the same names or the same number of points")
-    return tuple(names), one, two
+    """(names, (N, 3), (N, 3)) LPS mm: the landmarks of two markups nodes that belong together, as for a registration (see ``mrml.paired_points``); of
+    lists of different lengths those whose names are in both. Each where it is without the transforms of the result."""
+    one, two = mrml.paired_points(fixed, moving, (carriers_of(transforms, "fixed"), carriers_of(transforms, "moving")))
+    if len(one.positions) != len(two.positions):
+        unique = all(len(set(points.names)) == len(points.names) for points in (one, two))
+        shared = [name for name in one.names if name in two.names] if unique else []
+        if not shared:
+            raise InputError(f"'{fixed.GetName()}' has {len(one.positions)} and '{moving.GetName()}' {len(two.positions)} landmarks, and their names do "
+                             "not say which belong together; give both the same names or the same number of points")
+        one, two = (points.taken([points.names.index(name) for name in shared]) for points in (one, two))
+    return one.names, one.positions, two.positions
 
 
 def map_points(node, points: np.ndarray, inverse: bool = False) -> np.ndarray:

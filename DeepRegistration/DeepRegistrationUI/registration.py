@@ -179,7 +179,7 @@ class Registration:
         carriers = records.carriers_around(c.fixed, "fixed"), records.carriers_around(c.moving, "moving")
         start = c.start or None
         if start == LANDMARKS:
-            start = [rigid_fit(*(mrml.points_of(node, above) for node, above in zip((c.fixed_points, c.moving_points), carriers)))]
+            start = [rigid_fit(*mrml.paired_points(c.fixed_points, c.moving_points, carriers))]
         elif not isinstance(start, str) and records.is_record(start):
             start = records.start_node(start)
         request = yield from outputs.request_steps(
@@ -258,7 +258,8 @@ class Registration:
                         "scalars": result["scalars"], "provenance": result["provenance"]}
         self.main = records.remember(self.nodes, self.choices.fixed, self.choices.moving, self.figures, self.grids, self.above)
         made = listed([text for role, text in MADE.items() if role in self.nodes])
-        remark = "; ".join(filter(None, (remark_on(result["provenance"]), records.remark_on_places(self.main))))
+        paired = mrml.pairing_remark(self.choices.fixed_points, self.choices.moving_points)
+        remark = "; ".join(filter(None, (remark_on(result["provenance"]), paired, records.remark_on_places(self.main))))
         self._end("done", f"Registered in {duration(seconds)}; made {made} in the folder '{self.name}'." + (f" Note: {remark}." if remark else ""))
 
     def _extras(self) -> dict:

@@ -76,9 +76,11 @@ def no_slot_errors(monkeypatch):
 
 
 @pytest.fixture
-def panel(application, scene):
-    """``panel(name)``: the Python widget of a module of this extension, newly made and entered."""
+def panel(application, scene, monkeypatch):
+    """``panel(name)``: the Python widget of a module of this extension, newly made and entered. Clicks may follow each other faster than a person's."""
     import shiboken6
+
+    monkeypatch.setattr("DeepRegistrationUI.pages.base.DOUBLE_CLICK_SECONDS", 0.0)
 
     from .application import load
 

@@ -36,10 +36,10 @@ def register(request: dict, monitor, folder: Path) -> dict:
     result = method.run(small, replace(runtime, monitor=monitor.part(0.1 if request.get("initial") in ("global", "affine") else 0.0, 0.9)))
     monitor.sketch = None
     with runtime.active():
-        made = outputs_of(result, problem, frames, wanted, monitor)
+        made, scores = outputs_of(result, problem, frames, wanted, monitor)
     if "warped" in made:
         made["warped"] = of_kind(made["warped"], request["moving"].array.dtype)
-    stated = plain({**result.provenance, "preset": request.get("method", "").partition(":")[2] or "default"})
+    stated = plain({**result.provenance, "overlap": scores["overlap"], "preset": request.get("method", "").partition(":")[2] or "default"})
     return {**made, "scalars": plain(result.scalars), "history": plain(result.history), "provenance": stated,
             "previews": {"count": monitor.count, "share_of_time": monitor.spent / max(result.provenance["wall_seconds"], 1e-9)}}
 
@@ -104,8 +104,9 @@ def sketch(affine, dense, flat, lattice, frames: Frames):
     return frames.lifted(affine).numpy().tolist(), values
 
 
-def outputs_of(result, problem, frames: Frames, wanted, monitor) -> dict:
-    """The entries 'transform', 'inverse', 'warped', 'log_jacobian', 'folds' and 'metrics' of a Result; ``problem`` has the full images.
+def outputs_of(result, problem, frames: Frames, wanted, monitor) -> tuple[dict, dict]:
+    """The entries 'transform', 'inverse', 'warped', 'log_jacobian', 'folds' and 'metrics' of a Result, and its scores (see ``summary.summarise``);
+    ``problem`` has the full images.
 
     All figures and images come from the transform as it is handed over.
     """
@@ -137,7 +138,7 @@ def outputs_of(result, problem, frames: Frames, wanted, monitor) -> dict:
         made["log_jacobian"] = log_jacobian
     if "folds" in wanted:
         made["folds"] = folds_of(log_jacobian)
-    return made
+    return made, summary.scores
 
 
 def folds_of(log_jacobian):

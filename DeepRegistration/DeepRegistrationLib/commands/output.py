@@ -129,7 +129,7 @@ def remark_on(provenance: dict) -> str:
     overlap = provenance.get("overlap")
     if overlap is not None and overlap["after"] < KEPT * overlap["before"]:
         remarks.append(f"{overlap['after']:.0%} of the fixed image lie in the moving one, {overlap['before']:.0%} did before; the search may have moved "
-                       "the images apart, as it can in stacks of few slices: look at the result, or begin with --init header")
+                       "the images apart, as it can in stacks of few slices: look at the result, or begin as the headers place them (--init header)")
     if provenance.get("deformation_kept") is False:
         remarks.append("the deformation that was found does not clearly make the images tell more of each other, so the result is the linear start "
                        "alone; if the images do differ by a deformation, choose another preset or similarity")

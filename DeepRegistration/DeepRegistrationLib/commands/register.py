@@ -139,13 +139,15 @@ def note_placement(path, image) -> None:
 
 
 def paired(fixed, moving):
-    """The ``moving`` points in the order of ``fixed`` where both files hold the same names, each once, in another order; a remark says so."""
-    if fixed is None or moving is None or fixed.names == moving.names or sorted(fixed.names) != sorted(moving.names):
+    """The ``moving`` points in the order of ``fixed``, see ``exchange.pairing``, whose remark is told."""
+    from ..exchange import pairing
+
+    if fixed is None or moving is None:
         return moving
-    if len(set(fixed.names)) < len(fixed.names):
-        return moving
-    note("remark: the fixed and the moving points have the same names in another order; they are paired by name")
-    return moving.taken([moving.names.index(name) for name in fixed.names])
+    rows, remark = pairing(fixed.names, moving.names)
+    if remark:
+        note(f"remark: {remark}")
+    return moving if rows is None else moving.taken(rows)
 
 
 def note_far_points(points, image, side: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from DeepRegistrationLib.errors import InputError
-from DeepRegistrationLib.exchange import LabelMap, Lattice, Matrix, PointSet, Volume, blocks, finish
+from DeepRegistrationLib.exchange import LabelMap, Lattice, Matrix, PointSet, Volume, blocks, finish, pairing
 from DeepRegistrationLib.geometry import Grid
 
 from .common import FLIP, array_of, grid_of, is_carried, lattice_of, matrix_values, placement_of, rows_of_a_step, vectors_of, vtk_matrix
@@ -60,6 +60,21 @@ def labelmap_steps(node, reference=None, segments: tuple[str, ...] = (), carrier
     whole = values if values.dtype.kind in "iu" else values.astype(np.int32)
     named = tuple((int(v), colors.GetColorName(int(v))) for v in sorted(found) if v != 0) if colors else ()
     return LabelMap(whole, grid_of(node, carriers), named, node.GetName())
+
+
+def mask_steps(node, reference, segments=(), carriers=()):
+    """The LabelMap of what counts by a mask: the ``segments`` of a segmentation node, or where a volume of any numbers is above 0, as ``io.read_mask``
+    (NaN is not). A generator; InputError as ``labelmap_steps``, and for a volume of several channels."""
+    if node.IsA("vtkMRMLSegmentationNode"):
+        return (yield from labelmap_steps(node, reference, segments, carriers))
+    values = array_of(node)
+    if values.ndim != 3:
+        raise InputError(f"'{node.GetName()}' has {values.shape[3]} values per voxel, so it is no mask; choose a segmentation or a volume of one value")
+    counted = np.zeros(values.shape, np.uint8)
+    for first in range(0, len(values), rows := rows_of_a_step(values)):
+        counted[first : first + rows] = values[first : first + rows] > 0
+        yield
+    return LabelMap(counted, grid_of(node, carriers), name=node.GetName())
 
 
 def no_labels(node) -> InputError:
@@ -119,15 +134,25 @@ def _require_labelmap(node, identifiers):
                          "check its representations")
 
 
+def names_of(node) -> tuple[str, ...]:
+    """The names of the defined control points of a markups node, those of ``points_of``."""
+    return tuple(node.GetNthControlPointLabel(n) for n in _defined(node))
+
+
+def _defined(node) -> list[int]:
+    import slicer
+
+    return [n for n in range(node.GetNumberOfControlPoints())
+            if node.GetNthControlPointPositionStatus(n) == slicer.vtkMRMLMarkupsNode.PositionDefined]
+
+
 def points_of(node, carriers=()) -> PointSet:
     """PointSet of the defined control points of a markups node, at their world positions without ``carriers`` (see ``placement_of``); names are
     the points' labels. InputError where none is placed."""
-    import slicer
     import vtk
     from vtk.util.numpy_support import vtk_to_numpy
 
-    defined = [n for n in range(node.GetNumberOfControlPoints())
-               if node.GetNthControlPointPositionStatus(n) == slicer.vtkMRMLMarkupsNode.PositionDefined]
+    defined = _defined(node)
     if not defined:
         raise InputError(f"markups '{node.GetName()}' holds no placed point; place at least one")
     if is_carried(node, carriers):
@@ -139,7 +164,22 @@ def points_of(node, carriers=()) -> PointSet:
         node.GetControlPointPositionsWorld(world)
         positions = vtk_to_numpy(world.GetData()).astype(np.float64)[defined]
     positions = positions * np.diag(FLIP)[:3]
-    return PointSet(positions, tuple(node.GetNthControlPointLabel(n) for n in defined), node.GetName())
+    return PointSet(positions, names_of(node), node.GetName())
+
+
+def paired_points(fixed, moving, carriers=((), ())) -> tuple[PointSet, PointSet]:
+    """The points of two markups nodes, row by row those that belong together (see ``exchange.pairing``); ``carriers`` of each as in ``points_of``."""
+    one, two = (points_of(node, above) for node, above in zip((fixed, moving), carriers))
+    rows, _remark = pairing(one.names, two.names)
+    return one, two if rows is None else two.taken(rows)
+
+
+def pairing_remark(fixed_points, moving_points) -> str:
+    """How the points of two markups nodes (or None) are paired, where that is not row by row as their names have it; '' elsewhere and where one
+    was deleted."""
+    if any(node is None or node.GetScene() is None for node in (fixed_points, moving_points)):
+        return ""
+    return pairing(names_of(fixed_points), names_of(moving_points))[1]
 
 
 def parts_of(node, grid: Grid | None = None) -> tuple[Matrix | Lattice, ...]:

@@ -59,13 +59,14 @@ class AtlasStructurePage(Page):
             edit.connect("currentPathChanged(QString)", lambda path, name=name: self.put(name, path or ""))
         self.list = CheckList(self.ui.structureNodesList, self.show_readiness, usual=list)
         self.ui.structureTypesTable.connect("itemSelectionChanged()", self.show_readiness)
-        for name, pressed in (
-            ("structureRunButton", self.run_or_stop),
-            ("structureResetButton", self.reset),
-            ("structureBuildButton", self.build),
-            ("structureTableButton", self.add_table),
-        ):
-            getattr(self.ui, name).connect("clicked()", lambda pressed=pressed: self.guarded(pressed))
+        self.buttons(
+            {
+                "structureRunButton": self.run_or_stop,
+                "structureResetButton": self.reset,
+                "structureBuildButton": self.build,
+                "structureTableButton": self.add_table,
+            }
+        )
         self.show_found()
         self.show_running(False)
 

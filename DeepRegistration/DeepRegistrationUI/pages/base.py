@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import qt
@@ -13,6 +14,8 @@ from DeepRegistrationLib.errors import InputError
 from ..sentences import duration
 
 RESOURCES = Path(__file__).resolve().parents[2] / "Resources"
+DOUBLE_CLICK_SECONDS = 0.5
+"""Time in which a second click on a button is part of a double click."""
 ICONS = {"error": "SP_MessageBoxCritical", "warning": "SP_MessageBoxWarning", "done": "SP_DialogApplyButton", "busy": "SP_BrowserReload"}
 
 
@@ -97,6 +100,11 @@ class Page:
         except InputError as error:
             self.say("error", str(error))
 
+    def buttons(self, actions: dict) -> None:
+        """Name of a button -> what it does."""
+        for name, pressed in actions.items():
+            getattr(self.ui, name).connect("clicked()", single(lambda pressed=pressed: self.guarded(pressed)))
+
     def fill(self, box, items, current) -> None:
         """Put ``items`` = [(data, text), ...] into a combo box and choose ``current`` (the first where it is missing)."""
         self.filling = True
@@ -135,6 +143,19 @@ class Page:
         """Set a text of the parameter node, where it differs."""
         if self.node is not None and not self.filling and getattr(self.node, name) != value:
             setattr(self.node, name, value)
+
+
+def single(act):
+    """A slot that does ``act``, but nothing for the second click of a double click: it would stop what the first one has started."""
+    ended = float("-inf")
+
+    def clicked():
+        nonlocal ended
+        if time.monotonic() - ended >= DOUBLE_CLICK_SECONDS:
+            act()
+            ended = time.monotonic()
+
+    return clicked
 
 
 def segments_of(node) -> list[tuple[str, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import qt
-import slicer
 from slicer.i18n import tr as _
 
 from DeepRegistrationLib.errors import InputError
@@ -36,9 +35,8 @@ class BatchPage(Page):
         table.horizontalHeader().stretchLastSection = True
         for column, width in enumerate((130, 70, 50)):
             table.setColumnWidth(column, width)
-        for name, pressed in (("addPairButton", self.add_pair), ("addManifestButton", self.add_manifest), ("addFramesButton", self.add_frames),
-                              ("removePairsButton", self.remove), ("retryPairsButton", self.retry), ("batchButton", self.run_or_stop)):
-            getattr(self.ui, name).connect("clicked()", lambda pressed=pressed: self.guarded(pressed))
+        self.buttons({"addPairButton": self.add_pair, "addManifestButton": self.add_manifest, "addFramesButton": self.add_frames,
+                      "removePairsButton": self.remove, "retryPairsButton": self.retry, "batchButton": self.run_or_stop})
         for selector in (self.ui.batchFixedSelector, self.ui.batchMovingSelector, self.ui.batchSequenceSelector):
             selector.connect("currentNodeChanged(vtkMRMLNode*)", lambda node: self.show_readiness())
         self.ui.batchReferenceSpin.connect("valueChanged(int)", lambda value: self.show_readiness())

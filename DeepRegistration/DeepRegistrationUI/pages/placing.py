@@ -6,6 +6,8 @@ import slicer
 from slicer.i18n import tr as _
 from slicer.util import VTKObservationMixin
 
+from .. import mrml
+
 SIDES = {"fixedLandmarks": "placeFixedButton", "movingLandmarks": "placeMovingButton"}
 
 
@@ -14,20 +16,22 @@ class Placing(VTKObservationMixin):
 
     def __init__(self, ui, counted):
         VTKObservationMixin.__init__(self)
-        self.ui, self.node, self.counted = ui, None, counted
+        self.ui, self.node, self.counted, self.names = ui, None, counted, []
         for name, button in SIDES.items():
             getattr(ui, button).connect("toggled(bool)", lambda on, name=name: self.toggled(name, on))
 
     def show(self, node) -> None:
         """Count the points of the lists of the parameter node ``node``."""
         self.node = node
-        self.watch([getattr(node, name) for name in SIDES])
-        counts = [0 if getattr(node, name) is None else getattr(node, name).GetNumberOfDefinedControlPoints() for name in SIDES]
-        fixed, moving = counts
+        lists = [getattr(node, name) for name in SIDES]
+        self.watch(lists)
+        self.names = self.names_now()
+        fixed, moving = map(len, self.names)
         if fixed == moving == 0:
-            text = _("Landmark pairs are optional: place each point in both lists, in the same order.")
+            text = _("Landmark pairs are optional: place each point in both lists, in the same order or with the same names.")
         elif fixed == moving:
-            text = _("{count} landmark pairs guide the registration.").format(count=fixed)
+            remark = mrml.pairing_remark(*lists)
+            text = _("{count} landmark pairs guide the registration.").format(count=fixed) + (f" Note: {remark}." if remark else "")
         else:
             side = _("moving") if moving < fixed else _("fixed")
             text = _("{fixed} fixed and {moving} moving landmarks: place {more} more {side}.").format(
@@ -43,6 +47,16 @@ class Placing(VTKObservationMixin):
         for markups in wanted:
             for event in (markups.PointPositionDefinedEvent, markups.PointPositionUndefinedEvent, markups.PointRemovedEvent):
                 self.addObserver(markups, event, lambda caller, event: self.counted())
+            self.addObserver(markups, markups.PointModifiedEvent, self.point_changed)
+
+    def names_now(self) -> list[tuple[str, ...]]:
+        """The names of the placed points of both lists."""
+        return [() if getattr(self.node, name) is None else mrml.names_of(getattr(self.node, name)) for name in SIDES]
+
+    def point_changed(self, caller, event) -> None:
+        """A point was moved, which says nothing new, or named, which may pair it with another one."""
+        if self.names != self.names_now():
+            self.counted()
 
     def toggled(self, name: str, on: bool) -> None:
         """Start placing into the list of this side (made where there is none); the other side's button comes up."""

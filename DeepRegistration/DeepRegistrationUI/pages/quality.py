@@ -10,6 +10,7 @@ from slicer.i18n import tr as _
 
 from DeepRegistrationLib.errors import InputError
 
+from .. import mrml
 from ..records import ATTRIBUTE, MAIN, figures_of, is_record, require_whole, roles_of
 from .base import Page
 from .tables import fill_table
@@ -47,9 +48,7 @@ class QualityPage(Page):
             getattr(self.ui, name).connect("toggled(bool)", lambda on, name=name, act=act: self.shown_by(name, act))
         self.ui.blendSlider.connect("valueChanged(int)", lambda value: self.guarded(self.show_images))
         self.ui.squareSpinBox.connect("valueChanged(double)", lambda value: self.guarded(self.show_images))
-        for name, pressed in (("evaluateButton", self.evaluate), ("csvButton", self.save_csv), ("reportButton", self.save_report),
-                              ("clearButton", self.clear)):
-            getattr(self.ui, name).connect("clicked()", lambda pressed=pressed: self.guarded(pressed))
+        self.buttons({"evaluateButton": self.evaluate, "csvButton": self.save_csv, "reportButton": self.save_report, "clearButton": self.clear})
 
     def shown_by(self, name: str, act) -> None:
         """Do what the control ``name`` says; where that cannot be it goes back to showing nothing, so that it can be chosen again."""
@@ -183,6 +182,10 @@ class QualityPage(Page):
             raise InputError("distances need landmarks of both volumes; choose the fixed and the moving landmarks")
         table, rows = self.display().landmarks(fixed, moving)
         fill_table(self.ui.metricsTable, rows)
+        if len(rows) < max(len(mrml.names_of(node)) for node in (fixed, moving)):
+            self.say("warning", _("{count} landmarks have the same name in both lists; the others are left out.").format(count=len(rows)))
+        elif mrml.pairing_remark(fixed, moving):
+            self.say("warning", f"Note: {mrml.pairing_remark(fixed, moving)}.")
 
     # ----------------------------------------------------------------------------------------------------------- figures
 

@@ -14,7 +14,7 @@ from ..logic import Choices
 from ..records import is_record, roles_of
 from ..state import DEFAULT_METHOD, Start
 from ..sentences import duration
-from .base import Page, segments_of
+from .base import Page, segments_of, single
 from .parameters import ParameterForm, plain
 from .placing import Placing
 
@@ -54,7 +54,7 @@ class RegisterPage(Page):
         for name, pressed in (("applyButton", self.apply_or_cancel), ("resetButton", self.reset), ("continueButton", self.continue_run),
                               ("toQualityButton", self.to_quality), ("halfResolutionButton", lambda: self.again("half_resolution")),
                               ("cpuButton", lambda: self.again("cpu")), ("grayButton", self.convert_to_gray)):
-            getattr(self.ui, name).connect("clicked()", pressed)
+            getattr(self.ui, name).connect("clicked()", single(pressed))
         self.ui.citationLabel.connect("linkActivated(QString)", self.copy_citation)
 
     # -------------------------------------------------------------------------------------------------------- up to date
@@ -74,7 +74,7 @@ class RegisterPage(Page):
             if found and getattr(self.node, f"{name}Segment") not in dict(found):  # a segment of the mask of before
                 self.put(f"{name}Segment", "")
             box = getattr(self.ui, f"{name}SegmentBox")
-            self.fill(box, [("", _("All segments")), *found] if found else [("", _("Everything but 0"))], getattr(self.node, f"{name}Segment"))
+            self.fill(box, [("", _("All segments")), *found] if found else [("", _("Everything above 0"))], getattr(self.node, f"{name}Segment"))
             box.enabled = bool(found)
         self.ui.startTransformSelector.enabled = self.node.start == Start.NODE
         self.placing.show(self.node)

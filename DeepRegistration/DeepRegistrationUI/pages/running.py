@@ -24,11 +24,6 @@ class RunningPage(Page):
         """Call ``chosen`` when the user changes the item of a combo box."""
         box.connect("currentIndexChanged(int)", lambda index: None if self.filling else chosen())
 
-    def buttons(self, actions: dict) -> None:
-        """Name of a button -> what it does."""
-        for name, pressed in actions.items():
-            getattr(self.ui, name).connect("clicked()", lambda pressed=pressed: self.guarded(pressed))
-
     def guarded(self, act) -> None:
         super().guarded(act)
         self.refresh()

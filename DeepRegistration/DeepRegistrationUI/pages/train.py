@@ -35,8 +35,7 @@ class TrainPage(Page):
         self.ui.trainDataEdit.connect("currentPathChanged(QString)", lambda path: self.put("trainData", path or ""))
         self.ui.trainFolderEdit.connect("currentPathChanged(QString)", lambda path: self.put("trainFolder", path or ""))
         self.list = CheckList(self.ui.trainNodesList, self.show_readiness)
-        for name, pressed in (("trainButton", self.train_or_stop), ("trainResetButton", self.reset), ("trainUseButton", self.use)):
-            getattr(self.ui, name).connect("clicked()", lambda pressed=pressed: self.guarded(pressed))
+        self.buttons({"trainButton": self.train_or_stop, "trainResetButton": self.reset, "trainUseButton": self.use})
         self.show_running(False)
         for label in (self.ui.trainCurvesLabel, self.ui.trainPictureLabel, self.ui.trainUseButton):
             label.visible = False
