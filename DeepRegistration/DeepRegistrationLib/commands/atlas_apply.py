@@ -8,12 +8,11 @@ result.json. With --to, bridge.h5 is the map from INPUT through the atlas to the
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
-from ..runtime import Console, JsonLines, Runtime, Silent
+from ..runtime import Runtime
 from . import options
 from .atlas_build import RECORD as ATLAS
 from .output import RECORD, note, say, staged
@@ -30,13 +29,9 @@ def add(actions) -> None:
     parser.add_argument("--mask", type=Path, metavar="FILE", help="only voxels above 0 of this image count in the subject")
     parser.add_argument("--age", type=float, metavar="A", help="age of the subject, for an atlas over age: the atlas is that of this age")
     parser.add_argument("--to", type=Path, metavar="FILE", help="a second subject: the map from the first to it, through the atlas")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; those of an earlier run are replaced")
-    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
-    parser.add_argument("--threads", type=options.count, default=0, metavar="N", help="CPU threads (default: all)")
-    voice = parser.add_mutually_exclusive_group()
-    voice.add_argument("--quiet", action="store_true", help="no progress and no summary")
-    voice.add_argument("--json-progress", action="store_true", help="progress as one JSON object a line on stdout, no summary")
+    options.add_results(parser)
+    options.add_place(parser)
+    options.add_voice(parser)
     parser.set_defaults(run=run)
 
 
@@ -46,7 +41,7 @@ def run(arguments) -> None:
 
     record, method = read_record(arguments.atlas)
     with staged(arguments.out, FILES) as folder:
-        monitor = JsonLines(sys.stdout) if arguments.json_progress else Silent() if arguments.quiet else Console(sys.stderr)
+        monitor = options.monitor(arguments)
         runtime = Runtime(arguments.device, arguments.seed, arguments.threads, monitor=monitor)
         told = write(arguments, record, method, runtime, folder)
         (folder / RECORD).write_text(json.dumps(plain(told), indent=1, allow_nan=False), "utf-8")

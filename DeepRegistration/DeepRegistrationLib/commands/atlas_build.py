@@ -14,12 +14,11 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import Cancelled, InputError
-from ..runtime import Console, JsonLines, Monitor, Runtime, Silent, fewer_threads
+from ..runtime import Monitor, Runtime, Silent, fewer_threads
 from . import options
 from .output import note, say, staged
 
@@ -42,17 +41,13 @@ def add(actions) -> None:
                              "(default: %(default)s)")
     parser.add_argument("--init", metavar="START", help="first template: mean, median, random, or the name of a subject (default: the preset's)")
     parser.add_argument("--iterations", type=int, metavar="N", help="deformable iterations, at most (default: the preset's)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method; may be repeated")
+    options.add_settings(parser)
     parser.add_argument("--workers", type=options.count, default=1, metavar="N", help="processes; each has one subject at a time (default: %(default)s)")
     parser.add_argument("--scheduler", default="", metavar="ADDRESS",
                         help="a Dask scheduler, for example tcp://HOST:8786, whose workers register the subjects instead")
     parser.add_argument("--resume", action="store_true", help="go on with the build in DIR")
-    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
-    parser.add_argument("--threads", type=options.count, default=0, metavar="N", help="CPU threads of each process (default: all, shared out)")
-    voice = parser.add_mutually_exclusive_group()
-    voice.add_argument("--quiet", action="store_true", help="no progress and no summary")
-    voice.add_argument("--json-progress", action="store_true", help="progress as one JSON object a line on stdout, no summary")
+    options.add_place(parser, "CPU threads of each process (default: all, shared out)")
+    options.add_voice(parser)
     parser.set_defaults(run=run)
 
 
@@ -66,7 +61,7 @@ def run(arguments) -> None:
     problem = read_group(arguments.cohort, arguments.labels, Covariate(arguments.covariate, arguments.covariates))
     with processes.joined(arguments.device) as device:
         first = processes.rank() == 0
-        monitor = Silent() if arguments.quiet or not first else JsonLines(sys.stdout) if arguments.json_progress else Console(sys.stderr)
+        monitor = options.monitor(arguments) if first else Silent()
         runtime = Runtime(device, arguments.seed, threads(arguments), monitor=monitor.part(0.0, BUILT), workers=arguments.workers,
                           work=(arguments.out / WORK).resolve(), scheduler=arguments.scheduler)
         if processes.shared(first and prepare(arguments.out, arguments.resume, method, problem, arguments.seed), runtime.torch_device()):

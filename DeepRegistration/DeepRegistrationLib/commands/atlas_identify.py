@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..runtime import Console, JsonLines, Runtime, Silent
+from ..runtime import Runtime
 from . import options
 from .output import RECORD, note, say, staged
 
@@ -55,20 +55,16 @@ def add(actions) -> None:
                         help="a trained network, or train to train anew (default: the one kept for the atlas; trained where there is none)")
     parser.add_argument("--pixel", type=float, metavar="MM", help="size of a picture's pixels; needed where the file does not say it, or says that of a screen")
     parser.add_argument("--invert", action="store_true", help="tissue is dark on a bright ground")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the training: steps, loss, margin, tilt, ...")
-    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
-    parser.add_argument("--threads", type=options.count, default=0, metavar="N", help="CPU threads (default: all)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; those of an earlier run are replaced")
-    voice = parser.add_mutually_exclusive_group()
-    voice.add_argument("--quiet", action="store_true", help="no progress and no summary")
-    voice.add_argument("--json-progress", action="store_true", help="progress as one JSON object a line on stdout, no summary")
+    options.add_settings(parser, "a parameter of the training: steps, loss, margin, tilt, ...")
+    options.add_place(parser)
+    options.add_results(parser)
+    options.add_voice(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Read, train where needed, identify, write. Raises InputError or Cancelled; then nothing is written into --out."""
-    monitor = Silent() if arguments.quiet else JsonLines() if arguments.json_progress else Console()
+    monitor = options.monitor(arguments)
     order = Order(arguments.atlas, arguments.slice, arguments.axis, arguments.top, arguments.weights, arguments.pixel, arguments.invert,
                   options.settings(arguments.set))
     runtime = Runtime(arguments.device, arguments.seed, arguments.threads, monitor=monitor)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..runtime import Console, JsonLines, Runtime, Silent
+from ..runtime import Runtime
 from . import options
 from .output import RECORD, note, say, staged
 
@@ -66,30 +66,16 @@ def add(actions) -> None:
     parser.add_argument(
         "--covariates", type=Path, metavar="FILE", help="table of covariates (.csv, a subject a row; numbers or words)"
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of cortical-types; may be repeated"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder for the results; those of an earlier run are replaced",
-    )
-    voice = parser.add_mutually_exclusive_group()
-    voice.add_argument("--quiet", action="store_true", help="no progress and no summary")
-    voice.add_argument(
-        "--json-progress", action="store_true", help="progress as one JSON object a line on stdout, no summary"
-    )
+    options.add_settings(parser, "a parameter of cortical-types")
+    options.add_seed(parser)
+    options.add_results(parser)
+    options.add_voice(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments) -> None:
     """Analyze and write. Raises InputError or Cancelled; then nothing is written."""
-    monitor = Silent() if arguments.quiet else JsonLines() if arguments.json_progress else Console()
+    monitor = options.monitor(arguments)
     given = {name: getattr(arguments, name) for name in SOURCES if getattr(arguments, name) is not None}
     order = Order(given, arguments.covariates, options.settings(arguments.set))
     with staged(arguments.out, REPLACED) as folder:

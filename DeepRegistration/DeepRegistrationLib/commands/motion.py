@@ -1,7 +1,10 @@
 """motion: repeated scans of one subject in; how they moved, their average and the noise at every voxel out.
 
 DIR gets average.nii.gz, signal.nii.gz (the average without the floor of the noise), sigma.nii.gz, scan_NNN.tfm for every scan (points of
-the average -> points of the scan, mm, LPS), motion.csv (mm and degrees), motion.png and, last, result.json.
+the average -> points of the scan, mm, LPS), motion.csv, motion.png and, last, result.json.
+
+motion.csv has a row a scan, all from the average to the scan: the shift of the center of the image along x (to the subject's left), y (to the back) and
+z (up) in mm, the rotation vector about these axes in degrees, how far the bright voxels move on average in mm, and how far since the scan before.
 """
 
 from __future__ import annotations
@@ -9,11 +12,10 @@ from __future__ import annotations
 import csv
 import json
 import re
-import sys
 from pathlib import Path
 
 from ..errors import InputError
-from ..runtime import Console, JsonLines, Runtime, Silent, peak_memory_mib
+from ..runtime import Runtime, peak_memory_mib
 from . import options
 from .output import RECORD, say, staged
 
@@ -26,17 +28,13 @@ def add(commands) -> None:
     parser = commands.add_parser("motion", help="motion between repeated scans, their average and noise", description=__doc__)
     parser.add_argument("--scans", type=Path, required=True, nargs="+", metavar="FILE", help="one 4D file, two or more files in their order, or a folder of "
                         "NIfTI, NRRD or MetaImage files, taken by the numbers in their names")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; those of an earlier run are replaced")
+    options.add_results(parser)
     parser.add_argument("--tissues", type=Path, nargs="+", default=[], metavar="FILE",
                         help="probability maps of tissues in the space of the scans: one 4D file, or one file a tissue")
     parser.add_argument("--method", default="rician-motion", metavar="ID[:PRESET]", help="see 'show rician-motion' (default: %(default)s)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method; may be repeated")
-    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
-    parser.add_argument("--threads", type=options.count, default=0, metavar="N", help="CPU threads (default: all)")
-    voice = parser.add_mutually_exclusive_group()
-    voice.add_argument("--quiet", action="store_true", help="no progress and no summary")
-    voice.add_argument("--json-progress", action="store_true", help="progress as one JSON object a line on stdout, no summary")
+    options.add_settings(parser)
+    options.add_place(parser)
+    options.add_voice(parser)
     parser.set_defaults(run=run)
 
 
@@ -45,7 +43,7 @@ def run(arguments) -> None:
     from ..method import find
 
     method = find(arguments.method, options.settings(arguments.set))
-    monitor = JsonLines(sys.stdout) if arguments.json_progress else Silent() if arguments.quiet else Console(sys.stderr)
+    monitor = options.monitor(arguments)
     runtime = Runtime(arguments.device, arguments.seed, arguments.threads, monitor=monitor)
     runtime.torch_device()
     earlier = tuple(path.name for path in arguments.out.glob("scan_*.tfm")) if arguments.out.is_dir() else ()
@@ -116,9 +114,10 @@ def write(result, folder: Path) -> dict:
     for k, transform in enumerate(result.transforms):
         write_transform(transform, folder / f"scan_{k:03d}.tfm")
     with open(folder / "motion.csv", "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, list(result.motion[0]))
+        writer = csv.DictWriter(stream, ["scan", "name", *list(result.motion[0])[1:]])
         writer.writeheader()
-        writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in result.motion)
+        for row, frame in zip(result.motion, result.problem.frames):
+            writer.writerow({"name": frame.name, **{key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()}})
     (folder / "motion.png").write_bytes(sheet(result))
     files = sorted(path.name for path in folder.iterdir())
     return plain({**result.provenance, "scalars": result.scalars, "motion": result.motion, "history": result.history,

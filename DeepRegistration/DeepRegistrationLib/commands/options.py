@@ -7,6 +7,7 @@ import difflib
 from pathlib import Path
 
 from ..errors import InputError
+from ..runtime import Console, JsonLines, Monitor, Silent
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,13 +55,45 @@ def add_method(parser: Parser) -> None:
     parser.add_argument("--init", metavar="START",
                         help="header, center, moments, global, csngf, affine or a transform file (default: the method's own start); "
                              "the method begins exactly there")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method; may be repeated")
-    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
-    parser.add_argument("--threads", type=count, default=0, metavar="N", help="CPU threads (default: all)")
+    add_settings(parser)
+    add_place(parser)
     parser.add_argument("--write", type=output_list, default=OUTPUTS, metavar="LIST",
                         help="what to write, comma separated; scores are similarity, folds and SDlogJ in result.json, which is always written "
                              f"(default: {','.join(OUTPUTS)})")
+
+
+def add_settings(parser: Parser, what: str = "a parameter of the method") -> None:
+    """Parameters by name, which ``settings`` reads."""
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"{what}; may be repeated")
+
+
+def add_place(parser: Parser, threads: str = "CPU threads (default: all)") -> None:
+    """Where a run computes, and the seed of it."""
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
+    add_seed(parser)
+    parser.add_argument("--threads", type=count, default=0, metavar="N", help=threads)
+
+
+def add_seed(parser: Parser) -> None:
+    """The seed."""
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
+
+
+def add_results(parser: Parser) -> None:
+    """The folder that ``output.staged`` fills."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; those of an earlier run are replaced")
+
+
+def add_voice(parser: Parser) -> None:
+    """How a run tells of itself, see ``monitor``."""
+    voice = parser.add_mutually_exclusive_group()
+    voice.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    voice.add_argument("--json-progress", action="store_true", help="progress as one JSON object a line on stdout, no summary")
+
+
+def monitor(arguments) -> Monitor:
+    """The progress that ``add_voice`` was asked for: none, lines for a program, or a bar."""
+    return Silent() if arguments.quiet else JsonLines() if arguments.json_progress else Console()
 
 
 OUTPUTS = ("transform", "inverse", "affine", "warped", "jacobian", "scores")
@@ -105,5 +138,5 @@ def number(text: str) -> float:
 def count(text: str) -> int:
     """A whole number of at least 1; ArgumentTypeError otherwise."""
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' threads were asked for; give a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"'{text}' was given; expected a whole number of at least 1")
     return int(text)

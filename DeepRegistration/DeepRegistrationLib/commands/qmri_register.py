@@ -19,11 +19,10 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 from ..errors import InputError
-from ..runtime import Console, JsonLines, Runtime, Silent
+from ..runtime import Runtime, Silent
 from . import options, qmri_bones
 from .batch import Failed
 from .output import RECORD, note, say, staged
@@ -51,14 +50,10 @@ def add(actions) -> None:
     parser.add_argument("--thickness", type=float, default=0.0, metavar="MM", help="of the slices (default: that of their headers)")
     parser.add_argument("--method", default="qmri", metavar="ID[:PRESET]", help="see 'show qmri' (default: %(default)s)")
     parser.add_argument("--init", metavar="FILE", help="a linear transform slice -> volume to start from")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method; may be repeated")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; those of an earlier run are replaced")
-    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
-    parser.add_argument("--threads", type=options.count, default=0, metavar="N", help="CPU threads (default: all)")
-    voice = parser.add_mutually_exclusive_group()
-    voice.add_argument("--quiet", action="store_true", help="no progress and no summary")
-    voice.add_argument("--json-progress", action="store_true", help="progress as one JSON object a line on stdout, no summary")
+    options.add_settings(parser)
+    options.add_results(parser)
+    options.add_place(parser)
+    options.add_voice(parser)
     parser.set_defaults(run=run)
 
 
@@ -93,7 +88,7 @@ def run(arguments) -> None:
 
     method = find(arguments.method, options.settings(arguments.set))
     files = arguments.slices or _dicom_files(arguments.dicom)
-    monitor = JsonLines(sys.stdout) if arguments.json_progress else Silent() if arguments.quiet else Console(sys.stderr)
+    monitor = options.monitor(arguments)
     problem, slices = read_problem(arguments, files, monitor.part(0.0, 0.1))
     maps, labels, structure = qmri_bones.read_maps(arguments, slices), _of_the_volume(arguments.labels), _of_the_volume(arguments.surface)
     with staged(arguments.out, _earlier(arguments.out)) as folder:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InputError
-from ..runtime import Console, JsonLines, Runtime, Silent, fewer_threads, peak_memory_mib
+from ..runtime import Runtime, fewer_threads, peak_memory_mib
 from . import options
 from .output import RECORD, note, remark_on, say, staged
 
@@ -27,14 +26,12 @@ def add(commands) -> None:
     parser.add_argument("--fixed", type=Path, required=True, metavar="FILE",
                         help="the image that stays: a file, a folder with one DICOM series, or FILE#N, time point N (from 0) of a 4D file")
     parser.add_argument("--moving", type=Path, required=True, metavar="FILE", help="the image that is brought onto it, likewise")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results; those of an earlier run are replaced")
+    options.add_results(parser)
     options.add_color(parser)
     options.add_method(parser)
     options.add_masks(parser)
     options.add_guides(parser)
-    voice = parser.add_mutually_exclusive_group()
-    voice.add_argument("--quiet", action="store_true", help="no progress and no summary")
-    voice.add_argument("--json-progress", action="store_true", help="progress as one JSON object a line on stdout, no summary")
+    options.add_voice(parser)
     parser.set_defaults(run=run)
 
 
@@ -47,7 +44,7 @@ def run(arguments) -> None:
         require_apart(arguments)
         values = options.settings(arguments.set)
         method = find(arguments.method, values)
-        runtime = Runtime(arguments.device, arguments.seed, arguments.threads, monitor=_monitor(arguments))
+        runtime = Runtime(arguments.device, arguments.seed, arguments.threads, monitor=options.monitor(arguments))
         runtime.torch_device()
         with clock("reading"):
             problem = read_pair(arguments)
@@ -267,12 +264,6 @@ def plain(value):
     if isinstance(value, float):
         return value if abs(value) < float("inf") else None
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
-
-
-def _monitor(arguments):
-    if arguments.json_progress:
-        return JsonLines(sys.stdout)
-    return Silent() if arguments.quiet else Console(sys.stderr)
 
 
 def tell(record: dict, out: Path) -> None:

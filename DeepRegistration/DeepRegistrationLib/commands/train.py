@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import Cancelled, InputError
-from ..runtime import Console, JsonLines, Runtime, Silent
+from ..runtime import Runtime, Silent
 from . import options
 from .output import note, say
 
@@ -28,20 +28,16 @@ def add(commands) -> None:
     parser.add_argument("--labels", metavar="RULE", help="names of label maps in a folder, for example '{name}_seg' (default: the usual ones)")
     parser.add_argument("--dim", type=int, choices=(2, 3), help="dimension where the recipe needs no images (default: 3)")
     parser.add_argument("--steps", type=int, metavar="N", help="updates of the network (default: the recipe's)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the recipe; may be repeated")
+    options.add_settings(parser, "a parameter of the recipe")
     parser.add_argument("--spacing", type=numbers, default=(), metavar="MM", help="of the lattice, one number or x,y,z (default: the images' median)")
     parser.add_argument("--shape", type=sides, default=(), metavar="Z,Y,X", help="voxels of the lattice (default: what covers the median image)")
     parser.add_argument("--cache", type=float, default=2048.0, metavar="MIB", help="memory for images (default: %(default)s)")
     parser.add_argument("--init", default="", metavar="WEIGHTS", help="begin with these weights")
     parser.add_argument("--resume", action="store_true", help="go on with the run in DIR; what is left away is taken from there")
     parser.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's files (needs its package)")
-    parser.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or mps (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of every random choice (default: %(default)s)")
-    parser.add_argument("--threads", type=options.count, default=0, metavar="N", help="CPU threads (default: all)")
+    options.add_place(parser)
     parser.add_argument("--json", action="store_true", help="with 'list': all about the recipes as JSON, as the panel in 3D Slicer reads it")
-    voice = parser.add_mutually_exclusive_group()
-    voice.add_argument("--quiet", action="store_true", help="no progress and no summary")
-    voice.add_argument("--json-progress", action="store_true", help="progress as one JSON object a line on stdout, no summary")
+    options.add_voice(parser)
     parser.set_defaults(run=run)
 
 
@@ -58,8 +54,7 @@ def run(arguments) -> None:
     order = Order(arguments.recipe, arguments.out, options.settings(arguments.set), arguments.data, arguments.labels, arguments.dim, arguments.steps,
                   arguments.seed, arguments.init, arguments.spacing, arguments.shape, arguments.cache, arguments.tensorboard, arguments.resume)
     with processes.joined(arguments.device) as device:
-        silent = arguments.quiet or processes.rank() > 0
-        monitor = Silent() if silent else JsonLines() if arguments.json_progress else Console()
+        monitor = options.monitor(arguments) if processes.rank() == 0 else Silent()
         try:
             with stoppable(monitor):
                 summary = carry_out(order, Runtime(device, arguments.seed, arguments.threads, monitor=monitor))
