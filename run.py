@@ -37,6 +37,7 @@ USAGE = """usage: python run.py COMMAND [arguments]
 {extra}  list | show ID | cite ID   the methods, one method, its references
   register ...               two images in, a transform out
   warp ...                   carry an image, labels or points along a transform
+  transform ...              look at a transform, convert, invert or join transforms
   evaluate ...               score a transform: overlap, landmark error, folds
   batch MANIFEST --out DIR   many pairs, resumable
   train RECIPE --out DIR     make a network from synthetic pairs or from your images
@@ -89,7 +90,7 @@ def experiments() -> list[str]:
 
 def command_line(command: str, rest: list[str]) -> list[str]:
     """What the environment's Python is called with."""
-    library = ("list", "show", "cite", "register", "warp", "evaluate", "batch", "train", "atlas", "motion", "qmri")
+    library = ("list", "show", "cite", "register", "warp", "transform", "evaluate", "batch", "train", "atlas", "motion", "qmri")
     if command in library:
         return ["-m", "DeepRegistrationLib", command, *rest]
     if command == "demo":

@@ -15,7 +15,7 @@ import traceback
 
 BEGAN = time.perf_counter()
 
-from .commands import atlas, batch, catalogue, evaluate, motion, options, qmri, register, serve, train, warp  # noqa: E402
+from .commands import atlas, batch, catalogue, evaluate, motion, options, qmri, register, serve, train, transform, warp  # noqa: E402
 from .commands.output import note  # noqa: E402
 from .errors import Cancelled, sentence  # noqa: E402
 from .runtime import prepare_process  # noqa: E402
@@ -52,7 +52,7 @@ def build_parser() -> options.Parser:
     """All commands and their options."""
     parser = options.Parser(prog=os.environ.get("DEEPREGISTRATION_PROGRAM", "python -m DeepRegistrationLib"), description="Medical image registration.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=options.Parser)
-    for module in (catalogue, register, warp, evaluate, batch, train, atlas, motion, qmri, serve):
+    for module in (catalogue, register, warp, transform, evaluate, batch, train, atlas, motion, qmri, serve):
         module.add(commands)
     return parser
 

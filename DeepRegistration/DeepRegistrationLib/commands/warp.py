@@ -37,12 +37,8 @@ def add(commands) -> None:
 
 def run(arguments) -> None:
     """Read, carry, write; InputError for a file that cannot be used, ConvergenceError where an inverse does not exist."""
-    from ..io import read_image
-
     require_kind(arguments)
-    reference = read_image(arguments.reference, channels="vector")
-    grid = reference.grid
-    note_placement(arguments.reference, reference)
+    grid = read_lattice(arguments.reference)
     transform = read_chain(arguments.transform, grid.dim)
     with staged(arguments.out.resolve().parent) as folder:
         carry = carry_points if arguments.points else carry_image
@@ -50,12 +46,25 @@ def run(arguments) -> None:
     note(f"wrote {arguments.out}")
 
 
-def read_chain(paths, dim: int):
-    """The transforms of the files ``paths`` as one, the first of them applied first. InputError as ``read_transform``."""
+def read_lattice(path: Path):
+    """The Grid of an image file. InputError as ``read_image``."""
+    from ..io import read_image
+
+    image = read_image(path, channels="vector")
+    note_placement(path, image)
+    return image.grid
+
+
+def read_chain(paths, dim: int | None = None):
+    """The transforms of the files ``paths`` as one, the first of them applied first; ``dim`` is that of the first where none is needed.
+    InputError as ``read_transform``."""
     from ..io import read_transform
     from ..transforms import Composite
 
-    return Composite.of(*[read_transform(path, dim) for path in reversed(paths)])
+    items = []
+    for path in paths:
+        items.append(read_transform(path, items[0].dim if items else dim))
+    return Composite.of(*reversed(items))
 
 
 def require_kind(arguments) -> None:

@@ -105,6 +105,12 @@ def jacobian_scores(transform, grid: Grid, mask=None) -> dict[str, float]:
             "determinant_min": float(inside.min()), "determinant_max": float(inside.max())}
 
 
+def displacement_scores(transform, grid: Grid) -> dict[str, float]:
+    """How far a map moves the voxels of ``grid``: mean, p95 and max in mm."""
+    length = torch.linalg.vector_norm(_dense(transform, grid).displacement[0].double(), dim=0).flatten().cpu().numpy()
+    return {"mean": float(length.mean()), "p95": float(np.percentile(length, 95)), "max": float(length.max())}
+
+
 def inverse_consistency_error(transform, inverse, grid: Grid, mask=None, moving_grid: Grid | None = None) -> dict[str, float]:
     """|inverse(transform(p)) - p| over the voxels p of ``grid``: mean, p95 and max in mm, and the number of voxels.
 

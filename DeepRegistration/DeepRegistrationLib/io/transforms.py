@@ -164,12 +164,13 @@ def _from_bspline(transform, path) -> Transform:
     return BSpline(torch.from_numpy(control.astype(np.float32))[None], grid, per_step)
 
 
-def write_transform(transform: Transform, path, *, dtype=torch.float32) -> None:
+def write_transform(transform: Transform, path, *, grid: Grid | None = None, dtype=torch.float32) -> None:
     """Write a Transform (batch of one), fixed mm -> moving mm, for SimpleITK, ANTs and 3D Slicer.
 
     .h5, .hdf5: any transform, as ITK's AffineTransform, DisplacementFieldTransform or their composite; velocities and
     B-splines as their displacement on their own grid. .tfm, .txt, .mat: linear transforms. .nii.gz, .nii, .nrrd, .mha:
-    the one total displacement on the grid of the field that is applied first. ``dtype`` float32 or float64 of the
+    the one total displacement on the grid of the field that is applied first. ``grid``: a deformation, and whatever
+    becomes an image, is written as its one total displacement there. ``dtype`` float32 or float64 of the
     displacements in the file; the other numbers are float64.
     Raises InputError for an unknown suffix, a batch, a transform that the format cannot hold, or a full disk.
     """
@@ -182,11 +183,13 @@ def write_transform(transform: Transform, path, *, dtype=torch.float32) -> None:
     require_finite(transform)
     items = [_storable(item, path) for item in (transform.items if isinstance(transform, Composite) else (transform,))]
     if kind in HDF5_TYPES:
+        linear = all(isinstance(item, Affine) for item in items)
+        items = items if grid is None or linear else [Displacement(_total(items, grid, dtype), grid)]
         _write_h5(items, path, np.dtype("<f4" if dtype == torch.float32 else "<f8"))
     elif kind in LINEAR_TYPES:
         _write_linear(items, path)
     else:
-        _write_field(items, path, dtype)
+        _write_field(items, path, grid, dtype)
 
 
 def _storable(item: Transform, path) -> Affine | Displacement:
@@ -255,14 +258,28 @@ def _write_linear(items, path) -> None:
         sitk.WriteTransform(itk, str(temporary))
 
 
-def _write_field(items, path, dtype) -> None:
-    fields = [item for item in items if isinstance(item, Displacement)]
-    if not fields:
-        raise InputError(f"{path} holds displacements on a grid and a linear transform was given; write it as .tfm or .h5")
-    if len(items) == 1:
+def _write_field(items, path, grid, dtype) -> None:
+    if grid is None and len(items) == 1 and isinstance(items[0], Displacement):
         item = _bordered(items[0])
         total, grid = item.displacement, item.grid
     else:
-        grid = fields[-1].grid
-        total = Composite(tuple(items)).field(grid, dtype)
+        grid = _lattice(items, path) if grid is None else grid
+        total = _total(items, grid, dtype)
     write_array(_interleaved(total, np.float32 if dtype == torch.float32 else np.float64), grid, path, compress=suffix(path) == ".nii.gz")
+
+
+def _lattice(items, path) -> Grid:
+    """The grid of the field that is applied first, without a border of zeros: towards that the total would fall from what it was.
+
+    InputError where points meet a linear transform first, which has none.
+    """
+    if isinstance(items[-1], Displacement):
+        return items[-1].without_zero_ring().grid
+    what, other = ("a linear transform", ".tfm or .h5") if len(items) == 1 else ("a transform that begins with a linear part", ".h5")
+    raise InputError(f"{path} holds displacements on a grid and {what} was given, which has none; "
+                     f"write it as {other}, or name an image on whose voxels they are to be (--reference, in Python grid=)")
+
+
+def _total(items, grid: Grid, dtype) -> torch.Tensor:
+    """(1, dim, *S) mm of all ``items`` on ``grid``."""
+    return Composite(tuple(items)).field(grid, dtype)

@@ -71,14 +71,12 @@ def logarithm(u: torch.Tensor, grid: Grid, padding: str = "zeros") -> torch.Tens
     return v
 
 
-def invert(field: torch.Tensor, grid: Grid, tolerance: float = 0.05, iterations: int = 50, target: Grid | None = None, shell: int = 0):
+def invert(field: torch.Tensor, grid: Grid, tolerance: float = 0.05, iterations: int = 50, target: Grid | None = None):
     """Inverse displacement w(q) = -u(q + w(q)) on ``target`` (by default ``grid``), u continued by its border values outside.
 
     Every u(p) is first noted at the voxel that p is moved to; a few fixed-point steps over the lattice follow (Chen et al.,
     Med Phys 2008), then damped Newton steps where these did not reach ``tolerance`` mm. Returns w (B, dim, *T) mm and the
     largest |w(q) + u(q + w(q))| in mm over the q whose preimage q + w(q) lies in ``grid``; the caller judges this residual.
-    ``shell`` voxels and a half at every border of ``grid`` are not judged: in a border of zeros the field falls from what it was,
-    and may fold.
     ConvergenceError where the field is not finite.
     """
     target = target or grid
@@ -94,8 +92,7 @@ def invert(field: torch.Tensor, grid: Grid, tolerance: float = 0.05, iterations:
             break
         w = w - error
     where, last = base + to_index_units(w, grid), torch.tensor(grid.size, dtype=w.dtype, device=w.device) - 1
-    first = torch.where(last > 2 * shell, shell + 0.5 if shell else 0.0, 0.0)
-    counted = ((where > first - 1e-3) & (where < last - first + 1e-3)).all(-1)
+    counted = ((where > -1e-3) & (where < last + 1e-3)).all(-1)
     return w, float((error.square().sum(1) * counted).max().sqrt())
 
 

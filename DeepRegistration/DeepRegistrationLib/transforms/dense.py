@@ -32,14 +32,13 @@ class Displacement(Transform):
     def inverse(self, tolerance: float | None = None):
         """The inverse on a lattice that also holds all points that the map reaches; ``residual`` is its largest error in mm.
 
-        tolerance mm (default 0.02 of the smallest voxel edge). Where u is not 0 on the border, the inverse undoes the map of the
-        points on the lattice; a border of zeros (``with_zero_ring``) is not judged.
+        tolerance mm (default 0.02 of the smallest voxel edge). The inverse undoes the map of the points on the lattice without
+        a border of zeros: towards one u falls from what it was, and may fold.
         ConvergenceError where u is not finite, reaches absurdly far or folds by more than 2 voxels.
         """
-        u = self.displacement.detach()
-        grid = self._reached(u)
+        grid, body = self._reached(self.displacement.detach()), self.without_zero_ring()
         tolerance = 0.02 * float(self.grid.spacing.min()) if tolerance is None else tolerance
-        w, residual = fields.invert(u, self.grid, tolerance, target=grid, shell=1 if self.with_zero_ring() is self else 0)
+        w, residual = fields.invert(body.displacement.detach(), body.grid, tolerance, target=grid)
         if residual > 2 * float(self.grid.spacing.max()):
             raise ConvergenceError(f"the field could not be inverted (residual {residual:.2f} mm): it folds; use more smoothing")
         result = Displacement(w, grid)
@@ -71,6 +70,14 @@ class Displacement(Transform):
             return self
         margin = [1 if n > 1 else 0 for n in self.grid.size]
         return Displacement(F.pad(self.displacement, [v for m in margin for v in (m, m)]), self.grid.pad(margin))
+
+    def without_zero_ring(self) -> "Displacement":
+        """The same vectors on the lattice without a border of zeros, where it has one: the lattice before ``with_zero_ring``."""
+        if self.with_zero_ring() is not self:
+            return self
+        margin = [1 if n > 2 else 0 for n in self.grid.size]
+        inner = (slice(m, n - m) for m, n in zip(margin[::-1], self.grid.shape))
+        return Displacement(self.displacement[(..., *inner)], self.grid.pad([-m for m in margin]))
 
     def parameters(self):
         return (self.displacement,)

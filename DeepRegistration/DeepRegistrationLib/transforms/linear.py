@@ -13,6 +13,8 @@ from ..errors import ConvergenceError, InputError
 from .base import Transform
 
 KINDS = ("translation", "rigid", "similarity", "affine")
+EQUAL = 1e-5
+"""Difference of numbers of a matrix below which they count as equal."""
 
 
 class Affine(Transform):
@@ -31,6 +33,37 @@ class Affine(Transform):
         """The least and the largest scale along any direction, of all maps of the batch."""
         values = torch.linalg.svdvals(self.matrix[:, :-1, :-1].detach().double().cpu())
         return float(values.min()), float(values.max())
+
+    @property
+    def scales(self) -> np.ndarray:
+        """(dim,) scales along the axes of its own stretch, the largest first."""
+        return np.linalg.svd(self.numpy()[:-1, :-1], compute_uv=False)
+
+    @property
+    def mirrors(self) -> bool:
+        """True where left and right change sides."""
+        return bool(np.linalg.det(self.numpy()[:-1, :-1]) < 0)
+
+    @property
+    def turn(self) -> np.ndarray:
+        """(1,) or (3,) degrees: the nearest rotation as a vector along its axis."""
+        from scipy.spatial.transform import Rotation
+
+        u, _, v = np.linalg.svd(self.numpy()[:-1, :-1])
+        nearest = u @ np.diag([1.0] * (self.dim - 1) + [np.linalg.det(u @ v)]) @ v
+        if self.dim == 2:
+            return np.rad2deg(np.arctan2(nearest[1:, 0], nearest[:1, 0]))
+        return np.rad2deg(Rotation.from_matrix(nearest).as_rotvec())
+
+    @property
+    def kind(self) -> str:
+        """The narrowest of 'identity' and ``KINDS`` that it is, to the precision of single numbers in files."""
+        matrix, scales = self.numpy(), self.scales
+        if np.allclose(matrix[:-1, :-1], np.eye(self.dim), atol=EQUAL):
+            return "identity" if np.allclose(matrix[:-1, -1], 0, atol=EQUAL) else "translation"
+        if self.mirrors or np.ptp(scales) > EQUAL * scales[0]:
+            return "affine"
+        return "rigid" if abs(scales[0] - 1) < EQUAL else "similarity"
 
     @classmethod
     def identity(cls, dim: int, dtype=torch.float64) -> "Affine":
