@@ -9,7 +9,7 @@ pytest.importorskip("PySide6")
 pytest.importorskip("slicer")
 
 from panels import (  # noqa: E402, F401
-    answer, application, module_panel, no_slot_errors, pair, panel, scene, segmentation, settle, slicer, status, volume, wait_until)
+    answer, application, choose, module_panel, no_slot_errors, pair, panel, register, scene, segmentation, settle, slicer, status, volume, wait_until)
 from test_logic import logic  # noqa: E402, F401
 
 from DeepRegistrationLib.errors import InputError  # noqa: E402
@@ -187,3 +187,36 @@ def test_the_scene_can_be_closed_while_frames_are_registered(slicer, pair):
     slicer.mrmlScene.Clear(0)
     settle(slicer)
     assert pair.logic._runner.jobs[-1].cancelled and page.rows == []
+
+
+def test_a_frame_that_is_shown_no_more(slicer, pair):
+    """A result of the frame that a 4D volume showed says so, and what is seen or computed of another frame is told."""
+    from DeepRegistrationUI import records, views
+
+    views.introduce(slicer.mrmlScene, "vtkMRMLSequenceBrowserNode")
+    sequence, browser = series(slicer), slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "player")
+    browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
+    browser.SetSelectedItemNumber(1)
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    pair.node.movingVolume = browser.GetProxyNode(sequence)
+    register(slicer, pair)
+    result, page, runner = pair.node.result, pair.page("quality"), pair.logic._runner
+    assert "in the folder 'Breathing frame 2 to fixed'" in status(pair.page("register")) and "Note" not in status(pair.page("register"))
+    pair.open("quality")
+    settle(slicer)
+    choose(page.ui.modeBox, "blend")
+    assert status(page) == "" == records.remark_on_places(result)
+    browser.SetSelectedItemNumber(2)
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    settle(slicer)
+    said = "'Breathing' shows frame 3 (time 1 s) of its sequence now, the registration is one of frame 2 (time 0.5 s)"
+    choose(page.ui.modeBox, "checkerboard")
+    assert said in status(page)
+    page.ui.evaluateButton.click()
+    wait_until(slicer, lambda: runner.jobs[-1].request["command"] == "evaluate", 5)
+    runner.say("done", result={"rows": answer({**runner.jobs[-1].request, "outputs": []})["metrics"]})
+    wait_until(slicer, lambda: page.evaluation is None, 5)
+    assert said in status(page)
+    browser.SetSelectedItemNumber(1)
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(browser)
+    assert records.remark_on_places(result) == ""

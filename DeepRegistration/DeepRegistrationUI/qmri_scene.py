@@ -322,4 +322,4 @@ def motion_rows(result: dict) -> list[dict]:
     signs = dict(zip("xyz", np.diag(mrml.FLIP)[:3]))
     return [{"scan": row["scan"] + 1, **{f"shift {to} (mm)": float(signs[axis] * row[f"shift_{axis}_mm"]) for axis, to in zip("xyz", "RAS")},
              **{f"rotation {to} (degrees)": float(signs[axis] * row[f"rotation_{axis}_deg"]) for axis, to in zip("xyz", "RAS")},
-             "distance (mm)": row["displacement_mm"]} for row in result["motion"]]
+             "distance (mm)": row["displacement_mm"], "since the scan before (mm)": row["step_mm"]} for row in result["motion"]]

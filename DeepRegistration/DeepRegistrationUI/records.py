@@ -13,11 +13,14 @@ from DeepRegistrationLib.geometry import Grid
 
 from . import mrml, views
 from .delivery import put_into
+from .frames import shown_frame
 
 ATTRIBUTE = "DeepRegistration.Result"
 ROLE = "DeepRegistration."
 PLACES = "DeepRegistration.Places"
 """Attribute of the main node: the grids that the fixed and the moving volume had, as JSON."""
+FRAMES = "DeepRegistration.ShownFrames"
+"""Attribute of the main node: the frames of sequences that the fixed and the moving volume showed, as JSON; see ``frames.shown_frame``."""
 MAIN = "vtkMRMLTransformNode"
 UNDER = "DeepRegistrationUnder."
 """With a side, role of the main node: the transform nodes that were above this volume when it was registered, which are part of its place."""
@@ -25,11 +28,11 @@ INVERSE_OF = "DeepRegistration.inverseOf"
 """Attribute of the inverse node that a live transfer made: the ID of the transform."""
 
 
-def remember(nodes: dict, fixed, moving, figures: dict, grids=(), above=((), ())):
+def remember(nodes: dict, fixed, moving, figures: dict, grids=(), above=((), ()), frames=()):
     """Note that ``nodes`` (role -> node) are one registration of two volume nodes; returns its main node.
 
-    ``figures`` is anything that JSON can hold: metrics, method, values, seconds; ``grids`` those of both volumes when they were registered, and
-    ``above`` the transform nodes above each.
+    ``figures`` is anything that JSON can hold: metrics, method, values, seconds; ``grids`` those of both volumes when they were registered,
+    ``above`` the transform nodes above each, and ``frames`` of sequences that they showed.
     """
     main = nodes.get("deformation") or nodes["linear"]
     main.SetAttribute(ATTRIBUTE, json.dumps(figures))
@@ -37,6 +40,7 @@ def remember(nodes: dict, fixed, moving, figures: dict, grids=(), above=((), ())
         for k, node in enumerate(node for node in parents if node.GetScene() is not None):
             main.SetNthNodeReferenceID(UNDER + side, k, node.GetID())
     main.SetAttribute(PLACES, json.dumps([{"shape": list(grid.shape), "affine": grid.affine.tolist()} for grid in grids]))
+    main.SetAttribute(FRAMES, json.dumps(frames))
     for role, node in {**nodes, "fixed": fixed, "moving": moving}.items():
         if node is not None:
             main.SetNodeReferenceID(ROLE + role, node.GetID())
@@ -117,9 +121,24 @@ def made_inverse(linear):
 
 
 def remark_on_places(main) -> str:
-    """What the user of a registration should know of volumes that were moved, hardened or cropped since it was made, '' where there are none."""
-    roles = roles_of(main)
-    moved = []
+    """What the user of a registration should know of volumes that were moved, hardened or cropped since it was made, or show another frame of their
+    sequence; '' where there are none."""
+    return "; ".join(filter(None, (_moved(main), _other_frames(main))))
+
+
+def _other_frames(main) -> str:
+    """The volumes that show another frame now than the one that was registered."""
+    roles, remarks = roles_of(main), []
+    for side, then in zip(("fixed", "moving"), json.loads(main.GetAttribute(FRAMES) or "[]")):
+        now = shown_frame(roles[side]) if then is not None and side in roles else None
+        if now is not None and now["value"] != then["value"]:
+            remarks.append(f"'{roles[side].GetName()}' shows {now['text']} of its sequence now, the registration is one of {then['text']}")
+    return "; ".join(remarks)
+
+
+def _moved(main) -> str:
+    """The volumes that are not where they were."""
+    roles, moved = roles_of(main), []
     for side, place in zip(("fixed", "moving"), json.loads(main.GetAttribute(PLACES) or "[]")):
         if side in roles and "linear" in roles and not _stands(roles[side], Grid(place["shape"], place["affine"]), carriers_of(roles, side)):
             moved.append(f"'{roles[side].GetName()}'")

@@ -14,6 +14,7 @@ from DeepRegistrationLib.commands.output import remark_on
 from DeepRegistrationLib.errors import InputError
 
 from . import mrml, outputs, records
+from .frames import shown_frame
 from .landmark_start import rigid_fit
 from .live import LiveView, lattice_of_previews, preview_request
 from .sentences import duration, listed
@@ -60,7 +61,10 @@ class Choices:
     @property
     def name(self) -> str:
         """What the outputs are called."""
-        return self.prefix.strip() or f"{self.moving.GetName()} to {self.fixed.GetName()}"
+        if self.prefix.strip():
+            return self.prefix.strip()
+        shown = [(node.GetName(), shown_frame(node)) for node in (self.moving, self.fixed)]
+        return " to ".join(name if frame is None else f"{name} frame {frame['number']}" for name, frame in shown)
 
     def nodes(self) -> list:
         """All nodes that the run needs until it ends."""
@@ -131,7 +135,7 @@ class Registration:
         self.choices, self.runner, self.listener = choices, runner, listener
         self.state, self.job, self.live, self.reading, self.delivery = "new", None, None, None, None
         self.nodes, self.main, self.message, self.kind, self.offers, self.figures = {}, None, "", "", (), {}
-        self.name, self.grids, self.above = "", (), ((), ())
+        self.name, self.grids, self.above, self.frames = "", (), ((), ()), ()
         self.began = time.perf_counter()
 
     @property
@@ -176,6 +180,7 @@ class Registration:
         """The request; a generator."""
         c = self.choices
         self.grids, self.above = zip(*((mrml.grid_of(node), mrml.parents_of(node)) for node in (c.fixed, c.moving)))
+        self.frames = [shown_frame(node) for node in (c.fixed, c.moving)]
         carriers = records.carriers_around(c.fixed, "fixed"), records.carriers_around(c.moving, "moving")
         start = c.start or None
         if start == LANDMARKS:
@@ -256,7 +261,7 @@ class Registration:
         self.nodes.update(self._extras())
         self.figures = {"rows": result["metrics"], "method": self.choices.method, "values": self.choices.values, "seconds": round(seconds, 2),
                         "scalars": result["scalars"], "provenance": result["provenance"]}
-        self.main = records.remember(self.nodes, self.choices.fixed, self.choices.moving, self.figures, self.grids, self.above)
+        self.main = records.remember(self.nodes, self.choices.fixed, self.choices.moving, self.figures, self.grids, self.above, self.frames)
         made = listed([text for role, text in MADE.items() if role in self.nodes])
         paired = mrml.pairing_remark(self.choices.fixed_points, self.choices.moving_points)
         remark = "; ".join(filter(None, (remark_on(result["provenance"]), paired, records.remark_on_places(self.main))))

@@ -11,7 +11,7 @@ from slicer.i18n import tr as _
 from DeepRegistrationLib.errors import InputError
 
 from .. import mrml
-from ..records import ATTRIBUTE, MAIN, figures_of, is_record, require_whole, roles_of
+from ..records import ATTRIBUTE, MAIN, figures_of, is_record, remark_on_places, require_whole, roles_of
 from .base import Page
 from .tables import fill_table
 
@@ -128,6 +128,9 @@ class QualityPage(Page):
             self.display().inverse_colors()
         elif self.quality is not None:
             self.quality.unchanged()
+        remark = remark_on_places(self.node.result) if mode else ""
+        if remark:
+            self.say("warning", f"Note: {remark}.")
 
     def next_beat(self) -> None:
         """``flick`` from the timer, which a volume that was deleted ends."""
