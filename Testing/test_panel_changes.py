@@ -390,3 +390,29 @@ def test_pairs_of_a_scene_that_is_added_to_another_one(slicer, pair, tmp_path):
     roles = []
     pair.node.parameterNode.GetNodeReferenceRoles(roles)
     assert page.rows == [] and not [role for role in roles if role.startswith("batchPairs") and pair.node.parameterNode.GetNodeReferenceID(role)]
+
+
+@pytest.mark.parametrize("placed", [False, True])
+def test_a_scene_that_was_saved_while_a_result_was_shown(slicer, pair, tmp_path, placed):
+    """Without a warped volume the moving one itself is shown under the result; in the scene that is opened later it is where it was."""
+    node = pair.node
+    if placed:
+        node.movingVolume.SetAndObserveTransformNodeID(shifted(slicer, 3.0, "couch").GetID())
+    node.warped = False
+    register(slicer, pair)
+    pair.open("quality")
+    settle(slicer)
+    choose(pair.page("quality").ui.modeBox, "blend")
+    assert node.movingVolume.GetParentTransformNode() is not None
+    slicer.mrmlScene.SetRootDirectory(str(tmp_path))
+    slicer.mrmlScene.Commit(str(tmp_path / "study.mrml"))
+    choose(pair.page("quality").ui.modeBox, "")
+    slicer.mrmlScene.Clear(0)
+    settle(slicer)
+    slicer.mrmlScene.SetURL(str(tmp_path / "study.mrml"))
+    slicer.mrmlScene.Import()
+    settle(slicer)
+    parent = slicer.util.getNode("moving").GetParentTransformNode()
+    assert (parent.GetName() if placed else parent) == ("couch" if placed else None)
+    assert "while Quality control showed 'moving' on the other image" in status(pair.page("register"))
+    assert not slicer.mrmlScene.GetFirstNodeByName("moving placement")

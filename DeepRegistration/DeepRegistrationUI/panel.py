@@ -67,6 +67,7 @@ class Panel(VTKObservationMixin):
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.scene_closing)
         self.addObserver(scene, scene.EndCloseEvent, self.scene_closed)
+        self.addObserver(scene, scene.EndImportEvent, self.scene_added)
         self.addObserver(scene, scene.NodeAddedEvent, self.scene_changed)
         self.addObserver(scene, scene.NodeRemovedEvent, self.scene_changed)
         self.later = qt.QTimer(self.widget)
@@ -176,6 +177,10 @@ class Panel(VTKObservationMixin):
         for page in self.pages.values():
             page.scene_closed()
         self.scene_is_empty()
+
+    def scene_added(self, caller=None, event=None) -> None:
+        for page in self.pages.values():
+            page.scene_added()
 
     def leave(self) -> None:
         """Another module is shown."""

@@ -8,6 +8,28 @@ PLACEMENT = "DeepRegistration.placement"
 """Attribute of the node that holds the placement which a node had before it was put under a result."""
 
 
+SHOWN = "DeepRegistration.shown"
+"""Mark (see ``lend``) of a volume that Quality control shows under a result; a scene may be saved meanwhile."""
+
+
+def lend(node, transforms: dict, mark: str) -> None:
+    """``put_under``, with an attribute and a node reference ``mark`` that say, also in a saved scene, where the node was before."""
+    parent = node.GetParentTransformNode()
+    node.SetAttribute(mark, "none" if parent is None else parent.GetID())
+    node.SetNodeReferenceID(mark, None if parent is None else parent.GetID())
+    put_under(node, transforms)
+
+
+def give_back(node, mark: str) -> bool:
+    """Put a node back that ``lend`` has put under a result with this ``mark``; False where it was not."""
+    if node.GetScene() is None or node.GetAttribute(mark) is None:
+        return False
+    take_out(node, node.GetNodeReference(mark))
+    node.RemoveAttribute(mark)
+    node.SetNodeReferenceID(mark, None)
+    return True
+
+
 def put_under(node, transforms: dict):
     """Put ``node`` under ``transforms['linear']`` (see ``outputs.apply_to``) unless it is there; returns its parent transform node."""
     linear = transforms["linear"]

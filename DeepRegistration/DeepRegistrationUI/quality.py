@@ -9,7 +9,7 @@ from __future__ import annotations
 from DeepRegistrationLib.errors import InputError
 
 from . import quality_images, quality_maps, quality_shapes, views
-from .placement import put_under, take_out
+from .placement import SHOWN, give_back, lend, put_under
 from .quality_tables import compare_rows, compare_tables, export_csv, rows_of, table_from_rows
 from .records import carriers_of
 
@@ -30,7 +30,7 @@ class Quality:
         self.scene = fixed.GetScene()
         self._views = views.ViewState(self.scene)
         self._displays: list = []
-        self._released: list = []
+        self.lent = False
         self.made: dict = {}
         self._read: tuple = ((), None)
 
@@ -42,9 +42,9 @@ class Quality:
         if views.is_in(warped, self.scene):
             return warped
         self._require(self.moving, "moving volume")
-        if not self._released:
-            self._released = [(self.moving, self.moving.GetParentTransformNode())]
-            put_under(self.moving, self.transforms)
+        if not self.lent:
+            self.lent = True
+            lend(self.moving, self.transforms, SHOWN)
         return self.moving
 
     def blend(self, opacity: float = 0.5):
@@ -201,10 +201,9 @@ class Quality:
 
     def _take_out(self) -> None:
         """Put the moving volume back where it was before ``mapped``."""
-        for node, parent in self._released:
-            if views.is_in(node, self.scene):
-                take_out(node, parent if views.is_in(parent, self.scene) else None)
-        self._released = []
+        if self.lent:
+            give_back(self.moving, SHOWN)
+        self.lent = False
 
     def _old(self, role: str):
         """The node made for ``role``, None where there is none any more."""

@@ -20,15 +20,14 @@ from dataclasses import dataclass
 from DeepRegistrationLib.errors import InputError, RegistrationError
 
 from . import mrml, outputs, transfer_voxels, views
-from .placement import put_under, take_out
+from .placement import give_back, lend
 from .records import INVERSE_OF, carriers_of, made_inverse
 from .steps import advance
 
 TO_FIXED, TO_MOVING = "moving_to_fixed", "fixed_to_moving"
 MODES = ("copy", "live")
 BEFORE = "DeepRegistration.before"
-"""Node reference role (and attribute) of a live node: the transform that it was under."""
-NO_PARENT = "none"
+"""Mark of a live node, see ``placement.lend``."""
 STIFF = ("vtkMRMLMarkupsROINode", "vtkMRMLMarkupsPlaneNode")
 """Markups that the scene would only move and stretch under a deformation."""
 
@@ -241,11 +240,8 @@ class Transfer:
             if mrml.is_carried(node, (above["linear"],)):
                 continue
             release([node])
-            parent = node.GetParentTransformNode()
-            node.SetAttribute(BEFORE, NO_PARENT if parent is None else parent.GetID())
-            node.SetNodeReferenceID(BEFORE, None if parent is None else parent.GetID())
             self._live.append(node)
-            put_under(node, above)
+            lend(node, above, BEFORE)
 
     def _inverse_node(self):
         """The explicit inverse where the result has one; otherwise a node whose to-parent transform is T, made once."""
@@ -263,13 +259,7 @@ class Transfer:
 
 def release(nodes) -> list:
     """Undo mode 'live': the nodes are where they were before; others are left alone. Returns those that were live."""
-    live = [node for node in (nodes if isinstance(nodes, (list, tuple)) else [nodes])
-            if node.GetScene() is not None and node.GetAttribute(BEFORE) is not None]
-    for node in live:
-        take_out(node, node.GetNodeReference(BEFORE))
-        node.RemoveAttribute(BEFORE)
-        node.SetNodeReferenceID(BEFORE, None)
-    return live
+    return [node for node in (nodes if isinstance(nodes, (list, tuple)) else [nodes]) if give_back(node, BEFORE)]
 
 
 def map_of(linear, direction: str):

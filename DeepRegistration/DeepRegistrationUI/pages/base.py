@@ -74,6 +74,9 @@ class Page:
         """A slice of the page's own work, every 30 ms while something runs; True where more is to come."""
         return False
 
+    def scene_added(self) -> None:
+        """A saved scene was read: it is the scene now, or was added to it."""
+
     def scene_closed(self) -> None:
         """The scene was closed and is empty now."""
 

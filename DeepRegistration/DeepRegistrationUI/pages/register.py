@@ -11,9 +11,11 @@ from slicer.i18n import tr as _
 from DeepRegistrationLib.errors import InputError
 
 from ..logic import Choices
+from ..placement import SHOWN, give_back
 from ..records import is_record, roles_of
 from ..state import DEFAULT_METHOD, Start
 from ..sentences import duration
+from ..views import nodes_of
 from .base import Page, segments_of, single
 from .parameters import ParameterForm, plain
 from .placing import Placing
@@ -64,6 +66,18 @@ class RegisterPage(Page):
         self.soon.stop()
         self.pair = (None, None) if node is None else (node.fixedVolume, node.movingVolume)
         super().bind(node)
+        if node is not None:
+            self.scene_added()
+
+    def scene_added(self) -> None:
+        """Volumes that Quality control showed under a result when their scene was saved go back to where they were."""
+        shown = getattr(self.panel.pages.get("quality"), "quality", None)
+        lent = [node for node in nodes_of(slicer.mrmlScene, "vtkMRMLVolumeNode") if shown is None or not shown.lent or node is not shown.moving]
+        back = [node.GetName() for node in lent if give_back(node, SHOWN)]
+        if back:
+            names = ", ".join(f"'{name}'" for name in back)
+            self.say("warning", _("The scene was saved while Quality control showed {names} on the other image; they are back where they were.").format(
+                names=names))
 
     def refresh(self) -> None:
         if self.node is None:
