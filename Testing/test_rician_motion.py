@@ -218,6 +218,8 @@ def test_the_table_of_motion_is_in_mm_and_degrees(dim):
     assert [rows[1][f"shift_{a}_mm"] for a in "xyz"[:dim]] == pytest.approx(list(shift))
     assert [rows[1][f"rotation_{a}_deg"] for a in ("xyz" if dim == 3 else "z")] == pytest.approx(list(np.rad2deg(turn)))
     assert rotation_vector(np.eye(dim)) == pytest.approx(np.zeros(len(turn)))
+    back = motion_table([pose, Affine.identity(dim), Affine.identity(dim)], Image(torch.rand(1, 1, *grid.shape), grid))
+    assert [row["step_mm"] for row in back] == pytest.approx([0, back[0]["displacement_mm"], 0], abs=1e-9), "from the scan before"
 
 
 def test_sentences():
@@ -227,7 +229,7 @@ def test_sentences():
     negative = Series(tuple(replace(f, data=f.data - 500) for f in series.frames))
     with pytest.raises(InputError, match="hold negative values"):
         find("rician-motion").run(negative, RUNTIME)
-    with pytest.raises(InputError, match="series of 1 scans"):
+    with pytest.raises(InputError, match="series of 1 scan"):
         Series(series.frames[:1])
     with pytest.raises(InputError, match="lies on another lattice"):
         Series((series.frames[0], replace(series.frames[1], grid=series.frames[1].grid.moved(np.diag([2.0, 2.0, 1.0])))))
@@ -251,6 +253,8 @@ def test_motion_on_the_command_line(cli, tmp_path):
                      *values, "--out", tmp_path / name)
         assert answer.status == 0 and "3 scans" in answer.out, answer.err
         found[name] = list(csv.DictReader(open(tmp_path / name / "motion.csv", encoding="utf-8")))
+    names = {key: [row.pop("name") for row in rows] for key, rows in found.items()}
+    assert names == {"many": [f"scan{k}.nii.gz" for k in range(3)], "one": [f"all.nii.gz {k}" for k in range(3)]}
     assert found["many"] == found["one"] and list(found["one"][0])[0] == "scan" and "shift_x_mm" in found["one"][0]
     out = tmp_path / "one"
     assert {p.name for p in out.iterdir()} == {"average.nii.gz", "signal.nii.gz", "sigma.nii.gz", "motion.csv", "motion.png", "result.json",
@@ -297,4 +301,4 @@ def test_motion_refuses_one_scan_in_a_sentence(cli, tmp_path):
     series, _ = tissue_series(15.0, 3, scans=2)
     write_image(series.frames[0], tmp_path / "a.nii.gz")
     sentence = cli("motion", "--scans", tmp_path / "a.nii.gz", "--out", tmp_path / "out").sentence()
-    assert "series of 1 scans" in sentence and not (tmp_path / "out").exists()
+    assert "series of 1 scan (a.nii.gz, " in sentence and not (tmp_path / "out").exists()

@@ -250,7 +250,8 @@ class Series:
     def __post_init__(self):
         object.__setattr__(self, "frames", tuple(self.frames))
         if len(self.frames) < 2:
-            raise InputError(f"a series of {len(self.frames)} scans was given; at least two are needed")
+            named = ", ".join(f"{image.name}, {image.grid}" for image in self.frames)
+            raise InputError(f"a series of {len(self.frames)} scan ({named}) was given; at least two are needed: files of a scan each, or one of four axes")
         first = self.frames[0]
         for image in self.frames:
             if image.data.shape[:2] != (1, 1):

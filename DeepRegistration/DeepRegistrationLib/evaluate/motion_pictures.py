@@ -7,6 +7,8 @@ import numpy as np
 from .report import _annotate, _figure, _png, view
 
 COLORS = ("#0072b2", "#e69f00", "#009e73")
+AXES = {"x": "x (left)", "y": "y (back)", "z": "z (up)"}
+"""Where the axes of the patient (LPS) lead, of volumes."""
 
 
 def sheet(result) -> bytes:
@@ -18,7 +20,9 @@ def sheet(result) -> bytes:
         axes = figure.add_axes((0.07, 0.71 - 0.31 * k, 0.52, 0.24))
         keys = [key for key in result.motion[0] if key.startswith(start) and key.endswith(end)]
         for key, color in zip(keys, COLORS):
-            axes.plot(scans, [row[key] for row in result.motion], marker="o", markersize=3, color=color, label=key.removeprefix(start).removesuffix(end))
+            name = key.removeprefix(start).removesuffix(end)
+            label = AXES.get(name, name) if result.average.dim == 3 else name
+            axes.plot(scans, [row[key] for row in result.motion], marker="o", markersize=3, color=color, label=label)
         axes.axhline(0.0, color="0.7", linewidth=0.8)
         axes.set_ylabel(title, fontsize=9)
         axes.tick_params(labelsize=8)

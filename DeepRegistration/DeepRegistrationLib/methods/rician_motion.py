@@ -140,19 +140,22 @@ class RicianMotion(Method):
 
 def motion_table(transforms, signal: Image) -> list[dict]:
     """One dict a scan: where the center of the lattice goes (shift along x, y, z, mm, LPS), the rotation vector (degrees) and the mean
-    distance (mm) that the voxels with more than the mean signal move; all from the reference to the scan."""
+    distance (mm) that the voxels with more than the mean signal move; all from the reference to the scan. ``step_mm``: that distance from the scan before.
+    """
     grid, dim = signal.grid, signal.dim
     values = signal.data[0, 0].nan_to_num()
     points = grid.points()[(values > values.mean()).numpy()]
     points = points if len(points) else grid.corners()
-    rows = []
+    rows, before = [], None
     for k, transform in enumerate(transforms):
         m = transform.numpy()
         shift = m[:dim, :dim] @ grid.centre + m[:dim, dim] - grid.centre
         turn = np.rad2deg(rotation_vector(m[:dim, :dim]))
-        moved = np.linalg.norm(points @ (m[:dim, :dim] - np.eye(dim)).T + m[:dim, dim], axis=1).mean()
+        there = points @ m[:dim, :dim].T + m[:dim, dim]
+        moved, step = (float(np.linalg.norm(there - other, axis=1).mean()) for other in (points, there if before is None else before))
+        before = there
         rows.append({"scan": k, **{f"shift_{a}_mm": float(v) for a, v in zip("xyz", shift)},
-                     **{f"rotation_{a}_deg": float(v) for a, v in zip("xyz" if dim == 3 else "z", turn)}, "displacement_mm": float(moved)})
+                     **{f"rotation_{a}_deg": float(v) for a, v in zip("xyz" if dim == 3 else "z", turn)}, "displacement_mm": moved, "step_mm": step})
     return rows
 
 
