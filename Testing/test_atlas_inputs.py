@@ -14,6 +14,7 @@ from test_atlas_command import QUICK
 
 from DeepRegistrationLib.commands import jobs_atlas
 from DeepRegistrationLib.commands.atlas_cohort import read_group, unique
+from DeepRegistrationLib.engines.cohort_outcome import note_other_labels
 from DeepRegistrationLib.errors import Cancelled, InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image, Labels
@@ -89,6 +90,12 @@ def test_folders_of_dicom_files_without_an_ending_are_images(files, tmp_path):
         (tmp_path / name).write_bytes(bytes(128) + b"DICM" + bytes(8))
     (tmp_path / "notes").write_text("no image", "utf-8")
     assert {s.name: s.image for s in read_group(tmp_path).subjects} == {"Anna": tmp_path / "Anna", "Ben": tmp_path / "Ben"}
+
+
+def test_a_subject_whose_labels_have_other_numbers_is_remarked_on():
+    remarks = {"b": "a copy"}
+    note_other_labels({"a": {1, 2}, "b": {10, 20}, "c": {2}, "d": set()}, remarks)
+    assert set(remarks) == {"b"} and remarks["b"].startswith("a copy; its labels (10, 20) are none of those of the others")
 
 
 def test_names_that_occur_twice_or_cannot_be_those_of_folders(files, tmp_path):

@@ -479,7 +479,7 @@ def test_labels_of_the_subjects_meet_in_the_consensus():
     labels = [Labels((subject.image.data > 0.5).int(), subject.image.grid) for subject in group.subjects]
     result = built(Group(tuple(Subject(s.name, s.image, map_) for s, map_ in zip(group.subjects, labels))))
     assert result.values == [1] and all(row["dice"] > 0.93 for row in result.quality)
-    assert set(result.labels) == {"majority", "staple"} and float(result.probability_of(1).data.max()) == 1.0
+    assert set(result.labels) == {"majority", "staple"} and result.remarks == {} and float(result.probability_of(1).data.max()) == 1.0
     assert float((result.labels["staple"].data != result.labels["majority"].data).float().mean()) < 0.02
 
 

@@ -5,6 +5,7 @@ Subjects are looked at one at a time; their labels on the atlas lattice lie in t
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,10 +126,9 @@ class Kept:
 
 def _agree(outcome: Outcome, labelled: list[str], monitor: Monitor) -> None:
     """Fill in the consensus label maps, the values and each subject's overlap with the majority."""
-    present: set[int] = set()
-    for _, said in zip(monitor.steps(len(labelled), "labels"), outcome.raters()):
-        present |= set(torch.unique(said).tolist())
-    every = sorted((present | {0}) - {UNSEEN})
+    given = {name: labels_of(said) for _, name, said in zip(monitor.steps(len(labelled), "labels"), labelled, outcome.raters())}
+    note_other_labels(given, outcome.remarks)
+    every = sorted({0}.union(*given.values()))
     label, share = majority(shares(outcome.raters, every))
     made = {"majority": label, "staple": staple(outcome.raters, every, label, share) if len(labelled) > 2 else label}
     grid = outcome.grid
@@ -149,14 +149,31 @@ def mean_dice(one: torch.Tensor, other: torch.Tensor, values: list[int]) -> floa
     return float(np.mean(found)) if found else 0.0
 
 
+def labels_of(said: torch.Tensor) -> set[int]:
+    """The labels that a rater gave, without the background."""
+    return set(torch.unique(said).tolist()) - {0, UNSEEN}
+
+
+def note_other_labels(given: dict[str, set[int]], remarks: dict[str, str]) -> None:
+    """Add a remark on every subject of ``given`` (name -> its labels) that shares none of its labels with any other."""
+    counts = Counter(value for own in given.values() for value in own)
+    for name, own in given.items():
+        if len(given) > 1 and own and all(counts[value] == 1 for value in own):
+            numbers = ", ".join(map(str, sorted(own)[:5])) + (", ..." if len(own) > 5 else "")
+            _add(remarks, name, f"its labels ({numbers}) are none of those of the others; give equal structures equal numbers")
+
+
+def _add(remarks: dict[str, str], name: str, text: str) -> None:
+    remarks[name] = "; ".join(filter(None, (remarks.get(name), text)))
+
+
 def note_copies(quality: list[dict], remarks: dict[str, str]) -> None:
     """Add a remark on every subject whose figures are, to the last digit, those of another: it shows the same voxels."""
     first: dict[tuple, str] = {}
     for row in (row for row in quality if "similarity" in row):
         other = first.setdefault((row["similarity"], row["sdlogj"], row["displacement"]), row["subject"])
         if other != row["subject"]:
-            text = f"it seems to be a copy of {other}, which so counts twice; leave one of them out"
-            remarks[row["subject"]] = "; ".join(filter(None, (remarks.get(row["subject"]), text)))
+            _add(remarks, row["subject"], f"it seems to be a copy of {other}, which so counts twice; leave one of them out")
 
 
 def statistics(place: Place, built: Built) -> dict[str, Image]:

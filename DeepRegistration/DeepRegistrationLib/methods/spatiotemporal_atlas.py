@@ -28,7 +28,7 @@ from ..engines import groupwise, growth
 from ..engines.ages import Ages, age_name
 from ..engines.channels import normalised
 from ..engines.cluster import crew_of
-from ..engines.cohort_outcome import Kept, keep_labels, mean_dice, note_copies
+from ..engines.cohort_outcome import Kept, keep_labels, labels_of, mean_dice, note_copies, note_other_labels
 from ..engines.cohort_store import SubjectMap
 from ..engines.cohort_work import UNUSABLE, Place
 from ..errors import InputError
@@ -221,6 +221,7 @@ class SpatiotemporalAtlas(Method):
         labels, sizes = growth.of_labels(raters, ages.basis(asked) @ ages.weights(flow.settings.smoothness), built.grid)
         for row, size in zip(rows, sizes):
             row |= size
+        note_other_labels({name: labels_of(said) for name, said in zip(raters.names, raters())}, remarks)
         values = [int(v) for v in np.unique(np.concatenate([one.values() for one in labels])) if v]
         by_name = {row["subject"]: row for row in quality}
         for name, age, said in zip(raters.names, known, raters()):
