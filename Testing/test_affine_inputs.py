@@ -69,6 +69,12 @@ def test_stacks_of_few_slices_of_two_people_stay_on_each_other(seeds):
     assert solve_linear(pair, LinearSettings(freedom="rigid")).overlap > 0.6
 
 
+def test_fields_of_view_of_quite_other_sizes_are_told_with_these():
+    large, tiny = (Image(torch.rand(1, 1, 20, 20), Grid.from_parts((20, 20), spacing)) for spacing in (9.0, 0.01))
+    with pytest.raises(InputError, match=r"\(0.2 x 0.2 mm\) do not overlap enough at any start \(header, center, moments\)"):
+        register(Pair(large, tiny))
+
+
 def test_fields_of_view_that_do_not_meet():
     case = linear_pair(18, 3, "rigid")
     away = np.eye(4)

@@ -29,6 +29,10 @@ def candidates(level, initial, settings, pair, monitor) -> dict[str, np.ndarray]
         every = {"initial": initial}
     chosen = every if settings.start in ("auto", "global") or initial is not None else {settings.start: every[settings.start]}
     usable = {name: matrix for name, matrix in chosen.items() if level.cost(matrix).overlap >= level.lowest}
+    if not usable and len(chosen) > 1:
+        sizes = [" x ".join(f"{edge:.3g}" for edge in image.grid.extent) for image in (pair.fixed, pair.moving)]
+        raise InputError(f"the fields of view of {pair.fixed.name} ({sizes[0]} mm) and {pair.moving.name} ({sizes[1]} mm) do not overlap enough at any start "
+                         f"({', '.join(chosen)}); check that both show the same part of the body and that their voxels are given in mm")
     if not usable:
         name = next(iter(chosen))
         raise InputError(f"the fields of view of {pair.fixed.name} and {pair.moving.name} do not overlap at the start '{name}'; "
