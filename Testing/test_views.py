@@ -113,6 +113,16 @@ def test_slices_turn_into_the_plane_of_a_slanted_volume_and_back(scene, applicat
         draw()
 
 
+def test_views_that_lie_beside_a_volume_are_brought_to_it(scene, application):
+    """They would be black; a view that shows a part of it stays where the user has put it."""
+    volume = mrml.volume_from_image(scene, image(Grid.from_parts((20, 30, 40), origin=(-540.0, -200.0, 300.0)), 1), "far away")
+    assert views.show_layers(volume)
+    found = {node.GetLayoutName(): node for node in views.nodes_of(scene, views.SLICE)}
+    assert 300 <= found["Red"].GetSliceOffset() <= 320 and found["Yellow"].GetSliceToRAS().GetElement(0, 3) == 520.0
+    found["Red"].SetSliceOffset(318.0)
+    assert not views.show_layers(volume) and found["Red"].GetSliceOffset() == 318.0
+
+
 def test_which_volumes_are_slanted():
     straight = Grid.from_parts((5, 6, 7), (1, 2, 3), direction=np.diag([-1.0, 1.0, 1.0])[:, [1, 0, 2]])
     assert not views.is_slanted(straight) and views.is_slanted(random_grid(1))

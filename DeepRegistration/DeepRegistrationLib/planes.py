@@ -81,7 +81,10 @@ def _rotation_between(start: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 def planes_of(fixed: Grid, moving: Grid, names: tuple[str, str] = ("the fixed image", "the moving image")) -> tuple[Plane | None, Plane | None]:
     """The planes of two 3D grids, (None, None) for true volumes. The moving frame is the fixed one turned as little as possible, so
-    the headers' relation is kept. InputError, with ``names``, for a slice against a volume."""
+    the headers' relation is kept. InputError, with ``names``, for a slice against a volume, and for a line of voxels."""
+    for grid, name in zip((fixed, moving), names):
+        if grid.size.count(1) > 1:
+            raise InputError(f"{name} has {' x '.join(map(str, grid.size))} voxels, which make neither a volume nor a slice; choose another image")
     fixed_plane = Plane.of(fixed) if 1 in fixed.size else None
     moving_plane = Plane.of(moving, fixed_plane) if 1 in moving.size else None
     if (fixed_plane is None) != (moving_plane is None):

@@ -132,7 +132,7 @@ class Batch:
         arguments = argparse.Namespace(
             manifest=Path(self.row["manifest"]), color="refuse", method=self.template.method, init=self.template.start or None, device=self.template.device,
             seed=self.template.seed, threads=self.template.threads, set=command.setting_list(self.template.values),
-            write=("transform", "inverse", "affine", "warped", "jacobian", "scores"))
+            write=("transform", "inverse", "affine", "warped", "jacobian", "scores"), fill=None)
         line = command.command_line(command.complete(self.row["row"], arguments), self.folder / self.row["id"])
         if command.is_done(command.register_parser().parse_args(line)):
             return None

@@ -20,18 +20,6 @@ OUTPUTS = frozenset(("warped", "metrics"))
 REGISTERED, TRANSFORMS = "registered", "transforms"
 
 
-def shown_frame(volume) -> dict | None:
-    """Which frame of a sequence a volume node shows: {"number" from 1, "value" of the index, "text"}; None where it is no proxy of a browser."""
-    for browser in views.nodes_of(volume.GetScene(), "vtkMRMLSequenceBrowserNode"):
-        sequence = browser.GetSequenceNode(volume)
-        if sequence is not None and 0 <= browser.GetSelectedItemNumber() < sequence.GetNumberOfDataNodes():
-            number = browser.GetSelectedItemNumber()
-            value = sequence.GetNthIndexValue(number)
-            index = f"{sequence.GetIndexName()} {value} {sequence.GetIndexUnit()}".strip()
-            return {"number": number + 1, "value": value, "text": f"frame {number + 1} ({index})"}
-    return None
-
-
 def plans_of(sequence, reference, taken=()) -> list[dict]:
     """What ``batch`` makes rows of, one a frame. reference: a volume node, or the number of a frame from 0; ``taken`` names of groups in use.
 

@@ -63,6 +63,7 @@ class LiveView:
         self._state, self._parent, self._arranged = views.ViewState(self.scene), moving.GetParentTransformNode(), arrange
         self._waiting, self._next, self._closed, self._longest = None, 0.0, False, 0.0
         self._drawings: list = []
+        self._slices_moved = False
         self.cost, self.refreshes = 0.0, 0
         self.nodes: dict = {}
         self._add_transforms()
@@ -122,7 +123,7 @@ class LiveView:
 
     def _arrange(self) -> None:
         """Moving over fixed with the grid; ``tick`` draws it for the first time, which costs several times the later ones."""
-        views.show_layers(self.fixed, self.moving, opacity=0.5, rotate=views.is_slanted(mrml.grid_of(self.fixed)))
+        self._slices_moved = views.show_layers(self.fixed, self.moving, opacity=0.5, rotate=views.is_slanted(mrml.grid_of(self.fixed)))
         self._stretch(float(mrml.grid_of(self.fixed).extent.max()) / 40)
         self._drawings = views.drawings(self.scene)
 
@@ -237,7 +238,7 @@ class LiveView:
         if views.is_in(self.moving, self.scene) and self.moving.GetParentTransformNode() in (None, self._under):
             take_out(self.moving, self._parent if views.is_in(self._parent, self.scene) else None)
         if self._arranged:
-            self._state.restore(slices=views.is_slanted(mrml.grid_of(self.fixed)) if views.is_in(self.fixed, self.scene) else False)
+            self._state.restore(slices=self._slices_moved)
         if self._under is not self.nodes["linear"] and views.is_in(self._under, self.scene):
             self.scene.RemoveNode(self._under)
         if "browser" in self.nodes:

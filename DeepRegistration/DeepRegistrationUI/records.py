@@ -13,14 +13,13 @@ from DeepRegistrationLib.geometry import Grid
 
 from . import mrml, views
 from .delivery import put_into
-from .frames import shown_frame
 
 ATTRIBUTE = "DeepRegistration.Result"
 ROLE = "DeepRegistration."
 PLACES = "DeepRegistration.Places"
 """Attribute of the main node: the grids that the fixed and the moving volume had, as JSON."""
 FRAMES = "DeepRegistration.ShownFrames"
-"""Attribute of the main node: the frames of sequences that the fixed and the moving volume showed, as JSON; see ``frames.shown_frame``."""
+"""Attribute of the main node: the frames of sequences that the fixed and the moving volume showed, as JSON; see ``shown_frame``."""
 MAIN = "vtkMRMLTransformNode"
 UNDER = "DeepRegistrationUnder."
 """With a side, role of the main node: the transform nodes that were above this volume when it was registered, which are part of its place."""
@@ -118,6 +117,18 @@ def made_inverse(linear):
     """The inverse node that a live transfer has made for a result without one, None where there is none."""
     nodes = [] if linear is None else views.nodes_of(linear.GetScene(), MAIN)
     return next((node for node in nodes if node.GetAttribute(INVERSE_OF) == linear.GetID()), None)
+
+
+def shown_frame(volume) -> dict | None:
+    """Which frame of a sequence a volume node shows: {"number" from 1, "value" of the index, "text"}; None where it is no proxy of a browser."""
+    for browser in views.nodes_of(volume.GetScene(), "vtkMRMLSequenceBrowserNode"):
+        sequence = browser.GetSequenceNode(volume)
+        if sequence is not None and 0 <= browser.GetSelectedItemNumber() < sequence.GetNumberOfDataNodes():
+            number = browser.GetSelectedItemNumber()
+            value = sequence.GetNthIndexValue(number)
+            index = f"{sequence.GetIndexName()} {value} {sequence.GetIndexUnit()}".strip()
+            return {"number": number + 1, "value": value, "text": f"frame {number + 1} ({index})"}
+    return None
 
 
 def remark_on_places(main) -> str:

@@ -14,7 +14,6 @@ from DeepRegistrationLib.commands.output import remark_on
 from DeepRegistrationLib.errors import InputError
 
 from . import mrml, outputs, records
-from .frames import shown_frame
 from .landmark_start import rigid_fit
 from .live import LiveView, lattice_of_previews, preview_request
 from .sentences import duration, listed
@@ -63,7 +62,7 @@ class Choices:
         """What the outputs are called."""
         if self.prefix.strip():
             return self.prefix.strip()
-        shown = [(node.GetName(), shown_frame(node)) for node in (self.moving, self.fixed)]
+        shown = [(node.GetName(), records.shown_frame(node)) for node in (self.moving, self.fixed)]
         return " to ".join(name if frame is None else f"{name} frame {frame['number']}" for name, frame in shown)
 
     def nodes(self) -> list:
@@ -180,7 +179,7 @@ class Registration:
         """The request; a generator."""
         c = self.choices
         self.grids, self.above = zip(*((mrml.grid_of(node), mrml.parents_of(node)) for node in (c.fixed, c.moving)))
-        self.frames = [shown_frame(node) for node in (c.fixed, c.moving)]
+        self.frames = [records.shown_frame(node) for node in (c.fixed, c.moving)]
         carriers = records.carriers_around(c.fixed, "fixed"), records.carriers_around(c.moving, "moving")
         start = c.start or None
         if start == LANDMARKS:

@@ -160,11 +160,12 @@ def unlinked(nodes):
 
 
 def show_layers(background, foreground=None, label=None, opacity: float = 0.5, *, fit: bool = False, rotate: bool = False,
-                names: tuple[str, ...] = ()) -> None:
+                names: tuple[str, ...] = ()) -> bool:
     """Show volume nodes in all slice views (or in those whose layout ``names`` are given): ``foreground`` over ``background``
     at ``opacity``, and a ``label`` map. A layer that is None is emptied.
 
-    ``fit`` zooms to the background; ``rotate`` turns the slices into the background's own axes, for oblique and one-slice volumes.
+    ``fit`` zooms to the background; ``rotate`` turns the slices into the background's own axes, for oblique and one-slice volumes. A view that lies
+    beside the background is brought to it, because it would be black. True where a slice was moved.
     """
     scene = background.GetScene()
     nodes = [node for node in composites(scene) if not names or node.GetLayoutName() in names]
@@ -175,13 +176,33 @@ def show_layers(background, foreground=None, label=None, opacity: float = 0.5, *
             node.SetLabelVolumeID(None if label is None else label.GetID())
             node.SetCompositing(node.Alpha)
             node.SetForegroundOpacity(float(opacity))
+    moved = False
     for logic in slice_logics(scene):
         if not names or logic.GetSliceNode().GetLayoutName() in names:
             if rotate:
                 logic.GetSliceNode().RotateToVolumePlane(background)
                 logic.SnapSliceOffsetToIJK()
-            if fit or rotate:
+            if fit or rotate or not _is_seen(background, logic.GetSliceNode()):
                 logic.FitSliceToBackground()
+                moved = True
+    return moved
+
+
+def _is_seen(volume, view) -> bool:
+    """True where the slice of a view cuts the box around a volume node inside of the view's frame."""
+    import itertools
+
+    import numpy as np
+
+    from .mrml import matrix_values
+
+    bounds, (width, height) = [0.0] * 6, view.GetDimensions()[:2]
+    if min(width, height) < 1:  # never drawn
+        return True
+    volume.GetRASBounds(bounds)
+    corners = np.array([(*corner, 1.0) for corner in itertools.product(bounds[:2], bounds[2:4], bounds[4:])])
+    low, high = (function(corners @ np.linalg.inv(matrix_values(view.GetXYToRAS())).T, axis=0)[:3] for function in (np.min, np.max))
+    return bool((low <= (width, height, 0)).all() and (high >= 0).all())
 
 
 def set_blend(scene, opacity: float) -> None:

@@ -69,7 +69,11 @@ def grid_of(node, carriers=()) -> Grid:
     _require_voxels(node)
     matrix = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(matrix)
-    return Grid(node.GetImageData().GetDimensions()[::-1], FLIP @ placement_of(node, carriers) @ matrix_values(matrix))
+    affine = FLIP @ placement_of(node, carriers) @ matrix_values(matrix)
+    try:
+        return Grid(node.GetImageData().GetDimensions()[::-1], affine)
+    except InputError as error:
+        raise InputError(f"'{node.GetName()}': {error}") from None
 
 
 def _require_voxels(node) -> None:
