@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from truths_growth import Growth
 from DeepRegistrationLib.engines import growth
 from DeepRegistrationLib.engines.ages import Ages, medians, second_differences
 from DeepRegistrationLib.engines.channels import limits_of, normalised
+from DeepRegistrationLib.engines.consensus import UNSEEN
 from DeepRegistrationLib.errors import Cancelled, InputError
 from DeepRegistrationLib.geometry import Grid
 from DeepRegistrationLib.image import Image
@@ -161,7 +163,24 @@ def test_consensus_labels_follow_the_weights():
     assert rows[0] == {"volume_1": 1.5, "length_1": 2.0, "volume_2": 1.5, "length_2": 2.0} and rows[1]["volume_2"] == 0
 
 
+def test_who_does_not_see_a_place_has_no_say_in_its_label():
+    grid = Grid.from_parts((1, 4))
+    maps = [torch.tensor(v, dtype=torch.int32) for v in ([0, 1, 1, UNSEEN], [0, 1, UNSEEN, UNSEEN], [0, 1, UNSEEN, UNSEEN])]
+    (labels,), (row,) = growth.of_labels(lambda: iter(maps), np.full((1, 3), 1 / 3), grid)
+    assert labels.data.flatten().tolist() == [0, 1, 1, 0] and row["volume_1"] == pytest.approx(2)
+
+
 # ------------------------------------------------------------------------------------------------------------ the method
+
+
+def test_subjects_that_are_cut_off_do_not_darken_the_atlas():
+    """Bodies on a bright ground; one subject in four does not show the last third."""
+    _, group = growing(side=24)
+    bright = [replace(s, image=replace(s.image, data=s.image.data.amax() - s.image.data)) for s in group.subjects]
+    cut = [replace(s, image=Image(s.image.data[..., :16, :], s.image.grid.crop((0, 0), (24, 16)))) if k % 4 == 0 else s for k, s in enumerate(bright)]
+    whole, part = (built(Group(tuple(subjects)), steps=2, refinement=NETWORK_ALONE).atlases for subjects in (bright, cut))
+    for one, other in zip(whole, part):
+        assert float((other.data / one.data)[..., 18:, :].mean()) == pytest.approx(1, abs=0.05)
 
 
 @pytest.fixture(scope="module")

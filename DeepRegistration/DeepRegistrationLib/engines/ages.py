@@ -4,7 +4,7 @@
 
 h_k is the hat function of knot k, D the second divided difference over the knots, n the mean number of subjects a knot: A is the linear spline
 that has the least squared distance from the subjects' images J_i and, with s, bends least over age (Reinsch, Numer Math 1967). Where every
-subject lies on a knot and s is 0, A_k is the mean of the subjects of that age. A subject counts as 0 outside its field of view.
+subject lies on a knot and s is 0, A_k is the mean of the subjects of that age. A subject has no say outside its field of view (``seen_mean``).
 
 Sums go through the cohort one subject at a time: memory follows the number of knots, not of subjects.
 """
@@ -23,6 +23,8 @@ FEW, MOST = 6, 12
 """Subjects a knot that are wished for, and knots at most, where their number is left open."""
 RIDGE = 1e-3
 """Least weight of the second difference where a knot has no subjects: it then lies between its neighbors."""
+LEAST_SEEN = 0.25
+"""Share of the weight that has to see a place; where less does, the sum is divided by this, so that it falls to 0."""
 HALVINGS = 8
 """Passes over the cohort for its medians: each halves the interval of every voxel."""
 
@@ -99,6 +101,12 @@ def add_to(total: torch.Tensor, weights, image: torch.Tensor) -> None:
     """total (K, C, *S) += weights (K,) image (1, C, *S), in place."""
     for k in np.flatnonzero(np.abs(weights) > 1e-9):
         total[k].add_(image[0], alpha=float(weights[k]))
+
+
+def seen_mean(total: torch.Tensor, unseen: torch.Tensor) -> torch.Tensor:
+    """The weighted mean over those who see a place: ``total`` (K, C, *S) of weighted values, 0 where a subject sees nothing, and ``unseen`` (K, 1, *S)
+    the sum of the weights of those who do not see it, of 1 for all."""
+    return total / (1 - unseen).clamp_min(LEAST_SEEN)
 
 
 def medians(images, basis: np.ndarray, monitor: Monitor) -> torch.Tensor:

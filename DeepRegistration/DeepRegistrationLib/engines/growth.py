@@ -15,7 +15,7 @@ import torch
 from ..geometry import Grid
 from ..image import Labels
 from ..ops.sample import world_points
-from .ages import add_to
+from .ages import add_to, seen_mean
 from .consensus import UNSEEN
 
 BINS = 256
@@ -28,16 +28,18 @@ def of_atlases(atlases: torch.Tensor, grid: Grid) -> list[dict]:
 
 
 def of_labels(raters, weights: np.ndarray, grid: Grid) -> tuple[tuple[Labels, ...], list[dict]]:
-    """(consensus, rows) at M ages: raters() yields (voxels,) whole numbers of every subject in turn, weights (M, N); what a subject does not see is
-    background."""
+    """(consensus, rows) at M ages: raters() yields (voxels,) whole numbers of every subject in turn, weights (M, N); a subject has no say in what it does
+    not see, and what nobody sees is background."""
     values = sorted({int(v) for said in raters() for v in torch.unique(said)} - {UNSEEN} | {0})
     best = torch.full((len(weights), grid.voxels), -np.inf)
-    label, rows = torch.zeros(best.shape, dtype=torch.int32), [{} for _ in weights]
+    label, rows, unseen = torch.zeros(best.shape, dtype=torch.int32), [{} for _ in weights], torch.zeros_like(best)
+    for said, weight in zip(raters(), weights.T):
+        add_to(unseen, weight, (said == UNSEEN).float()[None])
     for value in values:
         share = torch.zeros_like(best)
         for said, weight in zip(raters(), weights.T):
-            add_to(share, weight, (said.masked_fill(said == UNSEEN, 0) == value).float()[None])
-        share.clamp_(0, 1)
+            add_to(share, weight, (said == value).float()[None])
+        share = seen_mean(share, unseen).clamp(0, 1)
         label[share > best] = value
         best = torch.maximum(best, share)
         if value:

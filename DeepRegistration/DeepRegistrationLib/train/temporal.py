@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from ..engines import cohort_work as work
-from ..engines.ages import Ages, add_to, blended, medians
+from ..engines.ages import Ages, add_to, blended, medians, seen_mean
 from ..engines.cohort_store import Store, SubjectMap
 from ..engines.cohort_work import Place
 from ..engines.groupwise import Built, inverted, length
@@ -100,7 +100,7 @@ class Temporal:
         passed.centre(self.settings.centering)
         for number, _ in self._in_order(monitor.part(0.95, 1.0), "template"):
             passed.add(number)
-        new = passed.atlases
+        new = passed.atlases()
         if model.generator is not None:
             model.generator.cpu().settle(self._shares, new)
             write({"network": model.state_dict()}, self.training(n) / "model.pt")
@@ -234,7 +234,7 @@ class _Pass:
     def __init__(self, flow: Temporal, iteration: int, model: AgeNetwork, atlases: torch.Tensor):
         self.flow, self.iteration, self.model, self.seen = flow, iteration, model.to(flow.runtime.torch_device()), atlases
         grid = flow.built.grid
-        self.atlases = torch.zeros(len(atlases), 1, *grid.shape, dtype=torch.float64)
+        self.total, self.unseen = (torch.zeros(len(atlases), 1, *grid.shape, dtype=torch.float64) for _ in range(2))
         self.moved = torch.zeros(len(atlases), grid.dim, *grid.shape)
         self.log, self.square = (torch.zeros(1, 1, *grid.shape, dtype=torch.float64) for _ in range(2))
         self.figures, self.losses, self.windows, self.recent = [], [], [], deque(maxlen=flow.recent)
@@ -286,11 +286,16 @@ class _Pass:
         store.keep(self.iteration, member.name, made, figures)
         values, weight = work.on_atlas(image, made, "cubic")
         log = fields.jacobian_determinant(made.displacement, grid).clamp_min(work.FLOOR).log().double()
-        add_to(self.atlases, flow.weights[:, number], (values * weight).double())
+        add_to(self.total, flow.weights[:, number], (values * weight).double())
+        add_to(self.unseen, flow.weights[:, number], 1 - weight.double())
         add_to(self.moved, flow.weights[:, number], made.displacement)
         self.log += log
         self.square += log.square()
         self.figures.append(figures)
+
+    def atlases(self) -> torch.Tensor:
+        """(K, 1, *S) float64: the new atlas of every knot, after all members were added."""
+        return seen_mean(self.total, self.unseen)
 
     def row(self, old: torch.Tensor, new: torch.Tensor) -> dict:
         """Figures of the iteration, as in ``groupwise.convergence``; similarity_loss and group_loss (voxel^2): terms of the loss after training, the
