@@ -28,6 +28,8 @@ MARKER = VENV / "installed.json"
 LIBRARY = ROOT / "DeepRegistration"
 EXPERIMENTS = ROOT / "Testing" / "Experiments"
 COMPILE = "from DeepRegistrationLib.ops import kernels; kernels.compile_all()"
+SHARED_OUT = ("-n", "auto", "--maxprocesses", "4", "--dist", "worksteal")
+"""Options of pytest-xdist: the whole suite runs in a process a core, up to four; one that has nothing left takes tests from the others."""
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 USAGE = """usage: python run.py COMMAND [arguments]
@@ -97,7 +99,7 @@ def command_line(command: str, rest: list[str]) -> list[str]:
         return ["-m", "DeepRegistrationUI.demo", *rest]
     if command == "test":
         named = any(Path(a.split("::")[0]).exists() for a in rest if not a.startswith("-"))
-        where = [] if named else [str(ROOT / "Testing")]
+        where = [] if named else [*SHARED_OUT, str(ROOT / "Testing")]
         return ["-m", "pytest", "--rootdir", str(ROOT), "--config-file", str(ROOT / "pyproject.toml"), *where, *rest]
     if command == "bench" and bench_script().is_file():
         return [str(bench_script()), *rest]

@@ -93,6 +93,7 @@ def test_commands_and_their_targets(run):
     assert run.command_line("demo", []) == ["-m", "DeepRegistrationUI.demo"]
     assert run.command_line("test", ["-k", "cli"])[-3:] == [str(ROOT / "Testing"), "-k", "cli"]
     assert run.command_line("test", [str(ROOT / "Testing" / "test_run.py")])[-1].endswith("test_run.py")
+    assert [("-n" in run.command_line("test", rest)) for rest in ([], ["-x"], [str(ROOT / "Testing")])] == [True, True, False]
     assert run.command_line("train", ["list"]) == ["-m", "DeepRegistrationLib", "train", "list"]
     with pytest.raises(run.Failure, match="unknown command 'nonsense'"):
         run.command_line("nonsense", [])
