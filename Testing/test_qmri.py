@@ -345,9 +345,10 @@ def test_requests_that_cannot_be_used_say_why():
             replace(problem, **change)
     assert isinstance(problem, Slices) and problem.dim == 3
     bare = replace(problem, segments=None, volume_segment=None)
-    in_meters = replace(bare.volume, grid=Grid(bare.volume.grid.shape, np.diag([1e-3, 1e-3, 1e-3, 1]) @ bare.volume.grid.affine))
+    in_meters, *small = (replace(i, grid=Grid(i.grid.shape, np.diag([1e-3, 1e-3, 1e-3, 1]) @ i.grid.affine)) for i in (bare.volume, *bare.slices))
     meant = {"all 6 slices lie on the same pixels": replace(bare, slices=bare.slices[:1] * 6),
-             "slices, 130 mm long, into the volume of 0.17 x 0.17 x 0.17 mm": replace(bare, volume=in_meters)}
+             "slices, 130 mm long, into the volume of 0.17 x 0.17 x 0.17 mm": replace(bare, volume=in_meters),
+             "slices, 0.13 mm long, into the volume of 170 x 170 x 170 mm": replace(bare, slices=tuple(small))}
     for text, asked in meant.items():
         with pytest.raises(InputError, match=text):
             find("qmri", {"tried": 50}).run(asked, RUNTIME)

@@ -185,7 +185,7 @@ class Slices:
     def __post_init__(self):
         object.__setattr__(self, "slices", tuple(self.slices))
         if len(self.slices) < 2:
-            raise InputError(f"{len(self.slices)} slices were given; at least two are needed to place a set in a volume")
+            raise InputError(f"{'one slice was' if self.slices else 'no slices were'} given; at least two are needed to place a set in a volume")
         for image in (*self.slices, self.volume):
             _check_image(image)
             if image.data.shape[:2] != (1, 1):

@@ -23,6 +23,8 @@ from .slices import SIMILARITIES, SliceLevel, about_axis, build_levels, common_a
 from .starts import worth
 
 SEARCHES = ("full", "axis", "none")
+LEAST_VOXELS = 4
+"""Voxels of the volume that the slices have to be long, at least: shorter ones are in another unit."""
 ONE_THREAD = 200_000
 """Pixels of all slices up to which several threads cost more than they save."""
 THIN = 3000
@@ -160,6 +162,8 @@ def search(problem, starts, settings: SliceSettings, runtime, monitor, moves=Non
 
     Raises InputError where no pose within reach brings the slices into the volume; Cancelled.
     """
+    if longest_edge(problem) < LEAST_VOXELS * float(problem.volume.grid.spacing.min()):
+        raise out_of_reach(problem)
     device = runtime.torch_device()
     device = torch.device("cpu") if device.type == "mps" else device
     levels = build_levels(problem, level_spacings(problem, settings), settings.similarity, settings.profile, device)
