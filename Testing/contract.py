@@ -154,10 +154,11 @@ A method that works without belongs nowhere here: ``refuses_without_weights`` as
 
 
 AGED = {"steps": 60, "width": 4, "rate": 1e-2, "iterations": 1, "group": 0.1, "batch": 2}
-QUICK = {"icon-atlas:network": {"steps": 80, "width": 8, "start": "subject", "reference": "s2"},
+QUICK = {"rician-motion:published": {"templates": 1},
+         "icon-atlas:network": {"steps": 80, "width": 8, "start": "subject", "reference": "s2"},
          **{f"spatiotemporal-atlas:{preset}": AGED for preset in ("default", "generator")},
          **{f"spatiotemporal-atlas:{preset}": {**AGED, "steps": 150, "width": 8} for preset in ("aligned", "report")}}
-"""Presets that train a network of their own: id:preset -> values with which that takes seconds."""
+"""Presets that train a network of their own or do hundreds of rounds more than once: id:preset -> values with which that takes seconds."""
 
 
 def asked(cls, dim: int, preset: str = "default", **values):
