@@ -10,7 +10,8 @@ import contract
 import pytest
 import torch
 
-from DeepRegistrationLib.io import read_transform, write_image, write_transform
+from DeepRegistrationLib.image import Image
+from DeepRegistrationLib.io import read_image, read_transform, write_image, write_transform
 from DeepRegistrationLib.transforms import Affine
 
 
@@ -55,3 +56,23 @@ def test_a_start_from_a_file_is_found_beside_the_list_and_counts_when_it_changes
     os.utime(folder / "out" / "name" / "result.json", (2e9, 2e9))
     again, second = run(-3.0)
     assert again == ["done", "done before"] and first - second > 1.0
+
+
+def test_remarks_and_values_outside_reach_the_list(folder, cli, toy):
+    """Voxels without a number are left out, with a word in the summary; --fill of a row is that of its own, and is no reason to run again."""
+    fixed = read_image(folder / "Köpfe" / "f, 1.nii.gz")
+    fixed.data[..., :3, :] = torch.nan
+    write_image(fixed, folder / "holes.nrrd")
+    moving = read_image(folder / "Köpfe" / "m.nii.gz")
+    write_image(Image(moving.data[..., 8:], moving.grid.crop([8, 0], moving.grid.size)), folder / "part.nrrd")
+    rows = [{"id": "a", "fixed": "holes.nrrd", "moving": "part.nrrd", "fill": "nan"}, {"id": "b", "fixed": "holes.nrrd", "moving": "part.nrrd"}]
+    (folder / "list.json").write_text(json.dumps(rows), "utf-8")
+    call = ("batch", folder / "list.json", "--method", toy, "--fill", "-5", "--out", folder / "out")
+    assert cli(*call).status == 0
+    lines = list(csv.DictReader((folder / "out" / "summary.csv").read_text("utf-8").splitlines()))
+    count = 3 * fixed.data.shape[-1]
+    assert all(f"{count} of {fixed.grid.voxels} voxels of holes.nrrd" in line["remark"] for line in lines)
+    assert [json.loads((folder / "out" / name / "result.json").read_text("utf-8"))["request"]["fill"] for name in "ab"] == ["nan", -5.0]
+    warped = [read_image(folder / "out" / name / "warped.nii.gz").data for name in "ab"]
+    assert bool(warped[0].isnan().any()) and torch.equal(warped[0].isnan(), warped[1] == -5)
+    assert cli(*call).status == 0 and statuses(folder / "out") == ["done before", "done before"]

@@ -142,3 +142,33 @@ def test_points_move_with_the_transform(dim):
 def test_points_that_are_none(arguments, words):
     with pytest.raises(InputError, match=words):
         Points(*arguments)
+
+
+@dims
+def test_voxels_without_a_number_are_left_out_and_read_as_the_background(dim):
+    grid = random_grid(1, dim, (8, 9, 10)[-dim:])
+    data = torch.rand(1, 2, *grid.shape) - 1000
+    assert Image(data, grid).completed().mask is None
+    holes = data.clone()
+    holes[0, 1, 2, 3], holes[0, 0, 4, 4] = torch.nan, -torch.inf
+    made = Image(holes, grid, name="map").completed()
+    missing = ~holes.isfinite().all(1, keepdim=True)
+    assert torch.equal(made.mask, ~missing) and made.data.isfinite().all() and bool((made.data[missing.expand_as(data)] == made.background).any())
+    assert -1000 < made.background < -999.7 and torch.equal(made.data[~missing.expand_as(data)], data[~missing.expand_as(data)])
+    mask = torch.zeros_like(missing)
+    mask[..., 4:] = True
+    assert torch.equal(Image(holes, grid, mask).completed().mask, mask & ~missing)
+    with pytest.raises(InputError, match=f"map holds numbers in 0 of {grid.voxels} voxels that count"):
+        Image(torch.full_like(data, torch.nan), grid, name="map").completed()
+
+
+@dims
+def test_the_background_is_0_unless_the_border_lies_below_it(dim):
+    grid = random_grid(1, dim, (8, 9, 10)[-dim:])
+    air = torch.full((1, 1, *grid.shape), -1000.0)
+    air[(..., *(slice(2, -2),) * dim)] = 40.0
+    assert Image(air, grid).background == -1000 and Image(air + 1000, grid).background == 0
+    inside = torch.zeros_like(air)
+    inside[(..., *(slice(2, -2),) * dim)] = -5.0
+    assert Image(inside, grid).background == 0 and Image(inside.masked_fill(inside == 0, torch.nan), grid).background == 0
+    assert Labels(air.int(), grid).background == 0

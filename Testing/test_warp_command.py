@@ -202,3 +202,49 @@ def test_images_that_a_search_moved_apart_are_remarked_on(cli, tmp_path, shift, 
     assert answer.status == 0 and record["overlap"] == {"before": 1.0, "after": pytest.approx(1 - shift / 20, abs=0.03)}
     words = "25% of the fixed image lie in the moving one, 100% did before"
     assert (words in answer.err) == told and (words in line("pair", "done", "", tmp_path / "out")["remark"]) == told
+
+
+@pytest.mark.parametrize("mode, itk", [("linear", sitk.sitkLinear), ("nearest", sitk.sitkNearestNeighbor)])
+def test_voxels_without_a_number_stay_so_and_do_not_spread(warp, tmp_path, mode, itk):
+    """Where every neighbor has a number the values are SimpleITK's; ITK would lose a whole voxel around every hole."""
+    data = 100 + torch.rand(1, 1, *GRID.shape, generator=torch.Generator().manual_seed(1))
+    data[..., 3:5, 3:6, 4:8] = torch.nan
+    data[..., 6, 2, 2] = torch.inf
+    write_image(Image(data, GRID), tmp_path / "map.nrrd")
+    assert warp("map.nrrd", "out.nrrd", "--interpolation", mode, "--fill", "-7").status == 0
+    made = read_image(tmp_path / "out.nrrd").data[0, 0].numpy()
+    image = sitk.ReadImage(str(tmp_path / "map.nrrd"))
+    there = sitk.Cast(image == image, sitk.sitkFloat32) * sitk.Cast(sitk.Abs(image) < 1e6, sitk.sitkFloat32)
+    onto = sitk.ReadImage(str(tmp_path / "reference.nrrd")), sitk.ReadTransform(str(tmp_path / "shift.tfm"))
+    values = sitk.GetArrayFromImage(sitk.Resample(image, *onto, itk, -7.0))
+    weight = sitk.GetArrayFromImage(sitk.Resample(there, *onto, itk, 1.0))
+    near = sitk.GetArrayFromImage(sitk.Resample(there, *onto, sitk.sitkNearestNeighbor, 1.0))
+    whole = weight > 0.9999
+    np.testing.assert_allclose(made[whole], values[whole], atol=1e-3)
+    assert np.array_equal(np.isnan(made), near < 0.5) and 10 < np.isnan(made).sum() < 60
+    assert mode == "nearest" or (made[~whole & ~np.isnan(made)] > 99.9).sum() > 20, "next to a hole the others are read, not less than them"
+
+
+def test_cubic_interpolation_needs_numbers_everywhere(warp, tmp_path):
+    data = torch.rand(1, 1, *GRID.shape)
+    data[..., 3, 3, 3] = torch.nan
+    write_image(Image(data, GRID), tmp_path / "map.nrrd")
+    assert "1 voxels hold no number" in warp("map.nrrd", "out.nrrd", "--interpolation", "cubic").sentence()
+
+
+@pytest.mark.parametrize("low, expected", [(-1000.0, -1000.0), (0.0, 0.0), (-3.0, 0.0)])
+def test_outside_of_a_ct_is_air_as_register_has_it(cli, warp, tmp_path, low, expected):
+    """A map with values below 0 inside, but not at its border, has 0 outside, as an MR image has."""
+    data = torch.full((1, 1, *GRID.shape), low if low != -3.0 else 0.0)
+    data[..., 2:6, 2:7, 2:8] = 40 + torch.rand(1, 1, 4, 5, 6, generator=torch.Generator().manual_seed(1))
+    data[..., 3, 3, 3] = min(low, -3.0)
+    write_image(Image(data, GRID), tmp_path / "ct.nrrd")
+    assert warp("ct.nrrd", "out.nrrd").status == 0
+    call = ("register", "--fixed", tmp_path / "reference.nrrd", "--moving", tmp_path / "ct.nrrd", "--method", "affine", "--set", "freedom=none",
+            "--init", tmp_path / "shift.tfm", "--quiet", "--out")
+    assert cli(*call, tmp_path / "r").status == 0 and cli(*call, tmp_path / "filled", "--fill", "-7").status == 0
+    by_warp, by_register, filled = (read_image(tmp_path / name).data for name in ("out.nrrd", "r/warped.nii.gz", "filled/warped.nii.gz"))
+    assert torch.allclose(by_warp, by_register, atol=1e-3) and float(by_register[..., -1, 0, 0]) == expected
+    outside = filled == -7
+    assert 0.05 < float(outside.float().mean()) < 0.6 and bool((by_register[outside] == expected).all())
+    assert torch.equal(filled[~outside], by_register[~outside])

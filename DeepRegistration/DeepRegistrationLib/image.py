@@ -13,6 +13,13 @@ from .ops.filters import coarsened, resolution_sigma
 from .ops.sample import index_points, inside, resample
 
 
+LOW = 0.1
+"""Share of the voxels at the border of an image that may lie below its background."""
+
+FEWEST = 1e-4
+"""Share of the voxels that have to hold a number for an image to be used."""
+
+
 @dataclass(frozen=True, eq=False)
 class Image:
     """Intensities ``data`` (B, C, *S) on ``grid``; ``mask`` (B, 1, *S) bool marks the voxels that count, None means all."""
@@ -56,6 +63,33 @@ class Image:
                 raise InputError(f"the mask of {self.name} has no voxel inside the image; check that it belongs to this image")
         return replace(self, mask=mask if mask is None or mask.dtype == torch.bool else mask > 0)
 
+    @property
+    def background(self) -> float:
+        """The value of places that an image says nothing of: 0, or where its border lies below 0, a low value there.
+
+        Around a CT lies air, and 0 would be water; maps with values below 0 inside have 0 around them, as other images do.
+        """
+        faces = []
+        for axis, n in enumerate(self.grid.shape, 2):
+            ends = [self.data.select(axis, k).flatten() for k in (0, n - 1) if n > 1]
+            faces += [end[end.isfinite()] for end in ends]
+        border = torch.cat(faces) if faces else self.data.new_zeros(0)
+        return min(0.0, float(border.kthvalue(1 + int(LOW * (len(border) - 1))).values)) if len(border) else 0.0
+
+    def completed(self) -> "Image":
+        """The image with voxels that hold no number (NaN or infinite) left out by its mask and read as its background; itself where all do.
+
+        InputError where hardly any voxel that counts holds a number.
+        """
+        known = self.data.isfinite().all(1, keepdim=True)
+        if bool(known.all()):
+            return self
+        counted = known if self.mask is None else known & self.mask
+        if int(counted.sum()) <= FEWEST * counted.numel():
+            raise InputError(f"{self.name} holds numbers in {int(counted.sum())} of {counted.numel()} voxels that count, the others are NaN or infinite; "
+                             "check the file and its mask")
+        return replace(self, data=self.data.where(known, self.background), mask=counted)
+
     def at(self, grid: Grid, mode: str = "linear", fill: float | None = 0.0) -> "Image":
         """The image on another grid, without smoothing; ``fill`` outside its field of view."""
         mask = None if self.mask is None else resample(self.mask.float(), self.grid, grid, "nearest", fill=0.0) > 0.5
@@ -84,6 +118,7 @@ class Labels(Image):
 
     name: str = "labels"
     names: tuple[tuple[int, str], ...] = ()
+    background = 0.0
 
     def values(self) -> list[int]:
         """The labels that occur, without 0."""

@@ -12,7 +12,7 @@ from .engines.slice_bends import Bend, bent_points
 from .engines.slices import emulate, thickness_of
 from .errors import InputError
 from .image import Image, Labels
-from .ops.sample import sample
+from .ops.sample import sample, sample_known
 from .points import Points
 from .terms.base import Alignment
 from .transforms import Affine, Transform
@@ -47,8 +47,8 @@ class Result:
 
     @cached_property
     def warped(self) -> Image:
-        """The moving image on the fixed grid, by the very transform that is saved; 0 outside its field of view."""
-        return warp(self.problem.moving, self.transform, self.problem.fixed.grid)
+        """The moving image on the fixed grid, by the very transform that is saved; its background outside its field of view."""
+        return warp(self.problem.moving, self.transform, self.problem.fixed.grid, fill=self.problem.moving.background)
 
     @cached_property
     def log_jacobian(self) -> torch.Tensor:
@@ -183,11 +183,15 @@ class SlicesResult:
 
 
 def warp(image: Image, transform, grid, mode: str | None = None, fill: float = 0.0) -> Image:
-    """``image`` pulled back by ``transform`` onto ``grid``; labels by nearest neighbour, images linearly unless told."""
-    mode = mode or ("nearest" if isinstance(image, Labels) else "linear")
+    """``image`` pulled back by ``transform`` onto ``grid``; labels by nearest neighbour, images linearly unless told.
+
+    Where the image has no number (NaN), the warped one has none (see ``sample_known``).
+    """
+    labels = isinstance(image, Labels)
+    mode, read = mode or ("nearest" if labels else "linear"), sample if labels else sample_known
     frame = Image(torch.zeros((1, 1, *grid.shape), dtype=torch.float32, device=image.data.device), grid)
     index = Alignment(frame, image, transform).moving_index
-    return replace(image, data=sample(image.data, index, mode, fill=fill), grid=grid, mask=None)
+    return replace(image, data=read(image.data, index, mode, fill=fill), grid=grid, mask=None)
 
 
 def warp_points(points: Points, transform) -> Points:

@@ -78,10 +78,10 @@ def run(arguments: argparse.Namespace) -> None:
 def carry_out(order: Order, folder: Path, runtime: Runtime) -> dict:
     """Identify, write all files into ``folder`` and return the record."""
     from ..io import read_image
-    from ..io.slices import compared, read_slice
+    from ..io.slices import read_slice
 
     path = volume_of(order.atlas)
-    atlas, image = read_image(path), compared(read_slice(order.slice))
+    atlas, image = read_image(path), read_slice(order.slice).completed()
     record, found, plates, query = answered(order, path, atlas, image, runtime)
     return write(record, found, plates, query, atlas, folder)
 

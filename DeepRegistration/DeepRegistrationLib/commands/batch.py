@@ -23,7 +23,8 @@ from . import options
 from .output import RECORD, note, remark_on, say, staged
 from .register import INPUTS, STARTS
 
-COLUMNS = ("id", *INPUTS, "color", "method", "init", "set", "device", "seed", "threads", "write")
+COLUMNS = ("id", *INPUTS, "color", "method", "init", "set", "device", "seed", "threads", "write", "fill")
+REMARK = "remark: "
 SUMMARY = ("id", "status", "similarity_before", "similarity_after", "folds", "sdlogj", "seconds", "peak_memory_mib", "remark")
 
 
@@ -37,6 +38,7 @@ def add(commands) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="one folder a pair, and summary.csv")
     options.add_color(parser)
     options.add_method(parser)
+    options.add_fill(parser)
     parser.set_defaults(run=run)
 
 
@@ -104,7 +106,7 @@ def check_row(row: dict, number: int, path: Path) -> None:
 
 def complete(row: dict, arguments) -> dict:
     """The row with the options of 'batch' in its empty cells and its paths relative to the manifest's folder."""
-    out = {key: getattr(arguments, key) for key in ("color", "method", "init", "device", "seed", "threads")}
+    out = {key: getattr(arguments, key) for key in ("color", "method", "init", "device", "seed", "threads", "fill")}
     out.update({key: value for key, value in row.items() if value not in (None, "")})
     out["set"] = arguments.set + setting_list(row.get("set"))
     write = row.get("write") or arguments.write
@@ -182,7 +184,7 @@ def is_done(request) -> bool:
 
 
 def call(arguments: list[str]) -> tuple[int, str]:
-    """Run 'register' in its own process; (exit status, its last word on stderr). An interruption is passed on to it."""
+    """Run 'register' in its own process; (exit status, why it failed or what it remarked). An interruption is passed on to it."""
     package = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package.parent), *filter(None, [os.environ.get("PYTHONPATH")])])}
     command = [sys.executable, "-m", package.name, "register", *arguments]
@@ -196,7 +198,9 @@ def call(arguments: list[str]) -> tuple[int, str]:
     lines = [text for text in errors.splitlines() if text.strip()]
     if process.returncode < 0:
         return process.returncode, f"ended by signal {-process.returncode}, as happens when the memory runs out"
-    return process.returncode, lines[-1].removeprefix("error: ") if process.returncode and lines else ""
+    if process.returncode:
+        return process.returncode, lines[-1].removeprefix("error: ") if lines else ""
+    return 0, "; ".join(text.removeprefix(REMARK) for text in lines if text.startswith(REMARK))
 
 
 def line(name: str, status: str, remark: str, folder: Path) -> dict:
@@ -207,7 +211,7 @@ def line(name: str, status: str, remark: str, folder: Path) -> dict:
         if "folds" in record:  # --write without scores leaves these cells empty
             out |= {"similarity_before": record["similarity"]["before"], "similarity_after": record["similarity"]["after"],
                     "folds": record["folds"], "sdlogj": record["sdlogj"]}
-        out |= {"seconds": record["wall_seconds"]["total"], "peak_memory_mib": record["peak_memory_mib"], "remark": remark_on(record)}
+        out |= {"seconds": record["wall_seconds"]["total"], "peak_memory_mib": record["peak_memory_mib"], "remark": "; ".join(filter(None, (remark, remark_on(record))))}
     return out
 
 

@@ -9,7 +9,7 @@ def identify(request: dict, monitor, folder: Path) -> dict:
     """Find the plate and the plane of an atlas that a slice shows; the network of the atlas is kept in the cache."""
     from ..engines.plates import centered
     from ..exchange import Matrix, Volume
-    from ..io.slices import compared, read_slice
+    from ..io.slices import read_slice
     from ..runtime import Runtime
     from .atlas_identify import Order, answered, placed
     from .jobs_pair import image_of
@@ -22,7 +22,7 @@ def identify(request: dict, monitor, folder: Path) -> dict:
     runtime = Runtime(request.get("device", "auto"), int(request.get("seed", 0)), int(request.get("threads", 0)), monitor=monitor)
     atlas = image_of(request["atlas"])
     with runtime.active():
-        record, found, plates, query = answered(order, None, atlas, compared(image), runtime)
+        record, found, plates, query = answered(order, None, atlas, image.completed(), runtime)
         shown = found.order[: order.top]
         pictures = [query.picture[0], plates.pictures(found.poses[0].frame[None])[0], *centered(plates.pictures(plates.frames[shown]))]
         slice_there, plane = placed(found, plates, query, atlas)

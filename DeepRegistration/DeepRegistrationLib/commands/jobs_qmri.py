@@ -67,7 +67,7 @@ def bones(request: dict, monitor, folder: Path) -> dict:
 def _problem(request: dict):
     """The request as Slices; the slices are those of the scene, or the files of a folder."""
     from ..exchange import Volume
-    from ..io.slices import compared, read_slice, slice_files, without
+    from ..io.slices import read_slice, slice_files, without
     from ..problem import Slices
     from .jobs_pair import image_of, labels_of
 
@@ -81,7 +81,7 @@ def _problem(request: dict):
     segments = request.get("segments")
     segments = None if segments is None else tuple(labels_of(value) for value in segments)
     bone = None if request.get("volume_segment") is None else labels_of(request["volume_segment"])
-    return Slices(tuple(compared(image) for image in slices), compared(image_of(request["volume"])), float(request.get("thickness", 0.0)), segments, bone,
+    return Slices(tuple(image.completed() for image in slices), image_of(request["volume"]).completed(), float(request.get("thickness", 0.0)), segments, bone,
                   request.get("axis"))
 
 

@@ -43,6 +43,12 @@ def add_masks(parser: Parser) -> None:
         parser.add_argument(f"--{side}-mask", type=Path, metavar="FILE", help=f"only voxels above 0 of this image count in the {side} image")
 
 
+def add_fill(parser: Parser) -> None:
+    """What stands where the moving image says nothing."""
+    parser.add_argument("--fill", type=float, metavar="VALUE", help="value outside of the field of view of the image that is warped, as -1000 for CT, or nan (default: 0, or "
+                        "a low value of its border where that lies below 0, as the air around a CT)")
+
+
 def add_color(parser: Parser) -> None:
     """What becomes of color pictures."""
     parser.add_argument("--color", choices=("refuse", "gray"), default="refuse",

@@ -125,7 +125,7 @@ def read_problem(arguments, files, monitor):
     """(the request, the slices as read). InputError for files that cannot be used."""
     from ..engines.bones import bone_between
     from ..io import read_image, read_labels, read_mask
-    from ..io.slices import compared, read_slice
+    from ..io.slices import read_slice
     from ..problem import Slices
     from .register import start_from_file
 
@@ -139,9 +139,9 @@ def read_problem(arguments, files, monitor):
     if arguments.masks is not None:
         images = [image.with_mask(read_mask(path) if arguments.radial is None else qmri_bones.on_pixels(arguments, read_mask(path), path, image))
                   for image, path in zip(slices, arguments.masks)]
-    volume = compared(read_image(arguments.volume))
+    volume = read_image(arguments.volume).completed()
     if arguments.volume_mask is not None:
-        volume = compared(volume.with_mask(read_mask(arguments.volume_mask)))
+        volume = volume.with_mask(read_mask(arguments.volume_mask)).completed()
     segments = arguments.segments and tuple(qmri_bones.on_pixels(arguments, read_labels(path), path, image) for image, path in zip(slices, arguments.segments))
     if arguments.strokes is not None:
         segments = qmri_bones.learned(arguments, slices, monitor)
@@ -149,7 +149,7 @@ def read_problem(arguments, files, monitor):
     if arguments.volume_between is not None:
         bone = bone_between(volume, *arguments.volume_between)
     initial = None if arguments.init is None else start_from_file(arguments.init, 3)
-    return Slices(tuple(compared(i) for i in images), volume, arguments.thickness, segments, bone, arguments.axis, initial), slices
+    return Slices(tuple(i.completed() for i in images), volume, arguments.thickness, segments, bone, arguments.axis, initial), slices
 
 
 def _radial(arguments, files):

@@ -31,6 +31,7 @@ def add(commands) -> None:
     options.add_method(parser)
     options.add_masks(parser)
     options.add_guides(parser)
+    options.add_fill(parser)
     options.add_voice(parser)
     parser.set_defaults(run=run)
 
@@ -53,7 +54,7 @@ def run(arguments) -> None:
         with clock("registration"):
             result = method.run(problem, runtime)
         with runtime.active(), fewer_threads(problem.fixed.grid.voxels):
-            record = write(result, folder, arguments.write, clock)
+            record = write(result, folder, arguments.write, clock, arguments.fill)
         record = {**describe(arguments, method, result), **record, "wall_seconds": clock.seconds(), "peak_memory_mib": peak_memory_mib()}
         (folder / RECORD).write_text(json.dumps(plain(record), indent=1, allow_nan=False), "utf-8")
     if not (arguments.quiet or arguments.json_progress):
@@ -101,7 +102,7 @@ def read_pair(arguments):
         image = read_image(getattr(arguments, side), channels="gray" if arguments.color == "gray" else "scalar")
         note_placement(getattr(arguments, side), image)
         mask = getattr(arguments, f"{side}_mask")
-        images[side] = image if mask is None else image.with_mask(read_mask(mask))
+        images[side] = completed(image if mask is None else image.with_mask(read_mask(mask)))
         for kind, read in (("labels", read_labels), ("points", read_points)):
             path = getattr(arguments, f"{side}_{kind}")
             guides[f"{side}_{kind}"] = None if path is None else read(path)
@@ -112,6 +113,16 @@ def read_pair(arguments):
     guides["fixed_labels"], guides["moving_labels"] = matched(guides["fixed_labels"], guides["moving_labels"])
     guides["moving_points"] = paired(guides["fixed_points"], guides["moving_points"])
     return Pair(**images, **guides)
+
+
+def completed(image):
+    """``image`` with voxels that hold no number left out by its mask, see ``Image.completed``; a remark says how many they are."""
+    whole = image.completed()
+    if whole is not image:
+        count, total = int((~image.data.isfinite()).any(1).sum()), image.grid.voxels
+        note(f"remark: {count} of {total} voxels of {image.name} ({count / total:.1%}) hold no number (NaN or infinite); they are not compared and "
+             f"are read as {whole.background:.6g}")
+    return whole
 
 
 def note_overlap(path) -> None:
@@ -197,8 +208,8 @@ def require_overlap(problem, initial, start: str) -> None:
                          "start from the centers of mass (moments), or give a transform that brings them together")
 
 
-def write(result, folder: Path, wanted: tuple[str, ...], clock: Stages) -> dict:
-    """Write what is ``wanted`` into ``folder``; returns the scores, where they are wanted, and the file names.
+def write(result, folder: Path, wanted: tuple[str, ...], clock: Stages, fill: float | None = None) -> dict:
+    """Write what is ``wanted`` into ``folder``; returns the scores, where they are wanted, and the file names. ``fill`` as in ``summarise``.
 
     The warped image, the map and the scores come from the transform as it was saved and read back, so they are those of the file.
     """
@@ -213,19 +224,19 @@ def write(result, folder: Path, wanted: tuple[str, ...], clock: Stages) -> dict:
             write_transform(result.affine, folder / FILES["affine"])
     scores = {}
     if {"warped", "jacobian", "scores"} & set(wanted):  # one pass over the image makes all three
-        scores = write_images(path, problem, folder, wanted, clock)
+        scores = write_images(path, problem, folder, wanted, clock, fill)
     if "transform" not in wanted:
         path.unlink()
     return {**(scores if "scores" in wanted else {}), "files": [FILES[name] for name in wanted if name in FILES] + [RECORD]}
 
 
-def write_images(path: Path, problem, folder: Path, wanted: tuple[str, ...], clock: Stages) -> dict:
+def write_images(path: Path, problem, folder: Path, wanted: tuple[str, ...], clock: Stages, fill: float | None) -> dict:
     """Write the warped image and the map where they are ``wanted``; returns the scores of the transform in the file ``path``."""
     from ..evaluate.summary import summarise
     from ..io import read_transform, write_image
 
     with clock("scores"):
-        summary = summarise(read_transform(path, problem.dim), problem.fixed, problem.moving)
+        summary = summarise(read_transform(path, problem.dim), problem.fixed, problem.moving, fill)
     with clock("writing"):
         if "warped" in wanted:
             write_image(summary.warped, folder / FILES["warped"])
@@ -241,7 +252,7 @@ def describe(arguments, method, result) -> dict:
             "system": platform.platform(), "scalars": result.scalars, "history": result.history}
 
 
-REQUEST = (*INPUTS, "color", "method", "init", "set", "device", "seed", "write")
+REQUEST = (*INPUTS, "color", "method", "init", "set", "device", "seed", "write", "fill")
 
 
 def request(values: dict) -> dict:
@@ -250,6 +261,7 @@ def request(values: dict) -> dict:
     for name in REQUEST:
         value = values.get(name)
         out[name] = str(value.resolve()) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        out[name] = str(value) if value != value else out[name]  # JSON knows no NaN
     return out
 
 

@@ -7,11 +7,11 @@ the same for everything: INPUT lives in the moving space, the output in the spac
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
+from . import options
 from .output import note, staged
 from .register import note_overlap, note_placement
 
@@ -30,7 +30,7 @@ def add(commands) -> None:
     kind.add_argument("--labels", action="store_true", help="INPUT is a label map or a segmentation: nearest neighbour")
     kind.add_argument("--points", action="store_true", help="INPUT holds points")
     parser.add_argument("--interpolation", choices=("linear", "cubic", "nearest"), help="of an image between its voxels (default: linear)")
-    parser.add_argument("--fill", type=float, metavar="VALUE", help="value outside of INPUT's field of view, as -1000 for CT, or nan (default: 0)")
+    options.add_fill(parser)
     parser.add_argument("--inverse", action="store_true", help="INPUT is of the fixed space, REFERENCE is the moving image")
     parser.set_defaults(run=run)
 
@@ -92,9 +92,9 @@ def carry_image(arguments, transform, grid, path: Path) -> None:
     note_placement(arguments.input, image)
     if arguments.labels:
         note_overlap(arguments.input)
-    fill = arguments.fill or 0.0
+    fill = image.background if arguments.fill is None else arguments.fill
     warped = warp(image, transform.inverse() if arguments.inverse else transform, grid, arguments.interpolation, fill)
-    outside = warped.data.isnan() if math.isnan(fill) else warped.data == fill
+    outside = warped.data.isnan() | (warped.data == fill)
     if bool(outside.all()) and bool((image.data != fill).any()):
         raise InputError(f"nothing of {arguments.input} falls into the field of view of {arguments.reference}; check that the transform belongs "
                          "to these two images, and its direction (--inverse)")

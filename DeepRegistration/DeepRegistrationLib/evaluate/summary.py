@@ -55,13 +55,14 @@ class Summary:
     log_jacobian: Image
 
 
-def summarise(transform, fixed: Image, moving: Image) -> Summary:
+def summarise(transform, fixed: Image, moving: Image, fill: float | None = None) -> Summary:
     """Correlation over the common field of view and its share of the fixed one, before and after; folds, SDlogJ, and the two images that go with them.
 
-    transform: fixed mm -> moving mm. Masks limit the figures as in ``metrics.evaluate_pair``. ``warped`` is 0 outside the moving
-    field of view, determinants below 1e-6 count as 1e-6 in ``log_jacobian``.
+    transform: fixed mm -> moving mm. Masks limit the figures as in ``metrics.evaluate_pair``. ``warped`` is ``fill``, by default the
+    background of ``moving``, outside its field of view; determinants below 1e-6 count as 1e-6 in ``log_jacobian``.
     """
     before, after, logs = Moments(), Moments(), Moments()
+    fill = moving.background if fill is None else fill
     warped, log_jacobian = torch.zeros_like(fixed.data), torch.zeros_like(fixed.data[:, :1])
     folds, voxels, lowest, highest = 0, 0, math.inf, -math.inf
     for (first, end), (first_padded, end_padded) in _slabs(fixed.grid.shape):
@@ -71,7 +72,7 @@ def summarise(transform, fixed: Image, moving: Image) -> Summary:
         a = Alignment(part, moving, transform)
         after.add(fixed.data[:, :, rows], a.warped[:, :, inner], a.mask[:, :, inner])
         visible = a.mask if part.mask is None and moving.mask is None else inside(a.moving_index, moving.grid.shape)[:, None]
-        torch.mul(a.warped[:, :, inner], visible[:, :, inner], out=warped[:, :, rows])
+        warped[:, :, rows] = torch.where(visible[:, :, inner], a.warped[:, :, inner], fill)
         determinant, log = a.determinant[:, :, inner], log_jacobian[:, :, rows]
         torch.log(determinant.clamp_min(1e-6), out=log)
         counted = torch.ones_like(determinant, dtype=torch.bool) if part.mask is None else part.mask[:, :, inner]

@@ -68,16 +68,6 @@ def _as_thick_as_said(grid: Grid, path) -> Grid:
     return Grid.from_parts(grid.shape, np.r_[grid.spacing[:2], thickness], grid.origin, grid.direction) if thickness > 0 else grid
 
 
-def compared(image: Image) -> Image:
-    """The slice as it can be compared: pixels without a value (NaN or infinite) are masked and 0. InputError where none is left."""
-    valid = torch.isfinite(image.data) if image.mask is None else torch.isfinite(image.data) & image.mask
-    if bool(valid.all()):
-        return image
-    if not bool(valid.any()):
-        raise InputError(f"{image.name} has no pixel with a value; check the file or its mask")
-    return Image(torch.where(valid, image.data, 0.0), image.grid, valid, image.name)
-
-
 def slice_files(folder) -> list[Path]:
     """The DICOM files of ``folder``, whatever their endings, by the numbers of series and instance, then by name. InputError where there is none."""
     folder = Path(folder)

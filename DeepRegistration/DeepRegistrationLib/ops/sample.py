@@ -80,6 +80,23 @@ def sample(data: torch.Tensor, index: torch.Tensor, mode: str = "linear", paddin
     return out
 
 
+def sample_known(data: torch.Tensor, index: torch.Tensor, mode: str = "linear", fill: float | None = None):
+    """As ``sample``, of an image in which some voxels hold no number: NaN where the nearest voxel is one of them, elsewhere read from the others alone.
+
+    InputError for cubic interpolation, in which every voxel has a share in every value.
+    """
+    known = data.isfinite()
+    if bool(known.all()):
+        return sample(data, index, mode, fill=fill)
+    if mode == "cubic":
+        raise InputError(f"{int((~known).sum())} voxels hold no number (NaN or infinite), which cubic interpolation cannot leave out; "
+                         "choose linear or nearest, or fill them first")
+    here = sample(known.float(), index, "nearest") > 0.5
+    values = sample(data.where(known, 0.0), index, mode) / sample(known.to(data.dtype), index, mode).clamp_min(1e-6)
+    values = values.where(here, torch.nan)
+    return values if fill is None else values.where(inside(index, data.shape[2:])[:, None], fill)
+
+
 def _sample_whole(numbers: torch.Tensor, index, padding, fill):
     """The nearest of whole ``numbers``: single precision holds none beyond 2 ** 24, as labels of the Allen atlas are, so these go in two parts."""
     if int(numbers.abs().max()) < 2**24:
