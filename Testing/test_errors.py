@@ -26,7 +26,8 @@ def files(tmp_path_factory):
     fixed = truth.problem.fixed
     grid, data = fixed.grid, fixed.data
 
-    images = {"fixed": fixed, "moving": truth.problem.moving, "nan": Image(torch.full_like(data, torch.nan), grid), "infinite": Image(torch.full_like(data, torch.inf), grid),
+    images = {"fixed": fixed, "moving": truth.problem.moving,
+              "nan": Image(torch.full_like(data, torch.nan), grid), "infinite": Image(torch.full_like(data, torch.inf), grid),
               "constant": Image(torch.full_like(data, 4.0), grid), "volume": contract.smallest_pair(3).problem.moving,
               "far": Image(data, Grid.from_parts(grid.shape, 1.0, [5000.0, 5000.0])),
               "rgb": Image((data - data.min()).mul(40).to(torch.uint8).expand(1, 3, -1, -1), grid)}

@@ -211,7 +211,8 @@ def line(name: str, status: str, remark: str, folder: Path) -> dict:
         if "folds" in record:  # --write without scores leaves these cells empty
             out |= {"similarity_before": record["similarity"]["before"], "similarity_after": record["similarity"]["after"],
                     "folds": record["folds"], "sdlogj": record["sdlogj"]}
-        out |= {"seconds": record["wall_seconds"]["total"], "peak_memory_mib": record["peak_memory_mib"], "remark": "; ".join(filter(None, (remark, remark_on(record))))}
+        out |= {"seconds": record["wall_seconds"]["total"], "peak_memory_mib": record["peak_memory_mib"],
+                "remark": "; ".join(filter(None, (remark, remark_on(record))))}
     return out
 
 

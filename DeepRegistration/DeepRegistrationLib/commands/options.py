@@ -45,8 +45,8 @@ def add_masks(parser: Parser) -> None:
 
 def add_fill(parser: Parser) -> None:
     """What stands where the moving image says nothing."""
-    parser.add_argument("--fill", type=float, metavar="VALUE", help="value outside of the field of view of the image that is warped, as -1000 for CT, or nan (default: 0, or "
-                        "a low value of its border where that lies below 0, as the air around a CT)")
+    parser.add_argument("--fill", type=float, metavar="VALUE", help="value outside of the field of view of the image that is warped, as -1000 for "
+                        "CT, or nan (default: 0, or a low value of its border where that lies below 0, as the air around a CT)")
 
 
 def add_color(parser: Parser) -> None:
