@@ -16,7 +16,15 @@ from scipy.ndimage import binary_erosion
 
 from DeepRegistrationLib.__main__ import main
 from DeepRegistrationLib.engines import slice_evidence
-from DeepRegistrationLib.engines.slice_evidence import doubts_of_sides, evidence, mirror_lead, mirrored_poses, uncertainty
+from DeepRegistrationLib.engines.slice_evidence import (
+    agreeing_share,
+    doubts_of_sides,
+    doubts_of_slices,
+    evidence,
+    mirror_lead,
+    mirrored_poses,
+    uncertainty,
+)
 from DeepRegistrationLib.engines.slice_maps import into_volume, region_rows
 from DeepRegistrationLib.engines.slice_order import find_placement, mirrored, moves_of
 from DeepRegistrationLib.engines.slice_search import SliceSettings, binary_search, search
@@ -270,6 +278,12 @@ def test_where_left_and_right_cannot_be_told_the_result_says_so():
     assert by_header.registered and "left from right" in by_header.remarks[0] and "headers" in by_header.remarks[0] and worst(by_header, known) < 0.8
     assert not by_pictures.registered and "left from right" in by_pictures.reasons[-1] and "placing=keep" in by_pictures.reasons[-1]
     assert doubts_of_sides(0.5, False) == doubts_of_sides(None, False) == ((), ())
+
+
+def test_a_slice_that_shows_something_else_is_named():
+    curve = {"degrees": np.array([-30.0, 0.0, 30.0]), "slices": np.array([[0.1, 0.1, 0.1], [0.3, 0.2, 0.3], [0.1, 0.3, 0.1]])}
+    assert doubts_of_slices(curve)[0].startswith("slice 2 is more like the volume elsewhere") and agreeing_share(curve) == pytest.approx(2 / 3)
+    assert doubts_of_slices({}) == doubts_of_slices({**curve, "slices": curve["slices"][:, ::2]}) == () and agreeing_share({}) == 1
 
 
 def test_uncertainty_is_large_where_the_cost_is_flat():

@@ -210,9 +210,21 @@ def axis_curve(found: Found) -> dict:
 
 def agreeing_share(curve: dict) -> float:
     """Share of the slices whose own curve is highest within ``VOTE_TOLERANCE`` of the pose; 1 without an axis."""
-    if not curve:
-        return 1.0
-    return float((np.abs(curve["degrees"][curve["slices"].argmax(0)]) <= VOTE_TOLERANCE).mean())
+    return float((np.abs(own_turns(curve)) <= VOTE_TOLERANCE).mean()) if curve else 1.0
+
+
+def own_turns(curve: dict) -> np.ndarray:
+    """(S,) degrees about the axis at which every slice alone is most like its emulation."""
+    return curve["degrees"][curve["slices"].argmax(0)]
+
+
+def doubts_of_slices(curve: dict) -> tuple[str, ...]:
+    """A remark on the slices that do not agree with the others, () where there are none or there is no axis."""
+    apart = [str(k + 1) for k, turn in enumerate(own_turns(curve)) if abs(turn) > VOTE_TOLERANCE] if curve else []
+    if not apart:
+        return ()
+    named = f"slice {apart[0]} is" if len(apart) == 1 else f"the slices {', '.join(apart)} are"
+    return (f"{named} more like the volume elsewhere than where the others are: compare with what the volume shows there, and leave out what is disturbed",)
 
 
 def reasons_against(found: Evidence, spread: float, edge: float) -> tuple[str, ...]:

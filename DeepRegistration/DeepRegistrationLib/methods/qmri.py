@@ -23,7 +23,7 @@ import torch
 from ..engines.global_rigid import SearchSettings
 from ..engines.global_rigid import search as search_stack
 from ..engines.slice_bends import BendSettings, bends
-from ..engines.slice_evidence import axis_curve, doubts_of_sides, evidence, mirror_lead, uncertainty
+from ..engines.slice_evidence import axis_curve, doubts_of_sides, doubts_of_slices, evidence, mirror_lead, uncertainty
 from ..engines.slice_order import TIE, Placement, check_placement, find_placement, groups_of_one_size, mirrors_the_set, moves_of, placed
 from ..engines.slice_search import ONE_THREAD, SEARCHES, SliceSettings, longest_edge, search
 from ..engines.slice_starts import hull_start, stack_of
@@ -169,6 +169,7 @@ class SlicesToVolume(Method):
         reasons, shown = (*proven.reasons, *unsure), {**proven.as_dict(), **({} if mirror is None else {"mirror": mirror})}
         moves = moves_of(problem, placement)
         remarks = (*remarks, OTHER_SIDE) if mirrors_the_set(problem.slices, moves) else remarks
+        remarks = remarks if reasons else (*remarks, *doubts_of_slices(curve))
         bent = tuple(each.before(move) for each, move in zip(bent, moves))
         own = np.broadcast_to(np.eye(4), moves.shape) if found.own is None else found.own
         scalars = {"similarity": 1 - found.cost, "distance_std_mm": spread.distance, **shown}
