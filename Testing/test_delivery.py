@@ -215,7 +215,7 @@ def test_nodes_that_cannot_be_registered_are_refused_in_one_sentence(scene):
             ((flat, moving), {}, "'flat' is a single slice and 'moving' is a volume"), ((empty, moving), {}, "'empty' holds no voxels"),
             ((fixed, bent), {}, "'bent' is under the non-linear transform 'warp'"), ((fixed, None), {}, "no moving volume was given"),
             ((fixed, gone), {}, "'gone' is not in the scene any more"), ((fixed, moving), {"fixed_points": markups}, "no placed point"),
-            ((fixed, moving), {"fixed_mask": moving}, "'moving' is no label map")):
+            ((fixed, moving), {"fixed_labels": moving}, "'moving' is no label map")):
         with pytest.raises(InputError, match=sentence):
             outputs.request_from_nodes(*nodes, **more)
 

@@ -140,7 +140,9 @@ def test_masks_and_structures_are_read_in_ticks(slicer, pair):
     assert not page.running and len(runner.jobs) == 1
 
 
-def test_live_view_is_undone(slicer, pair):
+@pytest.mark.parametrize("recorded", [False, True])
+def test_live_view_is_undone(slicer, pair, recorded):
+    pair.node.iterations = recorded
     before = names(slicer)
     page, runner = apply(slicer, pair)
     preview = runner.jobs[-1].request["preview"]

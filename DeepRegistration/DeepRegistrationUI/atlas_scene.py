@@ -49,7 +49,7 @@ def deliver_atlas(folder: Path, record: dict, rows: list[dict], transforms: bool
     if (folder / SEQUENCE).is_file():
         nodes |= deliver_sequence(folder)
         nodes["atlas of an age"].SetAttribute(MARK, "atlas")
-        nodes["growth"] = table_from_rows(record["growth"], f"{folder.name} growth")
+        nodes["growth"] = table_from_rows([with_units(row, record["dim"]) for row in record["growth"]], f"{folder.name} growth")
     if transforms and record["dim"] == 3:
         for name in record["subjects"]:
             path = folder / "subjects" / name / "transform.h5"
@@ -68,6 +68,12 @@ def deliver_atlas(folder: Path, record: dict, rows: list[dict], transforms: bool
     if shown is not None:
         slicer.util.setSliceViewerLayers(background=shown, fit=True)
     return nodes
+
+
+def with_units(row: dict, dim: int) -> dict:
+    """A row of growth with the units of its numbers in the heads; ages have that of the user's list."""
+    units = {"volume": f"mm^{dim}", "length": "mm", "mean": "mm"}
+    return {f"{key} ({units[key.split('_')[0]]})" if key.split("_")[0] in units else key: value for key, value in row.items()}
 
 
 def deliver_carried(folder: Path, names: list[str], transforms: bool = False) -> dict:

@@ -80,14 +80,17 @@ class Evaluation:
             self._end("done", f"Saved {self.path}.")
             return
         self.rows = list(result["rows"])
-        if self.main.GetScene() is not None and self.rows:
+        if self.main.GetScene() is None:
+            self._end("failed", "The registration was deleted during the evaluation; its figures are not in the scene.", "input")
+            return
+        if self.rows:
             records.update(self.main, rows=self.rows)
             known = records.roles_of(self.main).get("metrics")
             table = table_from_rows(self.rows, f"{self.main.GetName()} metrics", self.main.GetScene(), known)
             if known is None:
                 records.add_role(self.main, "metrics", table)
                 records.put_beside(self.main, [table])
-        remark = "; ".join(filter(None, (mrml.pairing_remark(*self.points), records.remark_on_places(self.main)))) if self.main.GetScene() is not None else ""
+        remark = "; ".join(filter(None, (mrml.pairing_remark(*self.points), records.remark_on_places(self.main))))
         self._end("done", f"{len(self.rows)} figures; the table is in the scene too." + (f" Note: {remark}." if remark else ""))
 
     def tick(self) -> bool:

@@ -233,6 +233,12 @@ class LiveView:
             self._restore()
         self._remove("log_jacobian")
 
+    def forget(self) -> None:
+        """After ``close``: take the recorded iterations out of the scene again, because the run gave no result that they belong to."""
+        for role in ("browser", "linear sequence", "deformation sequence", "linear", "deformation"):
+            if role in self.nodes and not self.scene.IsClosing():
+                self._remove(role)
+
     def _restore(self) -> None:
         """Give back what the user had; a parent that the user has chosen during the run is respected."""
         if views.is_in(self.moving, self.scene) and self.moving.GetParentTransformNode() in (None, self._under):

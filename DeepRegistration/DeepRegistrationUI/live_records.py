@@ -17,6 +17,8 @@ REDRAW = 0.25
 LONGEST_TABLE, MOST_ITERATIONS, NODES_KEPT = 2000, 64, 32
 """Rows of the table and recorded iterations, thinned by half when they become more; nodes of a kept lattice along its longest edge."""
 FIRST_COLUMN = "iteration"
+PLACES = ("step", "spacing")
+"""Figures that say where a run was, not how good: columns of the table without a curve, beside which the cost would be a flat line."""
 COLORS = ((0.13, 0.40, 0.67), (0.84, 0.37, 0.0), (0.0, 0.62, 0.45), (0.80, 0.47, 0.65), (0.34, 0.71, 0.91), (0.90, 0.62, 0.0), (0.5, 0.5, 0.5))
 """Colours of the curves that people with colour blindness can tell apart (Okabe and Ito)."""
 
@@ -69,7 +71,7 @@ class LossChart:
             data.AddColumn(column)
         table.SetAndObserveTable(data)
         for name in self._names:
-            if name not in self.series:
+            if name not in self.series and name not in PLACES:
                 self._add_series(name)
         return True
 

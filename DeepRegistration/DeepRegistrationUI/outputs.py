@@ -32,8 +32,8 @@ def request_steps(fixed, moving, *, fixed_mask=None, moving_mask=None, fixed_mas
     that returns it; two volumes and landmarks alone take no step.
 
     fixed_mask, moving_mask: segmentation or volume nodes, see ``mrml.mask_steps``; fixed_mask_segment, moving_mask_segment: ID or IDs of the segments
-    that count, all where empty. fixed_labels, moving_labels: segmentation or label map nodes. fixed_points, moving_points: markups nodes, both or
-    none, which are sent row by row as they belong together. initial: a
+    that count, all where empty. fixed_labels, moving_labels: segmentation or label map nodes. fixed_points, moving_points: markups nodes,
+    sent row by row as they belong together. initial: a
     transform node (fixed -> moving is its from-parent transform), parts of a transform, or the name of a start. carriers: transform nodes without
     which the nodes of the fixed and of the moving side are read, see ``mrml.placement_of``. Arrays are views of the scene's memory. InputError for
     nodes that cannot be registered; images with NaN are left to the worker.
@@ -43,10 +43,11 @@ def request_steps(fixed, moving, *, fixed_mask=None, moving_mask=None, fixed_mas
     planes_of(fixed, moving, carriers)
     sides = ((fixed, "fixed", fixed_mask, fixed_mask_segment, fixed_labels, carriers[0]),
              (moving, "moving", moving_mask, moving_mask_segment, moving_labels, carriers[1]))
-    if (fixed_points is None) != (moving_points is None):
-        raise InputError("landmarks were given for one volume only; give those of both, or none")
-    if fixed_points is not None:
+    if fixed_points is not None and moving_points is not None:
         request["fixed_points"], request["moving_points"] = mrml.paired_points(fixed_points, moving_points, carriers)
+    for side, points, above in (("fixed", fixed_points, carriers[0]), ("moving", moving_points, carriers[1])):
+        if points is not None and f"{side}_points" not in request:
+            request[f"{side}_points"] = mrml.points_of(points, above)
     for volume, side, mask, segments, labels, above in sides:
         if mask is not None:
             chosen = tuple(s for s in ([segments] if isinstance(segments, str) else segments) if s)

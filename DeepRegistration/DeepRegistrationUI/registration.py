@@ -306,6 +306,8 @@ class Registration:
         if self.job is not None:
             self.job.discard()
         self._close_live()
+        if self.live is not None and kind != "done":
+            self.live.forget()
         self.state, self.message, self.offers, self.kind = kind, sentence, offers, cause
         self._tell({"event": kind, "message": sentence, "offers": offers})
 

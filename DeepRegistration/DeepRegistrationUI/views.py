@@ -98,7 +98,7 @@ def is_in(node, scene) -> bool:
 def remove(node) -> None:
     """Remove a node from its scene, with its display and storage nodes and the colours that a display has made for itself."""
     scene = node.GetScene()
-    rest = [node.GetNthDisplayNode(n) for n in range(node.GetNumberOfDisplayNodes())]
+    rest = [node.GetNthDisplayNode(n) for n in range(node.GetNumberOfDisplayNodes())] if node.IsA("vtkMRMLDisplayableNode") else []
     rest += [display.GetColorNode() for display in rest if display is not None and display.IsA("vtkMRMLTransformDisplayNode")]
     rest += [node.GetStorageNode()] if node.IsA("vtkMRMLStorableNode") else []
     scene.RemoveNode(node)

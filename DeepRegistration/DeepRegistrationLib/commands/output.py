@@ -59,9 +59,9 @@ def _make_folders(folder: Path) -> list[Path]:
     except OSError as error:
         for path in reversed(made):
             _remove_if_empty(path)
-        raise InputError(f"the output folder {folder} cannot be made ({error.strerror}); choose another --out") from None
+        raise InputError(f"the output folder {folder} cannot be made ({error.strerror}); choose another output folder") from None
     if not folder.is_dir():
-        raise InputError(f"{folder} is a file, a folder is needed for the output; choose another --out")
+        raise InputError(f"{folder} is a file, a folder is needed for the output; choose another output folder")
     return made
 
 
@@ -69,14 +69,14 @@ def _stage_in(folder: Path) -> Path:
     try:
         return Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
     except OSError as error:
-        raise InputError(f"nothing can be written to {folder} ({error.strerror}); choose another --out") from None
+        raise InputError(f"nothing can be written to {folder} ({error.strerror}); choose another output folder") from None
 
 
 def _publish(stage: Path, folder: Path, replaced) -> None:
     names = sorted((p.name for p in stage.iterdir()), key=lambda name: (name == RECORD, name))
     for name in names:
         if (folder / name).is_dir():
-            raise InputError(f"{folder / name} is a folder where a file would be written; move it away or choose another --out")
+            raise InputError(f"{folder / name} is a folder where a file would be written; move it away or choose another output folder")
     for name in (RECORD, *replaced):
         if name in names or name in replaced:
             (folder / name).unlink(missing_ok=True)
