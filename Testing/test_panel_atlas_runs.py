@@ -195,7 +195,7 @@ def test_an_atlas_over_age_in_the_scene_with_its_slider(slicer, page, tmp_path):
         assert np.allclose(slicer.util.arrayFromVolume(shown)[0], truth, atol=1e-5) and page.ui.atlasAgeLabel.text == f"Age shown: {age}"
         assert browser.GetSelectedItemNumber() == number
     growth = slicer.util.getNode("growth growth")
-    assert growth.GetNumberOfRows() == 3 and growth.GetTable().GetColumnByName("volume") is not None
+    assert growth.GetNumberOfRows() == 3 and growth.GetTable().GetColumnByName("volume (mm^2)") is not None
     page.ui.atlasTable.selectRow([row[0] for row in rows(page)].index("s4"))
     settle(slicer)
     page.ui.atlasRetryButton.click()
