@@ -315,6 +315,16 @@ def test_a_long_run_has_a_thinned_table(scene, monkeypatch):
     assert 50 <= len(steps) <= 100 and len(set(np.diff(steps))) == 1 and steps[0] == 1 and steps[-1] > 980
 
 
+def test_where_a_run_was_gets_no_curve(scene):
+    """The cost beside voxel sizes and numbers of steps would be a flat line."""
+    from DeepRegistrationUI.live_records import LossChart
+
+    chart = LossChart(scene, "run", lambda: 0.0)
+    chart.add({"stage": "rigid", "step": 120, "spacing": 8.0, "cost": 0.002})
+    chart.draw()
+    assert list(chart.series) == ["cost"] and chart.nodes["table"].GetTable().GetNumberOfColumns() == 4
+
+
 def test_recorded_iterations_can_be_scrubbed(scene, pair, monkeypatch):
     monkeypatch.setattr(live_records, "MOST_ITERATIONS", 8)
     sequences = slicer.vtkSlicerSequencesLogic()

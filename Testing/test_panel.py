@@ -89,6 +89,18 @@ def test_choices_are_saved_with_the_scene(slicer, pair):
     assert again.parameterNode.GetParameter("method") == "affine:rigid"
 
 
+def test_a_scene_of_another_computer_and_version(slicer, pair):
+    """A device that is not here is shown as what it is and can be replaced; a parameter that is not known any more does not stop the run."""
+    page, node = pair.page("register"), pair.node
+    node.method, node.device, node.values = "affine:rigid", "cuda:1", json.dumps({"samples": 5000, "gone": 3})
+    settle(slicer)
+    assert page.ui.deviceBox.currentText == "cuda:1"
+    choose(page.ui.deviceBox, "auto")
+    settle(slicer)
+    assert node.device == "auto" and page.ui.deviceBox.count == 2
+    assert json.loads(node.values) == {"samples": 5000} and "This version has no parameter 'gone'" in status(page)
+
+
 # ---------------------------------------------------------------------------------------------------- what is missing
 
 

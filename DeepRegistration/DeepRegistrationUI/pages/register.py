@@ -92,7 +92,7 @@ class RegisterPage(Page):
             box.enabled = bool(found)
         self.ui.startTransformSelector.enabled = self.node.start == Start.NODE
         self.placing.show(self.node)
-        self.fill(self.ui.deviceBox, self.logic.devices(), self.node.device)
+        self.show_device_choice()
         self.show_readiness()
         self.expect_a_run()
 
@@ -129,8 +129,13 @@ class RegisterPage(Page):
         self.ui.presetLabel.toolTip = about(entry)
         self.ui.citationLabel.text = f"{'; '.join(methods.citations(spec))} (<a href=\"bibtex\">{_('copy BibTeX')}</a>)"
         self.form.build(entry["parameters"])
-        values = methods.preset_values(spec)
-        self.form.show(values | json.loads(self.node.values or "{}"), values)
+        values, own = methods.preset_values(spec), json.loads(self.node.values or "{}")
+        if not own.keys() <= values.keys():  # a scene of another version
+            unknown = ", ".join(f"'{name}'" for name in own.keys() - values.keys())
+            self.say("warning", _("This version has no parameter {names}; the value that the scene holds is left out.").format(names=unknown))
+            own = {name: value for name, value in own.items() if name in values}
+            self.node.values = json.dumps(own)
+        self.form.show(values | own, values)
         self.ui.resetButton.enabled = self.node.values not in ("", "{}")
 
     def show_readiness(self) -> None:
@@ -328,7 +333,14 @@ class RegisterPage(Page):
         """The device line, from the running worker where there is one and from the package's metadata otherwise."""
         self.ui.deviceLabel.text = self.logic.device_line()
         if self.node is not None:
-            self.fill(self.ui.deviceBox, self.logic.devices(), self.node.device)
+            self.show_device_choice()
+
+    def show_device_choice(self) -> None:
+        """The devices, and the one that the scene asks for where this computer does not have it, so that another one can be chosen instead."""
+        known, chosen = self.logic.devices(), self.node.device
+        if chosen not in dict(known):
+            known.append((chosen, _("{device} (not on this computer)").format(device=chosen) if self.logic.hello else chosen))
+        self.fill(self.ui.deviceBox, known, chosen)
 
     def left(self) -> None:
         self.placing.stop()
