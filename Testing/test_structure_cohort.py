@@ -241,6 +241,14 @@ def test_order_of_subjects_and_seed_do_not_decide():
     assert np.array_equal(analyzed(points).points, first.points), "the same seed gave two results"
 
 
+@pytest.mark.parametrize("change, words", [
+    (lambda m: m[:, :2], "are 3 x 2 numbers for 3 subjects"), (lambda m: np.where(m == 0, np.nan, m), "no finite number"), (lambda m: -m, "hold -2"),
+    (lambda m: m + 1, "are 1 from a subject to itself"), (lambda m: np.triu(m), "from .* to .* back")])
+def test_tables_that_are_no_distances_say_why(change, words):
+    with pytest.raises(InputError, match=words):
+        Distances("d.csv", names(3), change(np.abs(np.subtract.outer(np.arange(3.0), np.arange(3.0)))))
+
+
 def test_subjects_of_several_sources_are_matched_by_name():
     one = Distances("a", ("x", *names(9)), euclidean(drawn(0).random((10, 2))))
     other = Distances("b", names(9)[::-1], euclidean(drawn(1).random((9, 2))))

@@ -52,18 +52,10 @@ class Distances:
     described: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        m = self.matrix
-        if (
-            m.shape != (len(self.names),) * 2
-            or not np.isfinite(m).all()
-            or (m < 0).any()
-            or not np.allclose(m, m.T)
-            or np.diag(m).any()
-        ):
-            raise InputError(
-                f"the distances of {self.kind} are a {m.shape} table of values from {np.nanmin(m, initial=0):g}; a "
-                f"row and a column for each of {len(self.names)} subjects are expected, symmetric, not negative, 0 on the diagonal"
-            )
+        fault = _fault(self.matrix, self.names)
+        if fault:
+            raise InputError(f"the distances of {self.kind} {fault}; a row and a column for each of {len(self.names)} subjects are expected, symmetric, "
+                             "not negative, 0 on the diagonal")
 
     def of(self, names) -> "Distances":
         """The same for some subjects in another order."""
@@ -74,6 +66,22 @@ class Distances:
             self.matrix[np.ix_(order, order)],
             {k: np.asarray(v)[order] for k, v in self.described.items()},
         )
+
+
+def _fault(m: np.ndarray, names) -> str:
+    """What makes a table no distances between the subjects ``names``; '' where nothing does."""
+    if m.shape != (len(names),) * 2:
+        return f"are {' x '.join(map(str, m.shape))} numbers for {len(names)} subjects"
+    if not np.isfinite(m).all():
+        return "hold something that is no finite number"
+    if (m < 0).any():
+        return f"hold {m.min():g}"
+    if np.diag(m).any():
+        return f"are {np.diag(m).max():g} from a subject to itself"
+    if not np.allclose(m, m.T):
+        i, j = np.unravel_index(np.abs(m - m.T).argmax(), m.shape)
+        return f"are {m[i, j]:g} from {names[i]} to {names[j]} and {m[j, i]:g} back"
+    return ""
 
 
 CARD = Card(
