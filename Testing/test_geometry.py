@@ -110,6 +110,13 @@ def test_equality_has_the_tolerance_of_a_header():
     assert grid != "a grid" and grid != random_grid(3, 2)
 
 
+def test_axes_of_one_voxel_have_no_say_in_the_spacing():
+    slab = Grid.from_parts((5, 1, 7), [1.0, 9.0, 4.0])
+    assert slab.wide.tolist() == [True, False, True] and slab.mean_spacing == pytest.approx(2.0)
+    assert slab.flat().shape == (5, 7) and slab.flat().spacing.tolist() == [1.0, 4.0]
+    assert Grid.from_parts((1, 1), [2.0, 3.0]).wide.all(), "a single voxel has no other axes"
+
+
 def test_a_grid_cannot_be_changed():
     affine = np.eye(3)
     grid = Grid((3, 4), affine)

@@ -74,6 +74,8 @@ def test_masks_travel_and_are_checked(dim):
     assert masked.smoothed_to(grid.spacing * 2).mask.shape[2:] == grid.resample(grid.spacing * 2).shape
     assert masked.at(grid.pad(1)).mask.sum() == masked.mask.sum()
     assert image.with_mask(masked.mask.float()).mask.dtype == torch.bool
+    inside = np.argwhere(masked.mask[0, 0].numpy())
+    assert masked.region() == grid.crop(inside.min(0)[::-1], inside.max(0)[::-1] + 1) and image.region() == grid
     assert masked.with_mask(None).mask is None and masked.to(dtype=torch.float64).mask.dtype == torch.bool
     with pytest.raises(InputError, match="no voxel inside the image"):
         image.with_mask(Labels(torch.zeros_like(labels.data), labels.grid))

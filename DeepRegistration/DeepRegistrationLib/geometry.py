@@ -99,6 +99,17 @@ class Grid:
         return np.linalg.norm(self.matrix, axis=0)
 
     @property
+    def wide(self) -> np.ndarray:
+        """(dim,) True along the axes of more than one voxel; along all where there is a single voxel."""
+        many = np.array(self.size) > 1
+        return many if many.any() else ~many
+
+    @property
+    def mean_spacing(self) -> float:
+        """mm: the geometric mean of the spacing along the ``wide`` axes."""
+        return float(np.exp(np.log(self.spacing[self.wide]).mean()))
+
+    @property
     def direction(self) -> np.ndarray:
         """(dim, dim) unit vectors of the voxel axes in its columns."""
         return self.matrix / self.spacing
@@ -177,6 +188,10 @@ class Grid:
         """The grid with ``margin`` voxels more at both ends (scalar or (dim,) in x, y, z)."""
         margin = np.broadcast_to(_numbers(margin, "a margin", (), (1,), (self.dim,)), (self.dim,)).astype(int)
         return self.crop(-margin, np.array(self.size) + margin)
+
+    def flat(self) -> "Grid":
+        """The ``wide`` axes, in a frame of their own."""
+        return Grid.from_parts(tuple(np.array(self.shape)[self.wide[::-1]].tolist()), self.spacing[self.wide])
 
     def moved(self, matrix) -> "Grid":
         """The grid after the world map ``matrix`` (dim + 1, dim + 1): header surgery, no resampling."""

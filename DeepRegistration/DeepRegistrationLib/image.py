@@ -90,6 +90,13 @@ class Image:
                              "check the file and its mask")
         return replace(self, data=self.data.where(known, self.background), mask=counted)
 
+    def region(self) -> Grid:
+        """The grid, cropped to the bounding box of the mask where there is one."""
+        if self.mask is None:
+            return self.grid
+        where = self.mask[0, 0].nonzero().cpu().numpy()[:, ::-1]
+        return self.grid.crop(where.min(0), where.max(0) + 1)
+
     def at(self, grid: Grid, mode: str = "linear", fill: float | None = 0.0) -> "Image":
         """The image on another grid, without smoothing; ``fill`` outside its field of view."""
         mask = None if self.mask is None else resample(self.mask.float(), self.grid, grid, "nearest", fill=0.0) > 0.5

@@ -57,6 +57,20 @@ def check(instance) -> None:
         convert(p, getattr(instance, p.name))
 
 
+def require_coarse_to_fine(levels: tuple) -> None:
+    """InputError unless the ``levels``, spacings or factors of one, fall."""
+    if list(levels) != sorted(levels, reverse=True):
+        raise InputError(f"the levels {levels} were given; order them from coarse to fine")
+
+
+def require_counts(levels: tuple, iterations: tuple, instead: str = "") -> None:
+    """InputError unless ``iterations`` has a count for each of the ``levels``, one of them above 0; ``instead``: what else there is to do."""
+    if len(levels) != len(iterations):
+        raise InputError(f"{len(levels)} levels and {len(iterations)} iteration counts were given; give one count per level")
+    if not sum(iterations) > 0:
+        raise InputError(f"iterations {iterations} ask for no step at all; give at least one level a positive count{instead}")
+
+
 def convert(info: ParameterInfo, value):
     """``value`` (already typed, JSON or a string of the command line) as the parameter's type, checked."""
     try:

@@ -43,7 +43,7 @@ def learned_bones(images, strokes: dict[int, Labels], seed: int, monitor) -> lis
 
     ``strokes``: number of an image -> label map (see the module) on its grid. InputError for strokes of one kind only and for other labels.
     """
-    unit, found = float(np.median([_wide(image.grid).spacing.min() for image in images])), []
+    unit, found = float(np.median([image.grid.flat().spacing.min() for image in images])), []
     for k in monitor.part(0.0, 0.5).steps(len(images), "features"):
         found.append(features(images[k], unit))
     forest = _forest([found[k] for k in strokes], list(strokes.values()), seed)
@@ -68,7 +68,7 @@ def bone_between(volume: Image, low: float, high: float) -> Labels:
 
 def features(image: Image, unit: float) -> np.ndarray:
     """(N, F) of the N voxels of ``image`` (1, C, *S) at the scales ``unit`` mm times ``SCALES``; see the module. Axes of one voxel are left out."""
-    grid, data = _wide(image.grid), image.data.float()
+    grid, data = image.grid.flat(), image.data.float()
     valid = torch.isfinite(data) if image.mask is None else torch.isfinite(data) & image.mask
     middle = float(data[valid].median()) if bool(valid.any()) else 0.0
     data = torch.where(valid, data, middle).reshape(-1, 1, *grid.shape)
@@ -89,12 +89,6 @@ def features(image: Image, unit: float) -> np.ndarray:
 def _slopes(data, grid) -> list:
     """Derivatives per mm along every axis (x, y, z) of (C, 1, *S)."""
     return [torch.gradient(data, spacing=float(step), dim=-1 - axis)[0] for axis, step in enumerate(grid.spacing)]
-
-
-def _wide(grid: Grid) -> Grid:
-    """The axes of more than one voxel, in a frame of their own."""
-    keep = [n for n in range(grid.dim) if grid.size[n] != 1]
-    return Grid.from_parts(tuple(grid.size[n] for n in reversed(keep)), grid.spacing[keep])
 
 
 def _forest(rows, maps, seed):
@@ -123,7 +117,7 @@ def _bone(share: np.ndarray, image: Image) -> Labels:
     """Label map of ``share`` (*S), the probability of bone on the voxels of ``image``."""
     sigma = [0.0 if n == 1 else 1.0 for n in image.grid.size]
     smooth = gaussian(torch.as_tensor(share, dtype=torch.float32)[None, None], sigma)[0, 0].numpy()
-    wide = _wide(image.grid)
+    wide = image.grid.flat()
     filled = binary_fill_holes(_without_islands(smooth.reshape(wide.shape) > 0.5, wide)).reshape(share.shape)
     return Labels(torch.as_tensor(filled.astype(np.int64))[None, None], image.grid, name=f"bone on {image.name}")
 

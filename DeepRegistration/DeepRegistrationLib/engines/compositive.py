@@ -31,6 +31,7 @@ from ..errors import InputError
 from ..geometry import Grid
 from ..image import Image
 from ..ops import demons, fields, nd
+from ..parameters import require_counts
 from ..runtime import Monitor, fewer_threads
 from ..transforms import Affine, Displacement, Transform
 from .channels import CHANNELS, folded, normalised_pair
@@ -172,11 +173,7 @@ def _check(settings, fixed, guides):
                          f"{', '.join(SLOPES)}; it serves {', '.join(CHANNELS)} in the plain form")
     if settings.symmetric and settings.similarity in SLOPES:
         raise InputError(f"the symmetric form compares {', '.join(CHANNELS)}; similarity '{settings.similarity}' was asked for")
-    if len(settings.factors) != len(settings.iterations):
-        raise InputError(f"{len(settings.factors)} levels and {len(settings.iterations)} iteration counts were given; "
-                         "give one count per level")
-    if sum(settings.iterations) == 0:
-        raise InputError("no iterations were asked for on any level; give at least one level a positive count")
+    require_counts(settings.factors, settings.iterations)
     if fixed.data.shape[0] != 1:
         raise InputError(f"a batch of {fixed.data.shape[0]} images was given; the compositive model registers one pair at a time")
 
@@ -355,19 +352,13 @@ def _scaled(u, factors):
     return u * torch.as_tensor(factors, dtype=u.dtype, device=u.device).reshape(1, -1, *[1] * (u.ndim - 2))
 
 
-def _wide(level, spacing):
-    """The ``spacing``, mm, of the axes along which the field has more than one voxel; of all where it has a single voxel."""
-    wide = np.array(level.grid.size) > 1
-    return spacing[wide] if wide.any() else spacing
-
-
 def _limit(level, settings):
-    return settings.limit * float(_wide(level, level.grid.spacing).min())
+    return settings.limit * float(level.grid.spacing[level.grid.wide].min())
 
 
 def _floor(level):
     """(``NOISE`` of the range per voxel) squared: a gradient below it is taken for noise."""
-    return (NOISE / float(_wide(level, level.fixed.grid.spacing).max())) ** 2
+    return (NOISE / float(level.fixed.grid.spacing[level.grid.wide].max())) ** 2
 
 
 def _step_symmetric(level, state, settings):

@@ -21,8 +21,7 @@ RUNOUT = 16
 
 def finest_spacing(box: Grid, settings) -> float:
     """mm: the spacing ``finest`` of the settings or the smallest voxel edge, coarser where the lattice would pass ``largest`` voxels."""
-    wide = np.array(box.size) > 1
-    step = max(settings.finest, float(box.spacing[wide].min()) if wide.any() else float(box.spacing.min()))
+    step = max(settings.finest, float(box.spacing[box.wide].min()))
     while np.prod(np.maximum(box.extent / np.maximum(box.spacing, step), 1)) > settings.largest:
         step *= 1.05
     return step

@@ -62,9 +62,8 @@ class Spacings:
         """What is 0 follows from the fixed ``grid``: its voxel, but at most ``MOST_VOXELS`` of them; 1 to 2 and 2 to 6 of these; an eighth
         of the longest edge.
         """
-        wide = np.array(grid.size) > 1
-        finest = float(grid.spacing[wide].min()) if wide.any() else float(grid.spacing.min())
-        feature = feature or max(finest, float(np.prod(grid.extent[wide]) / MOST_VOXELS) ** (1 / max(int(wide.sum()), 1)))
+        finest = float(grid.spacing[grid.wide].min())
+        feature = feature or max(finest, float(np.prod(grid.extent[grid.wide]) / MOST_VOXELS) ** (1 / int(grid.wide.sum())))
         voxels = float(grid.extent.max()) / feature
         refinement = refinement or feature * (2 if voxels >= 96 else 1)
         control = max(control or feature * float(np.clip(voxels // 32, 2, 6)), refinement)

@@ -98,8 +98,8 @@ class Level:
         """Images prepared by ``prepared``; spacing in mm, blur in voxels of this level."""
         self.spacing, self.overlap = spacing, overlap
         axes = _orthogonal(fixed.grid.direction)
-        self.fixed_grid = _lattice(region(fixed), axes, spacing, cube=False)
-        box = region(moving)
+        self.fixed_grid = _lattice(fixed.region(), axes, spacing, cube=False)
+        box = moving.region()
         self.moving_grid, self.centre = _lattice(box, axes, spacing, cube=True), box.centre
         fixed, self.moving = (_blurred(image, spacing, blur) for image in (fixed, moving))
         self.shifts = Shifts(self.fixed_grid.shape, self.moving_grid.shape, overlap)
@@ -177,7 +177,7 @@ def search(fixed: Image, moving: Image, settings: SearchSettings, runtime: Runti
     ends = np.concatenate([[0.0], np.cumsum(work) / work.sum()])
     found: list[Hypothesis] = []
     everywhere: list[Hypothesis] = []
-    for k, spacing in enumerate(level_spacings(region(fixed), region(moving), settings)):
+    for k, spacing in enumerate(level_spacings(fixed.region(), moving.region(), settings)):
         level = Level(fixed, moving, spacing, settings.blur[k], settings.overlap, settings.epsilon)
         trial = Trial(level, monitor.part(ends[k], ends[k + 1], f"level {k + 1}/{len(settings.tried)}"))
         with fewer_threads(level.moving_grid.voxels):
@@ -289,14 +289,6 @@ def prepared(image: Image, device) -> Image:
         low, high = float(values.min()), float(values.max())
     data = data.sub(low).div_(max(high - low, 1e-12)).clamp_(0, 1)
     return Image(data, image.grid, image.mask, image.name).to(device)
-
-
-def region(image: Image) -> Grid:
-    """The image's grid, cropped to the bounding box of its mask where there is one."""
-    if image.mask is None:
-        return image.grid
-    where = image.mask[0, 0].nonzero().cpu().numpy()[:, ::-1]
-    return image.grid.crop(where.min(0), where.max(0) + 1)
 
 
 def _lattice(box: Grid, axes: np.ndarray, spacing: float, cube: bool) -> Grid:

@@ -47,8 +47,8 @@ class Judge:
         """The judge of a whole registration: both images at ``COARSER`` times the voxel size of the coarser one, or at that size where
         the fixed lattice would have less than ``FEWEST`` voxels an axis."""
         images = [Image(image.data.float(), image.grid, image.mask) for image in (fixed, moving)]
-        wide = np.array(fixed.grid.size) > 1
-        spacing = max(float(image.grid.spacing[np.array(image.grid.size) > 1].min(initial=np.inf)) for image in images)
+        wide = fixed.grid.wide
+        spacing = max(float(image.grid.spacing[image.grid.wide].min()) for image in images)
         if np.prod((fixed.grid.extent / (COARSER * spacing))[wide]) >= FEWEST ** wide.sum():
             spacing *= COARSER
         return cls(*(image.smoothed_to(spacing) for image in images))

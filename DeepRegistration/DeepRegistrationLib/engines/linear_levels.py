@@ -148,7 +148,7 @@ def build_levels(fixed: Image, moving: Image, settings, runtime: Runtime) -> lis
     device = runtime.torch_device()
     device = torch.device("cpu") if device.type == "mps" else device
     plane = _common_plane(fixed.grid, moving.grid)
-    spacings = level_spacings(_region(fixed), _region(moving), settings)
+    spacings = level_spacings(fixed.region(), moving.region(), settings)
     fixed_levels, moving_levels = (_pyramid(_prepared(image, device), spacings) for image in (fixed, moving))
     centre = centre_of_mass(fixed_levels[0])
     points = None if settings.similarity == "lncc" else _sample_points(fixed, settings.samples, runtime.generator())
@@ -183,18 +183,13 @@ def _measure(values, fixed, settings, spacing):
 
 def level_spacings(fixed: Grid, moving: Grid, settings) -> list[float]:
     """Spacings in mm, coarse to fine, each about half of the one before: from 32 voxels along the longest edge to the voxel size."""
-    voxel = max(_mean_spacing(fixed), _mean_spacing(moving))
+    voxel = max(fixed.mean_spacing, moving.mean_spacing)
     finest = settings.finest or voxel
     if settings.similarity == "lncc" and not settings.finest:
         finest = max(finest, (np.prod(fixed.extent) / 250000) ** (1 / fixed.dim))
     coarsest = max(settings.coarsest or min(fixed.extent.max(), moving.extent.max()) / 32, finest)
     count = int(np.ceil(np.log2(coarsest / finest) - 0.25)) + 1
     return [float(s) for s in np.geomspace(coarsest, finest, max(count, 1))] if count > 1 else [float(finest)]
-
-
-def _mean_spacing(grid):
-    wide = np.array(grid.size) > 1
-    return float(np.exp(np.log(grid.spacing[wide]).mean())) if wide.any() else float(grid.spacing.min())
 
 
 def _prepared(image, device):
@@ -227,17 +222,9 @@ def _pyramid(image, spacings):
     return made[::-1]
 
 
-def _region(image) -> Grid:
-    """The grid of the image, cropped to the bounding box of its mask where there is one."""
-    if image.mask is None:
-        return image.grid
-    where = image.mask[0, 0].nonzero().cpu().numpy()[:, ::-1]
-    return image.grid.crop(where.min(0), where.max(0) + 1)
-
-
 def _sample_points(fixed, count, generator):
     """(N, dim) mm: positions spread over the fixed mask or field of view, not on voxel centres."""
-    region = _region(fixed)
+    region = fixed.region()
     size = np.array(region.size)
     share = 1.0 if fixed.mask is None else int(fixed.mask.sum()) / region.voxels
     unit = spread_points(int(np.ceil(count / share)), fixed.dim, torch.rand(fixed.dim, generator=generator, dtype=torch.float64).numpy())

@@ -83,7 +83,7 @@ class MotionModel:
         self.centre = torch.as_tensor(grid.centre.copy(), dtype=torch.float64)
         self.points = world_points(grid, torch.float32, frames.device).reshape(-1, grid.dim)
         self.blur = 0.0
-        self.lattice, self.lines = finer(tissues.grid) if _edge(tissues.grid) > COARSE * _edge(grid) else (tissues.grid, None)
+        self.lattice, self.lines = finer(tissues.grid) if tissues.grid.mean_spacing > COARSE * grid.mean_spacing else (tissues.grid, None)
         sigma, scale = first_noise_and_scale(frames, resample(self._volume(0, torch.zeros_like(self.means)), tissues.grid, grid))
         self.offset = torch.zeros_like(self.means).requires_grad_(True)
         self.log_scale = torch.tensor(np.log(settings.scale or scale), dtype=frames.dtype, device=frames.device, requires_grad=True)
@@ -181,7 +181,7 @@ class MotionModel:
 
     def _peak(self, k: int, pose: np.ndarray, blur: float, monitor) -> tuple[np.ndarray, float]:
         """(pose, cost) of the peak near ``pose`` (P,), the prediction blurred by ``blur`` mm; cost is minus the log-posterior of scan ``k``."""
-        volume, dim, step = self.volume(k).detach(), self.grid.dim, _edge(self.grid)
+        volume, dim, step = self.volume(k).detach(), self.grid.dim, self.grid.mean_spacing
         units = np.r_[np.full(dim, 1 / self.unit), np.full(len(pose) - dim, 2 / self.unit)]  # a step of 1 moves about 1 mm
         precision = np.r_[np.full(dim, (self.unit / self.settings.translation) ** 2), np.full(len(pose) - dim, self.settings.rotation**-2)]
         self.blur = blur
@@ -215,12 +215,6 @@ def _interpolation(n: int, m: int) -> np.ndarray:
     line = Grid.from_parts((1, n))
     units = torch.eye(n, dtype=torch.float64)[None, :, None]
     return resample(units, line, line.resample(np.array([n / m, 1.0])), "cubic")[0, :, 0].numpy().T
-
-
-def _edge(grid: Grid) -> float:
-    """mm: the geometric mean of the spacing along axes of more than one voxel."""
-    wide = np.array(grid.size) > 1
-    return float(np.exp(np.log(grid.spacing[wide]).mean())) if wide.any() else float(grid.spacing.min())
 
 
 def first_noise_and_scale(frames: torch.Tensor, signal: torch.Tensor) -> tuple[float, float]:

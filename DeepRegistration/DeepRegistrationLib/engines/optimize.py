@@ -24,6 +24,7 @@ from ..geometry import Grid
 from ..ops import fields
 from ..ops.sample import resample
 from ..ops.spline import cubic_coefficients
+from ..parameters import require_counts
 from ..points import Points
 from ..runtime import Monitor
 from ..terms import Alignment, Term
@@ -85,11 +86,7 @@ def _check(settings, pair):
         raise InputError(f"the symmetric form needs the model 'velocity' (or 'greedy'); '{settings.model}' has no exact inverse")
     if settings.paired and settings.model == "velocity":
         raise InputError("a second map was asked for beside the model 'velocity', which has an exact inverse; use 'displacement' or 'bspline'")
-    if len(settings.spacings) != len(settings.iterations):
-        raise InputError(f"{len(settings.spacings)} levels and {len(settings.iterations)} iteration counts were given; "
-                         "give one count per level")
-    if not sum(settings.iterations) > 0:
-        raise InputError(f"iterations {settings.iterations} ask for no step at all; give at least one level a positive count")
+    require_counts(settings.spacings, settings.iterations)
     if pair.fixed.data.shape[0] != 1:
         raise InputError(f"a batch of {pair.fixed.data.shape[0]} images was given; this optimiser registers one pair at a time")
 

@@ -24,6 +24,7 @@ from ..errors import ConvergenceError, InputError
 from ..image import Image
 from ..networks.coordinates import CoordinateMap
 from ..ops.sample import apply_matrix, inside, sample
+from ..parameters import require_counts
 from ..runtime import Monitor
 from ..terms import Alignment, GradientInverseConsistency, Similarity
 from ..transforms import Affine, Displacement
@@ -75,10 +76,7 @@ def fit(pair, linear: Affine, maps: tuple[CoordinateMap, CoordinateMap], similar
 
 
 def _check(settings, pair):
-    if len(settings.spacings) != len(settings.iterations):
-        raise InputError(f"{len(settings.spacings)} levels and {len(settings.iterations)} iteration counts were given; give one count per level")
-    if not sum(settings.iterations) > 0:
-        raise InputError(f"iterations {settings.iterations} ask for no step at all; give at least one level a positive count")
+    require_counts(settings.spacings, settings.iterations)
     if pair.fixed.data.shape[0] != 1:
         raise InputError(f"a batch of {pair.fixed.data.shape[0]} images was given; this optimiser registers one pair at a time")
 

@@ -86,7 +86,7 @@ class Found:
 def level_spacings(problem, settings: SliceSettings) -> list[float]:
     """mm, coarse to fine, each about half of the one before."""
     edge = longest_edge(problem)
-    pixel = float(np.median([np.sort(s.grid.spacing[np.array(s.grid.size) > 1])[0] for s in problem.slices]))
+    pixel = float(np.median([np.sort(s.grid.spacing[s.grid.wide])[0] for s in problem.slices]))
     finest = max(settings.finest or max(edge / 128, 0.5 * float(problem.volume.grid.spacing.min())), pixel)
     coarsest = max(settings.coarsest or edge / 40, finest)
     count = max(2, int(np.ceil(np.log2(coarsest / finest) - 0.25)) + 1)
@@ -95,7 +95,7 @@ def level_spacings(problem, settings: SliceSettings) -> list[float]:
 
 def longest_edge(problem) -> float:
     """mm, of the slices' fields of view."""
-    return float(max(s.grid.extent[np.array(s.grid.size) > 1].max() for s in problem.slices))
+    return float(max(s.grid.extent[s.grid.wide].max() for s in problem.slices))
 
 
 def reach_of(problem, settings: SliceSettings) -> tuple[float, float]:

@@ -304,17 +304,12 @@ class PerSlice:
     """A lattice similarity of every slice with its emulation, averaged over the slices by their number of pixels."""
 
     def __init__(self, values, bounds, grids, term):
-        self.parts = [(slice(a, b), sampled.Lattice(values[:, a:b], _flat(grid), term)) for a, b, grid in zip(bounds[:-1], bounds[1:], grids)]
+        self.parts = [(slice(a, b), sampled.Lattice(values[:, a:b], grid.flat(), term)) for a, b, grid in zip(bounds[:-1], bounds[1:], grids)]
 
     def __call__(self, moving, weight):
         """As in ``sampled.Information``."""
         total = moving.shape[1]
         return sum((part.stop - part.start) / total * measure(moving[:, part], weight[part]) for part, measure in self.parts)
-
-
-def _flat(grid: Grid) -> Grid:
-    keep = [n for n in range(3) if grid.size[n] != 1]
-    return Grid.from_parts(tuple(grid.size[n] for n in reversed(keep)), grid.spacing[keep])
 
 
 def build_levels(problem, spacings, similarity: str, profile: str, device) -> list[SliceLevel]:

@@ -25,7 +25,7 @@ from ..networks import weights
 from ..networks.composition import MultiResolution
 from ..networks.coordinates import CoordinateMap, CoordinateNetwork, FourierFeatures, HashGrid
 from ..networks.heads import displacement
-from ..parameters import parameter
+from ..parameters import parameter, require_coarse_to_fine, require_counts
 from ..result import Result
 from ..terms import MSE, SIMILARITIES, GradientInverseConsistency
 from ..transforms import Affine
@@ -94,17 +94,12 @@ class GradICON(Method):
     def solve(self, problem, runtime):
         network = self._network(problem, runtime)
         if network is None:
-            self._check_levels()
+            require_coarse_to_fine(self.factors)
+            require_counts(self.factors, self.iterations)
         start = self._start(problem, runtime, runtime.monitor.part(0.0, 0.2, "linear start"))
         begin = 0.2 if problem.initial is None and self.start != "none" else 0.0
         solver = self._fitted if network is None else self._said
         return solver(problem, start, runtime, runtime.monitor.part(begin, 1.0, "networks"), network)
-
-    def _check_levels(self):
-        if list(self.factors) != sorted(self.factors, reverse=True):
-            raise InputError(f"the levels {self.factors} were given; order them from coarse to fine")
-        if len(self.factors) != len(self.iterations):
-            raise InputError(f"{len(self.factors)} levels and {len(self.iterations)} iteration counts were given; give one count per level")
 
     def _network(self, problem, runtime):
         """(network, card) of the weights, or None where none are given. InputError for those of another network or dimension."""
@@ -158,7 +153,7 @@ class GradICON(Method):
 
     def _settings(self, fixed):
         """The squared difference is weighed in units of twice the fixed variance, so that the weight means the same for all similarities."""
-        finest = max(self.finest, float(fixed.grid.spacing[[n > 1 for n in fixed.grid.size]].min()))
+        finest = max(self.finest, float(fixed.grid.spacing[fixed.grid.wide].min()))
         weight = self.weight * (2 * max(float(fixed.data.var()), 1e-6) if self.similarity == "mse" else 1.0)
         return PointwiseSettings(tuple(finest * f for f in self.factors), self.iterations, self.rate, weight, self.samples, self.tied,
                                  channels="mind" if self.similarity == "mind" else CHANNELS[0])

@@ -31,7 +31,7 @@ from ..engines.linear import FINE_SAMPLES, LinearSettings, align_linear
 from ..engines.optimize import MODELS, DescentSettings, descend
 from ..errors import InputError
 from ..method import Card, Method, Preset, method
-from ..parameters import parameter
+from ..parameters import parameter, require_coarse_to_fine, require_counts
 from ..result import Result
 from ..terms import CONSISTENCIES, REGULARITIES, SIMILARITIES, LandmarkDistance, SoftDice
 from ..transforms import Affine, Displacement
@@ -157,13 +157,8 @@ class InstanceOptimisation(Method):
 
     def _check_settings(self):
         """What does not fit together is said before the linear start takes its time."""
-        if len(self.factors) != len(self.iterations):
-            raise InputError(f"{len(self.factors)} levels and {len(self.iterations)} iteration counts were given; give one count per level")
-        if not sum(self.iterations) > 0:
-            raise InputError(f"iterations {self.iterations} ask for no step at all; give at least one level a positive count, "
-                             "or use the method 'affine'")
-        if list(self.factors) != sorted(self.factors, reverse=True):
-            raise InputError(f"the levels {self.factors} were given; order them from coarse to fine")
+        require_counts(self.factors, self.iterations, ", or use the method 'affine'")
+        require_coarse_to_fine(self.factors)
         if self._paired and self.model not in ("displacement", "bspline"):
             raise InputError(f"the regularizer '{self.regulariser}' ties two maps, and the model '{self.model}' has one; "
                              "use the model 'displacement' or 'bspline'")
