@@ -13,6 +13,10 @@ from ..ops.sample import apply_matrix, index_points, resample
 from .base import Transform, cache_key
 
 
+STEEP = 0.5
+"""Voxels a voxel; at 1 a map may fold."""
+
+
 class Displacement(Transform):
     """T(x) = x + u(x) with ``displacement`` (B, dim, *S) mm on ``grid``; u falls to 0 within one voxel outside the lattice."""
 
@@ -32,13 +36,14 @@ class Displacement(Transform):
     def inverse(self, tolerance: float | None = None):
         """The inverse on a lattice that also holds all points that the map reaches; ``residual`` is its largest error in mm.
 
-        tolerance mm (default 0.02 of the smallest voxel edge). The inverse undoes the map of the points on the lattice without
-        a border of zeros: towards one u falls from what it was, and may fold.
+        tolerance mm (default 0.02 of the smallest voxel edge). The inverse undoes the map of the points on the lattice, without
+        a border of zeros to which u falls steeply, and may fold.
         ConvergenceError where u is not finite, reaches absurdly far or folds by more than 2 voxels.
         """
-        grid, body = self._reached(self.displacement.detach()), self.without_zero_ring()
+        grid = self._reached(self.displacement.detach())
+        undone = self.without_zero_ring() if self._falls_to_ring() else self
         tolerance = 0.02 * float(self.grid.spacing.min()) if tolerance is None else tolerance
-        w, residual = fields.invert(body.displacement.detach(), body.grid, tolerance, target=grid)
+        w, residual = fields.invert(undone.displacement.detach(), undone.grid, tolerance, target=grid)
         if residual > 2 * float(self.grid.spacing.max()):
             raise ConvergenceError(f"the field could not be inverted (residual {residual:.2f} mm): it folds; use more smoothing")
         result = Displacement(w, grid)
@@ -78,6 +83,13 @@ class Displacement(Transform):
         margin = [1 if n > 2 else 0 for n in self.grid.size]
         inner = (slice(m, n - m) for m, n in zip(margin[::-1], self.grid.shape))
         return Displacement(self.displacement[(..., *inner)], self.grid.pad([-m for m in margin]))
+
+    def _falls_to_ring(self) -> bool:
+        """True where u changes by more than ``STEEP`` of a voxel from the border of zeros, if there is one, to its neighbors."""
+        body = self.without_zero_ring()
+        index = fields.to_index_units(body.displacement.detach(), body.grid).abs()
+        faces = [index.select(axis, k) for axis, n in enumerate(body.grid.shape, 1) if n > 1 for k in (0, n - 1)]
+        return body is not self and any(float(face.max()) > STEEP for face in faces)
 
     def parameters(self):
         return (self.displacement,)
