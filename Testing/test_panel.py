@@ -212,6 +212,29 @@ def test_the_second_click_of_a_double_click(slicer, pair, monkeypatch):
     assert "The registration was stopped" in status(page)
 
 
+def test_what_was_just_typed_counts(slicer, pair):
+    """A click on a button does not end the typing on a Mac, where buttons take no focus by it."""
+    from PySide6 import QtTest
+
+    page, node, runner = pair.page("register"), pair.node, pair.logic._runner
+    node.method, node.live = "affine:rigid", False
+    page.ui.advancedBox.collapsed = False
+    settle(slicer)
+    window = page.widget.window()
+    window.show()
+    window.activateWindow()
+    box = page.form.entries["samples"]
+    box.setFocus()
+    box.selectAll()
+    settle(slicer)
+    QtTest.QTest.keyClicks(box, "1234")
+    assert box.hasFocus() and json.loads(node.values) == {}, "still being typed"
+    page.ui.applyButton.click()
+    assert runner.jobs[-1].request["values"] == {"samples": 1234}
+    page.ui.applyButton.click()
+    wait_until(slicer, lambda: not page.running, 5)
+
+
 def test_volumes_as_masks(slicer, pair):
     """Other programs save masks as images: what is above 0 counts, fractions and NaN are no fault."""
     page, node, runner = pair.page("register"), pair.node, pair.logic._runner
@@ -309,6 +332,13 @@ def test_task_method_and_preset(slicer, pair):
     assert "19" in page.ui.citationLabel.text or "20" in page.ui.citationLabel.text
     page.ui.citationLabel.linkActivated.emit("bibtex")
     assert "@article" in slicer.app.clipboard().text() and "BibTeX" in status(page)
+
+
+def test_citations_name_the_first_author_with_its_accents():
+    methods = Methods()
+    texts = [text for identifier in methods.entries for text in methods.citations(f"{identifier}:default")]
+    assert any(text.startswith("Öfverstedt et al. 2022, ") for text in texts) and any(text.startswith("Greer et al. 2023, ") for text in texts)
+    assert not [text for text in texts if set(text) & set("\\{}") or text.startswith(("unknown", " "))]
 
 
 @pytest.mark.parametrize("name, shown", [("default", "Default"), ("same-person", "Same person"), ("lung-ct", "Lung CT"), ("2d", "2D"), ("lncc", "LNCC")])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from functools import cached_property
 from pathlib import Path
 
@@ -71,6 +72,11 @@ class Methods:
         return "\n\n".join(self.split(spec)[0]["references"])
 
 
+ACCENTS = {'"': "\u0308", "'": "\u0301", "`": "\u0300", "^": "\u0302", "~": "\u0303", "c": "\u0327", "v": "\u030c"}
+ACCENT = re.compile(r"""\\(["'`^~]|[cv](?=\{))(?:\{(\w)\}|(\w))""")
+"""How BibTeX writes the accents of letters."""
+
+
 def title(name: str) -> str:
     """The name of a preset in words."""
     words = [word.upper() if word in ACRONYMS else word for word in name.split("-")]
@@ -78,12 +84,14 @@ def title(name: str) -> str:
 
 
 def short_citation(entry: str) -> str:
-    """First author, year and journal of a BibTeX entry."""
+    """First author (the title where none is named), year and journal of a BibTeX entry."""
+    entry = ACCENT.sub(lambda found: unicodedata.normalize("NFC", (found[2] or found[3]) + ACCENTS[found[1]]), entry)
+
     def field(name: str) -> str:
         found = re.search(rf"\b{name}\s*=\s*\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", entry)
         return " ".join(found[1].replace("{", "").replace("}", "").split()) if found else ""
 
     authors = field("author").split(" and ")
-    name = authors[0].partition(",")[0] or "unknown"
+    name = authors[0].partition(",")[0] or field("title")
     where = field("journal") or field("booktitle")
     return f"{name}{' et al.' if len(authors) > 1 else ''} {field('year')}{', ' + where if where else ''}"

@@ -104,9 +104,23 @@ class Page:
             self.say("error", str(error))
 
     def buttons(self, actions: dict) -> None:
-        """Name of a button -> what it does."""
+        """Name of a button -> what it does, guarded."""
         for name, pressed in actions.items():
-            getattr(self.ui, name).connect("clicked()", single(lambda pressed=pressed: self.guarded(pressed)))
+            self.clicked(name, lambda pressed=pressed: self.guarded(pressed))
+
+    def clicked(self, name: str, act) -> None:
+        """Do ``act`` when a button is clicked, but nothing for the second click of a double click: it would stop what the first one has started.
+        The button takes the focus first, which it does not by a click on a Mac: so a number that was just typed counts."""
+        button, ended = getattr(self.ui, name), float("-inf")
+
+        def pressed():
+            nonlocal ended
+            if time.monotonic() - ended >= DOUBLE_CLICK_SECONDS:
+                button.setFocus()
+                act()
+                ended = time.monotonic()
+
+        button.connect("clicked()", pressed)
 
     def fill(self, box, items, current) -> None:
         """Put ``items`` = [(data, text), ...] into a combo box and choose ``current`` (the first where it is missing)."""
@@ -146,19 +160,6 @@ class Page:
         """Set a text of the parameter node, where it differs."""
         if self.node is not None and not self.filling and getattr(self.node, name) != value:
             setattr(self.node, name, value)
-
-
-def single(act):
-    """A slot that does ``act``, but nothing for the second click of a double click: it would stop what the first one has started."""
-    ended = float("-inf")
-
-    def clicked():
-        nonlocal ended
-        if time.monotonic() - ended >= DOUBLE_CLICK_SECONDS:
-            act()
-            ended = time.monotonic()
-
-    return clicked
 
 
 def segments_of(node) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from ..records import is_record, roles_of
 from ..state import DEFAULT_METHOD, Start
 from ..sentences import duration
 from ..views import nodes_of
-from .base import Page, segments_of, single
+from .base import Page, segments_of
 from .parameters import ParameterForm, plain
 from .placing import Placing
 
@@ -56,7 +56,7 @@ class RegisterPage(Page):
         for name, pressed in (("applyButton", self.apply_or_cancel), ("resetButton", self.reset), ("continueButton", self.continue_run),
                               ("toQualityButton", self.to_quality), ("halfResolutionButton", lambda: self.again("half_resolution")),
                               ("cpuButton", lambda: self.again("cpu")), ("grayButton", self.convert_to_gray)):
-            getattr(self.ui, name).connect("clicked()", single(pressed))
+            self.clicked(name, pressed)
         self.ui.citationLabel.connect("linkActivated(QString)", self.copy_citation)
 
     # -------------------------------------------------------------------------------------------------------- up to date

@@ -9,7 +9,7 @@ from DeepRegistrationLib.errors import InputError
 
 from ..records import ATTRIBUTE, MAIN, is_record, remark_on_places, roles_of
 from ..state import Carry
-from .base import Page, single
+from .base import Page
 from .checklist import CheckList
 
 KINDS = (("vtkMRMLSegmentationNode", "segmentation"), ("vtkMRMLLabelMapVolumeNode", "label map"), ("vtkMRMLMarkupsFiducialNode", "landmarks"),
@@ -27,8 +27,8 @@ class TransferPage(Page):
         self.work = None
         self.ui.transferResultSelector.addAttribute(MAIN, ATTRIBUTE)
         self.list = CheckList(self.ui.nodesList, self.show_readiness)
-        self.ui.transferButton.connect("clicked()", single(self.transfer))
-        self.ui.releaseButton.connect("clicked()", self.release)
+        self.clicked("transferButton", self.transfer)
+        self.clicked("releaseButton", self.release)
 
     def refresh(self) -> None:
         if self.node is None:
