@@ -19,11 +19,12 @@ from DeepRegistrationLib.image import Image, Labels
 from DeepRegistrationLib.method import find
 from DeepRegistrationLib.networks import heads, weights
 from DeepRegistrationLib.networks.unet import UNet
+from DeepRegistrationLib.ops.filters import gaussian
 from DeepRegistrationLib.problem import Pair
 from DeepRegistrationLib.result import warp
 from DeepRegistrationLib.runtime import Runtime
 from DeepRegistrationLib.terms import Alignment
-from DeepRegistrationLib.train.unet import UNetRecipe, all_pairs, objective, view
+from DeepRegistrationLib.train.unet import UNetRecipe, all_pairs, between_voxels, objective, view
 from DeepRegistrationLib.transforms import Affine, Velocity
 from DeepRegistrationLib.transforms.base import Identity
 
@@ -31,6 +32,12 @@ from DeepRegistrationLib.transforms.base import Identity
 def image(shape, spacing=1.0, seed=1, **changes) -> Image:
     data = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(seed))
     return Image(data, Grid.from_parts(shape, spacing, [5.0, -7.0, 11.0][: len(shape)]), **changes)
+
+
+def smooth_noise(shape, width):
+    """(1, 1, *shape) smooth noise of deviation 1."""
+    data = gaussian(torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(0)), width)
+    return data / data.std()
 
 
 def constant_network(folder, dim, shift, output="displacement", **changes) -> str:
@@ -186,6 +193,25 @@ def test_the_moving_image_may_have_finer_voxels():
     ((_, alignment),) = view(network, Pair(replace(moving.at(coarse), data=1 - moving.at(coarse).data), moving))
     assert [tuple(each.shape) for each in shown] == [(1, 1, 8, 8)] * 2 and alignment.moving is moving
     assert torch.allclose(alignment.warped, moving.at(coarse).data, atol=1e-6)
+
+
+def test_a_shift_by_a_part_of_a_voxel_is_not_paid_for():
+    """Two noisy pictures of one object, and networks that shift everything: reading between voxels takes noise away, and that must not lower the cost."""
+    smooth = 0.4 * smooth_noise((32, 32), 4.0)
+    pair = Pair(*(Image(smooth + 0.1 * torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(k)), Grid.from_parts((32, 32))) for k in (1, 2)))
+    fixed, moved = lambda generator: pair, between_voxels(lambda generator: pair)
+
+    def cost(draw, shift):
+        def network(fixed, moving):
+            return torch.full((1, 2, *fixed.shape[2:]), shift)
+
+        network.output = "displacement"
+        pairs = [draw(torch.Generator().manual_seed(k)) for k in range(60)]
+        assert len({tuple(p.fixed.grid.origin) for p in pairs}) == (60 if draw is moved else 1)
+        return np.mean([float(objective(UNetRecipe("mse", 0.0))(view(network, p)[0][1])) for p in pairs])
+
+    assert cost(fixed, 0.5) < 0.9 * cost(fixed, 0.0), "the reward that is to be taken away is there"
+    assert cost(moved, 0.0) < 0.9 * min(cost(moved, -0.5), cost(moved, 0.5))
 
 
 def test_a_probabilistic_network_is_sampled_while_it_trains_only():

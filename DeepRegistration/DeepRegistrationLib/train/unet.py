@@ -5,12 +5,16 @@
 
 Every ordered pair of two images is drawn with equal probability; only the images are held, never the list of pairs. Balakrishnan et al.,
 IEEE TMI 2019; Dalca et al., MedIA 2019.
+
+An image that is read half way between its voxels is smoother than one that is read at them, and less noise is less cost: a network would
+learn to shift everything by a part of a voxel. ``between_voxels`` draws where the fixed voxels lie, so that no shift is paid for.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from ..errors import InputError
@@ -59,6 +63,18 @@ def view(network, pair) -> list[tuple[float, Alignment]]:
     samples = network.output == "probabilistic" and network.training
     transform = heads.transform(said, pair.fixed.grid, network.output, network.next_draw() if samples else None)
     return [(1.0, scored(pair, transform))]
+
+
+def between_voxels(draw):
+    """``draw`` with the fixed image read on its lattice moved by a random part of a voxel, at most half of one along every axis."""
+
+    def drawn(generator: torch.Generator) -> Pair:
+        pair = draw(generator)
+        grid, shift = pair.fixed.grid, np.eye(pair.fixed.dim + 1)
+        shift[:-1, -1] = grid.matrix @ (torch.rand(grid.dim, generator=generator).numpy() - 0.5)
+        return replace(pair, fixed=pair.fixed.at(grid.moved(shift), fill=None))
+
+    return drawn
 
 
 def all_pairs(images: list[Image], labels: list[Labels] | None = None):

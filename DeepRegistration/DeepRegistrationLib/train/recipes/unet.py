@@ -31,8 +31,8 @@ class UNetFromImages(FromImages):
         arguments = {"dim": request.dim, "encoder": [self.width] + [2 * self.width] * (self.levels - 1),
                      "decoder": [2 * self.width] * self.levels, "tail": [self.width, self.width], "output": self.output}
         card = card_of(data, "U-Net", "UNet", arguments, f"recipe unet, {settings.steps} steps of {settings.pairs} pairs, seed {request.seed}")
-        return Plan(UNet(**arguments), unet.view, unet.objective(weights, self.output), self.drawing(data, labelled), settings, card,
-                    held_out(data, "validation"), held_out(data, "test"))
+        return Plan(UNet(**arguments), unet.view, unet.objective(weights, self.output), unet.between_voxels(self.drawing(data, labelled)),
+                    settings, card, held_out(data, "validation"), held_out(data, "test"))
 
     @property
     def multiple(self) -> int:
