@@ -41,7 +41,7 @@ def unit_of(path: Path) -> str:
 def imports_of(path: Path):
     """(line, absolute dotted name, at file scope?) of every import in a file, relative ones resolved."""
     package = [LIBRARY.name, *path.relative_to(LIBRARY).parts[:-1]]
-    at_top = {id(node) for node in ast.walk(tree_of(path)) if node in tree_of(path).body}
+    at_top = {id(node) for node in tree_of(path).body}
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -149,6 +149,19 @@ def test_sizes_and_words(path):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert node.end_lineno - node.lineno < LONGEST_FUNCTION, f"{short(path)}:{node.lineno} {node.name} is long"
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{short(path)}:{node.lineno} catches everything"
+
+
+@pytest.mark.parametrize("folder", ["DeepRegistration", "AtlasBuilder", "QMRIRegister", "Testing"])
+def test_every_import_is_used(folder):
+    """By name, or as the argument of a test that asks for a fixture. Packages pass on what they import; fixtures without a name say noqa."""
+    for path in (p for p in ALL if folder in p.parts and p.name != "__init__.py"):
+        lines, nodes = path.read_text("utf-8").splitlines(), list(ast.walk(tree_of(path)))
+        used = {n.id for n in nodes if isinstance(n, ast.Name)} | {n.arg for n in nodes if isinstance(n, ast.arg)}
+        used |= {n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)}  # __all__, annotations in quotes, fixtures by name
+        for node in nodes:
+            if isinstance(node, (ast.Import, ast.ImportFrom)) and "F401" not in lines[node.lineno - 1] and getattr(node, "module", "") != "__future__":
+                unused = {(a.asname or a.name).split(".")[0] for a in node.names} - used
+                assert not unused, f"{short(path)}:{node.lineno} imports {', '.join(sorted(unused))} for nothing"
 
 
 def globs_of(cmake: Path) -> list[str]:

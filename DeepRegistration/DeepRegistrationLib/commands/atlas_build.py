@@ -4,9 +4,10 @@ DIR gets atlas.nii.gz, mean_log_jacobian.nii.gz and sd_log_jacobian.nii.gz, subj
 quality.csv, convergence.csv and, last, atlas.json; where subjects have label maps also labels_majority.nii.gz, labels_staple.nii.gz and
 probability_VALUE.nii.gz; network.safetensors where a network was trained. An atlas over age (--method spatiotemporal-atlas --covariate NAME) has
 atlas_age_A.nii.gz for every age, atlas.seq.nrrd (all of them as a sequence for 3D Slicer), growth.csv and growth.png (over age the volume,
-mm^3, of images of two axes the area, mm^2, and the length, mm, of what is bright and of every label), with label maps labels_age_A.nii.gz; its atlas.nii.gz is that of the middle age. A stopped build goes on with --resume: every subject that was
-finished is kept in DIR/work until all is done. Where a network is trained, several processes or machines that share DIR may train it together:
-torchrun --nproc-per-node N -m DeepRegistrationLib atlas build .... A subject that cannot be used is set aside with a reason and does not stop the rest.
+mm^3, of images of two axes the area, mm^2, and the length, mm, of what is bright and of every label), with label maps labels_age_A.nii.gz; its
+atlas.nii.gz is that of the middle age. A stopped build goes on with --resume: every subject that was finished is kept in DIR/work until all is done.
+Where a network is trained, several processes or machines that share DIR may train it together: torchrun --nproc-per-node N -m DeepRegistrationLib
+atlas build .... A subject that cannot be used is set aside with a reason and does not stop the rest.
 
 quality.csv has a row a subject: its correlation with the atlas, the share of folds, the standard deviation of the log-Jacobian, the displacement (root mean
 square, mm) and the mean overlap (Dice) of its labels with the majority's. In convergence.csv lengths are in mm and energies in squared brightness per mm^2.
