@@ -197,6 +197,7 @@ def test_warp_refuses_an_unknown_type_of_output(files, cli, tmp_path):
     ("", "names no pairs"), ("fixed,moving\n", "names no pairs"), ("fixed,moving\na.nii.gz,\n", "'moving' is empty"),
     ("fixed,moving,colour\na,b,c\n", "unknown column 'colour'"), ("fixed,moving,metod\na,b,c\n", "did you mean 'method'?"),
     ("id,fixed,moving\n../x,a,b\n", "cannot be a folder name"), ("id,fixed,moving\nx,a,b\nx,c,d\n", "occurs 2 times"),
+    ("id,fixed,moving\nP1,a,b\np1,c,d\n", "occurs 2 times"),
     ("fixed,moving,seed\na,b,soon\n", "expected a whole number"), ("fixed,moving,threads\na,b,two\n", "pair 'pair001': argument --threads: 'two'"),
     ("id,fixed,moving,method\nx,a,b,\ny,c,d,afine\n", "pair 'y': unknown method 'afine'"),
     ("fixed,moving,set\na,b,spacin=3\n", "pair 'pair001': "), ("fixed,moving\na,left, lung.nii\n", "3 cells and the header 2"),

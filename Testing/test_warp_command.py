@@ -248,3 +248,20 @@ def test_outside_of_a_ct_is_air_as_register_has_it(cli, warp, tmp_path, low, exp
     outside = filled == -7
     assert 0.05 < float(outside.float().mean()) < 0.6 and bool((by_register[outside] == expected).all())
     assert torch.equal(filled[~outside], by_register[~outside])
+
+
+def test_colors_stay_colors_and_label_maps_are_asked_about(warp, tmp_path):
+    shape, generator = GRID.shape, torch.Generator().manual_seed(1)
+    write_image(Image((255 * torch.rand(1, 3, *shape, generator=generator)).to(torch.uint8), GRID), tmp_path / "colors.nrrd")
+    answer = warp("colors.nrrd", "out.nrrd")
+    assert answer.status == 0 and "remark" not in answer.err
+    made, shift = sitk.ReadImage(str(tmp_path / "out.nrrd")), sitk.ReadTransform(str(tmp_path / "shift.tfm"))
+    assert made.GetPixelIDTypeAsString() == "vector of 8-bit unsigned integer"
+    expected = sitk.Resample(*(sitk.ReadImage(str(tmp_path / name)) for name in ("colors.nrrd", "reference.nrrd")), shift)
+    assert np.abs(sitk.GetArrayFromImage(made).astype(int) - sitk.GetArrayFromImage(expected)).max() <= 1
+    write_image(Image(torch.randint(0, 9, (1, 1, *shape), generator=generator).float(), GRID), tmp_path / "labels.nrrd")
+    write_image(Image(torch.rand(1, 1, *shape, generator=generator), GRID), tmp_path / "gray.nrrd")
+    for name, options, told in (("labels.nrrd", (), True), ("labels.nrrd", ("--labels",), False), ("labels.nrrd", ("--interpolation", "nearest"), False),
+                                ("gray.nrrd", ("--fill", "-1e3"), False)):
+        assert ("add --labels" in warp(name, "out.nrrd", *options).err) == told
+    assert float(read_image(tmp_path / "out.nrrd").data.min()) == -1000

@@ -85,8 +85,9 @@ def read_manifest(path: Path) -> list[dict]:
         check_row(row, number, path)
     names = [row["id"] for row in rows]
     for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"the id '{name}' occurs {names.count(name)} times in {path}; every pair needs its own")
+        same = [other for other in names if other.casefold() == name.casefold()]  # many systems have one folder for both
+        if len(same) > 1:
+            raise InputError(f"the id '{name}' occurs {len(same)} times in {path} ({', '.join(same)}); every pair needs its own")
     return rows
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from pathlib import Path
 
 from ..errors import InputError
 from ..runtime import Console, JsonLines, Monitor, Silent
+
+
+NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$|-inf(inity)?$", re.IGNORECASE)
+"""Negative numbers as people write them, none of which is an option; argparse itself knows no -1e3."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,6 +20,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, allow_abbrev=False, **options)
+        self._negative_number_matcher = NEGATIVE
         self.register("type", int, whole)
         self.register("type", float, number)
 

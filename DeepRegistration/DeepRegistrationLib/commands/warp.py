@@ -7,6 +7,7 @@ the same for everything: INPUT lives in the moving space, the output in the spac
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from . import options
 from .output import note, staged
 from .register import note_overlap, note_placement
 
+
+MOST_LABELS, LOOKED_AT = 150, 500_000
+"""Different whole numbers up to which an image may be a label map, and how many voxels are looked at for that."""
 
 CHAIN = ("fixed -> moving, as written by register; of several, fixed points go through the first one first, as in the list of "
          "antsApplyTransforms (field, then affine)")
@@ -85,6 +89,7 @@ def carry_image(arguments, transform, grid, path: Path) -> None:
     import torch
 
     from ..io import read_image, read_labels, time_step, write_image, write_labels
+    from ..io.images import is_color
     from ..result import warp
 
     image = read_labels(arguments.input) if arguments.labels else read_image(arguments.input, channels="vector")
@@ -98,12 +103,21 @@ def carry_image(arguments, transform, grid, path: Path) -> None:
     if bool(outside.all()) and bool((image.data != fill).any()):
         raise InputError(f"nothing of {arguments.input} falls into the field of view of {arguments.reference}; check that the transform belongs "
                          "to these two images, and its direction (--inverse)")
-    if path.suffix.lower() == ".png" and torch.equal(image.data, image.data.round()):
-        warped = replace(warped, data=warped.data.round().clamp(0, 255))  # an 8-bit picture stays one
+    if (path.suffix.lower() == ".png" or is_color(arguments.input)) and math.isfinite(fill) and torch.equal(image.data, image.data.round()):
+        warped = replace(warped, data=warped.data.round().clamp(0, 255).to(torch.uint8))  # a picture of 8 bits stays one
+    elif not arguments.labels and arguments.interpolation != "nearest" and may_be_labels(image):
+        note(f"remark: {arguments.input} holds few different whole numbers, which were mixed as those of an image; if they are labels, add --labels")
     if arguments.labels:
         write_labels(warped, path)
     else:
         write_image(warped, path, time_step=time_step(arguments.input))
+
+
+def may_be_labels(image) -> bool:
+    """True for an image (1, 1, *S) of few different numbers, all of them whole."""
+    values = image.data.flatten()
+    some = values[:: max(1, len(values) // LOOKED_AT)].unique()
+    return image.data.shape[1] == 1 and len(some) <= MOST_LABELS and bool((some == some.round()).all())
 
 
 def carry_points(arguments, transform, grid, path: Path) -> None:

@@ -209,6 +209,16 @@ def time_step(path) -> float | None:
     return header.GetSpacing()[3] if header.GetDimension() == 4 and header.GetSize()[3] > 1 else None
 
 
+def is_color(path) -> bool:
+    """True for a file with red, green and blue (and opacity) of 8 bits a voxel."""
+    import SimpleITK as sitk
+
+    if not os.path.isfile(path):
+        return False
+    header = _header(path)
+    return header.GetNumberOfComponents() in (3, 4) and header.GetPixelID() == sitk.sitkVectorUInt8
+
+
 def write_image(image: Image, path, *, compress: bool = True, time_step: float | None = None) -> None:
     """Write an Image (1, C, *S) as .nii.gz, .nii, .nrrd, .mha, or as .png (2D, whole numbers from 0 to 255).
 
