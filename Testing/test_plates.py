@@ -12,7 +12,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from truths_plates import section
 
-from DeepRegistrationLib.commands.atlas_identify import identify
+from DeepRegistrationLib.commands.atlas_identify import doubt_of_size, identify
 from DeepRegistrationLib.engines.plate_agreement import Agreement, frames_of, improved
 from DeepRegistrationLib.engines.plate_information import information, information_after_affine
 from DeepRegistrationLib.engines.plate_search import Pose, costs_of, refine, spread_starts
@@ -343,6 +343,10 @@ def test_a_picture_that_does_not_say_its_size_is_not_taken_for_one_of_1_mm(asked
     shown.SetSpacing((pixel, pixel))
     sitk.WriteImage(shown, str(tmp_path / "microscope.tif"))
     assert not is_unsized(tmp_path / "microscope.tif", read_slice(tmp_path / "microscope.tif").grid)
+
+
+def test_a_slice_of_quite_another_size_is_remarked_on():
+    assert doubt_of_size((0.95, 1.12), 0.02) == "" and "0.75 times its size, as if its pixels were of 0.015 mm" in doubt_of_size((0.7, 0.8), 0.02)
 
 
 def test_show_cite_and_list_know_it(cli):

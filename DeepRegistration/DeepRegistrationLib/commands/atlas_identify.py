@@ -27,6 +27,8 @@ from .output import RECORD, note, say, staged
 
 AXES = ("coronal", "axial", "sagittal")
 PICTURE = "top.png"
+OTHER_SIZE = 1.2
+"""Scale of a slice, or its inverse, that is too much for shrinkage."""
 LIMITS = ("slices of this atlas only, looked at from the usual side, of known scale, tilted by at most about 10 degrees; another stain or "
           "modality than the atlas has not been seen")
 
@@ -107,9 +109,9 @@ def answered(order: Order, path: Path | None, atlas, image, runtime: Runtime) ->
     found = identify(network, plates, query, replace(runtime, monitor=monitor.part(0.8, 0.95)))
     seconds = time.perf_counter() - began
     monitor.progress(0.95, "files")
+    pixel = order.pixel or min(edge for edge, count in zip(image.grid.spacing, image.grid.size) if count > 1)
     record = {"atlas": str(order.atlas), "slice": str(order.slice), "axis": order.axis, "plates": plates.count, "plate_spacing_mm": plates.spacing,
-              "pixel_mm": order.pixel or min(edge for edge, count in zip(image.grid.spacing, image.grid.size) if count > 1),
-              **found.record(plates, order.top), "slice_to_atlas": matrix_of(found, query).tolist(), "query_seconds": round(seconds, 3),
+              "pixel_mm": pixel, "remark": doubt_of_size(found.poses[0].scale, pixel), **found.record(plates, order.top), "slice_to_atlas": matrix_of(found, query).tolist(), "query_seconds": round(seconds, 3),
               "weights": {"file": str(kept), "trained_now": trained}, "seed": runtime.seed}
     return record, found, plates, query
 
@@ -233,6 +235,13 @@ def identify(network, plates, query, runtime: Runtime) -> Found:
     return Found(apart, costs, order(costs), poses, float(network.usual))
 
 
+def doubt_of_size(scale, pixel: float) -> str:
+    """A remark where the slice fits at ``scale`` (2,) of its size, quite another one; '' where it does not."""
+    size = float(scale[0] * scale[1]) ** 0.5
+    return "" if 1 / OTHER_SIZE < size < OTHER_SIZE else (
+        f"the slice fits the atlas at {size:.2f} times its size, as if its pixels were of {size * pixel:.3g} mm instead of {pixel:.4g} mm: check their size")
+
+
 def matrix_of(found: Found, query):
     """(4, 4) points of the slice's file (mm; (x, y, 0) of a picture) -> LPS mm of the atlas."""
     import numpy as np
@@ -317,6 +326,8 @@ def tell(record: dict, out: Path) -> None:
     plane = record["plane"]
     say(f"plane: at plate {plane['plate']} ({plane['position_mm']:.1f} mm), tilted by {plane['tilt_degrees']:.1f} degrees, "
         f"scales {plane['scale'][0]:.3f} and {plane['scale'][1]:.3f} of pixels of {record['pixel_mm']:.4g} mm")
+    if record["remark"]:
+        note(f"remark: {record['remark']}")
     if record["doubtful"]:
         note(f"the slice is unlike what this atlas shows (distance {record['distance']:.2f}, usual are up to {record['usual_distance']:.2f}): "
              "check axis, orientation (superior up, not mirrored), --pixel and --invert")

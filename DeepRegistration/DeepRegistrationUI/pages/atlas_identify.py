@@ -158,7 +158,9 @@ def answer(found: dict) -> str:
     record, plane = found["record"], found["record"]["plane"]
     text = _("At plate {plate} (of 0 to {last}, {position:.1f} mm), tilted by {tilt:.1f}°; pixels of {pixel:.4g} mm.").format(
         plate=plane["plate"], last=record["plates"] - 1, position=plane["position_mm"], tilt=plane["tilt_degrees"], pixel=record["pixel_mm"])
-    return text if found["by_header"] is not False else text + " " + _("The slice was taken as a picture: its header says another axis.")
+    said = [record["remark"][:1].upper() + record["remark"][1:] + "."] if record["remark"] else []
+    said += [_("The slice was taken as a picture: its header says another axis.")] if found["by_header"] is False else []
+    return " ".join([text, *said])
 
 
 def told(record: dict) -> list[str]:
