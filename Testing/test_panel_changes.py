@@ -392,6 +392,26 @@ def test_pairs_of_a_scene_that_is_added_to_another_one(slicer, pair, tmp_path):
     assert page.rows == [] and not [role for role in roles if role.startswith("batchPairs") and pair.node.parameterNode.GetNodeReferenceID(role)]
 
 
+def test_an_inverse_of_another_scene_is_not_taken(slicer, pair, tmp_path):
+    """A live transfer makes the inverse where a result has none; one that comes with a scene that is added belongs to the result of that scene, whatever the
+    IDs of its nodes were there."""
+    pair.node.inverse = False
+    register(slicer, pair)
+    pair.node.transferDirection = type(pair.node.transferDirection).FIXED_TO_MOVING
+    go_live(slicer, pair, landmarks(slicer, "targets", [(4, 5, 5)]))
+    slicer.mrmlScene.SetRootDirectory(str(tmp_path))
+    slicer.mrmlScene.Commit(str(tmp_path / "study.mrml"))
+    slicer.mrmlScene.Clear(0)
+    settle(slicer)
+    pair.node.fixedVolume, pair.node.movingVolume, pair.node.inverse = volume(slicer, "fixed"), volume(slicer, "moving"), False
+    register(slicer, pair, "here")
+    slicer.mrmlScene.SetURL(str(tmp_path / "study.mrml"))
+    slicer.mrmlScene.Import()
+    settle(slicer)
+    first, second = (records.roles_of(main)["linear"] for main in records.all_records(slicer.mrmlScene))
+    assert records.made_inverse(first) is None and records.made_inverse(second) is not None
+
+
 @pytest.mark.parametrize("placed", [False, True])
 def test_a_scene_that_was_saved_while_a_result_was_shown(slicer, pair, tmp_path, placed):
     """Without a warped volume the moving one itself is shown under the result; in the scene that is opened later it is where it was."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import mrml, outputs
 
 PLACEMENT = "DeepRegistration.placement"
-"""Attribute of the node that holds the placement which a node had before it was put under a result."""
+"""Reference of the node that holds the placement which a node had before it was put under a result, to that node."""
 
 
 SHOWN = "DeepRegistration.shown"
@@ -37,7 +37,7 @@ def put_under(node, transforms: dict):
         outputs.apply_to(node, transforms)
         parent = node.GetParentTransformNode()
         if parent is not linear:
-            parent.SetAttribute(PLACEMENT, node.GetID())
+            parent.SetNodeReferenceID(PLACEMENT, node.GetID())
     return node.GetParentTransformNode()
 
 
@@ -45,5 +45,5 @@ def take_out(node, parent) -> None:
     """Put ``node`` back under ``parent`` (None: under none), and remove the placement node that was made for it."""
     between = node.GetParentTransformNode()
     node.SetAndObserveTransformNodeID(None if parent is None else parent.GetID())
-    if between is not None and between is not parent and between.GetAttribute(PLACEMENT) == node.GetID():
+    if between is not None and between is not parent and between.GetNodeReference(PLACEMENT) is node:
         node.GetScene().RemoveNode(between)

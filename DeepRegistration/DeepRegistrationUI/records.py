@@ -24,7 +24,7 @@ MAIN = "vtkMRMLTransformNode"
 UNDER = "DeepRegistrationUnder."
 """With a side, role of the main node: the transform nodes that were above this volume when it was registered, which are part of its place."""
 INVERSE_OF = "DeepRegistration.inverseOf"
-"""Attribute of the inverse node that a live transfer made: the ID of the transform."""
+"""Reference of the inverse node that a live transfer made to the transform; an ID by itself would mean another node in a scene that is added."""
 
 
 def remember(nodes: dict, fixed, moving, figures: dict, grids=(), above=((), ()), frames=()):
@@ -116,7 +116,7 @@ def _carriers(result: dict, side: str) -> tuple:
 def made_inverse(linear):
     """The inverse node that a live transfer has made for a result without one, None where there is none."""
     nodes = [] if linear is None else views.nodes_of(linear.GetScene(), MAIN)
-    return next((node for node in nodes if node.GetAttribute(INVERSE_OF) == linear.GetID()), None)
+    return next((node for node in nodes if node.GetNodeReference(INVERSE_OF) is linear), None)
 
 
 def shown_frame(volume) -> dict | None:

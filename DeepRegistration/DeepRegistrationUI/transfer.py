@@ -253,7 +253,7 @@ class Transfer:
             return node
         node = self.scene.AddNewNodeByClass("vtkMRMLTransformNode", f"{linear.GetName()} inverse")
         node.SetAndObserveTransformToParent(map_of(linear, TO_MOVING))
-        node.SetAttribute(INVERSE_OF, linear.GetID())
+        node.SetNodeReferenceID(INVERSE_OF, linear.GetID())
         return node
 
 
