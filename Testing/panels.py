@@ -1,9 +1,12 @@
 """What the tests of the panels share: the module in the stand-in of the application, small volumes, layout at 400 pixels, a runner that follows a script."""
 
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from harness.fixtures import application, no_slot_errors, scene  # noqa: F401
 from harness.fixtures import panel as module_panel  # noqa: F401
 
@@ -113,6 +116,16 @@ def texts_of(widget):
         for each in widget.findChildren(kind):
             if type(each).__name__ in ("QLabel", "QPushButton", "QCheckBox", "QToolButton") and isinstance(each.text, str) and each.text.strip():
                 yield each, each.text
+
+
+def loaded_by_showing(module: str, *pages: str) -> set[str]:
+    """What a fresh process has imported once it has shown the panel of ``module`` and its ``pages``: names of packages and modules."""
+    program = ("import sys; import harness; from harness.application import install, load; install();"
+               f"w = load({str(ROOT / module / f'{module}.py')!r}).createNewWidgetRepresentation(); w.show_module(True);"
+               f"[w.self().panel.open(page) for page in {pages}]; print(*sys.modules); w.self().cleanup()")
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT / "Testing", timeout=120)
+    assert answer.returncode == 0, answer.stderr
+    return set(answer.stdout.split())
 
 
 def show(slicer, panel, name: str):
