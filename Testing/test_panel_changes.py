@@ -432,6 +432,7 @@ def test_a_scene_that_was_saved_while_a_result_was_shown(slicer, pair, tmp_path,
     slicer.mrmlScene.SetURL(str(tmp_path / "study.mrml"))
     slicer.mrmlScene.Import()
     settle(slicer)
+    assert not pair.page("register").ui.nextWidget.isHidden(), "a run can go on from a result of a scene that was opened"
     parent = slicer.util.getNode("moving").GetParentTransformNode()
     assert (parent.GetName() if placed else parent) == ("couch" if placed else None)
     assert "while Quality control showed 'moving' on the other image" in status(pair.page("register"))

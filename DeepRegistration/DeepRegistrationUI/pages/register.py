@@ -146,6 +146,7 @@ class RegisterPage(Page):
         self.ui.missingLabel.text = missing
         self.ui.missingLabel.visible = bool(missing)
         self.ui.grayButton.visible = bool(missing and self.logic.colored(self.choices()))
+        self.ui.nextWidget.visible = not self.running and is_record(self.node.result)  # also of a scene that was opened
         self.ui.continueButton.enabled = not missing and not self.not_continued()
         self.ui.continueButton.toolTip = missing or self.not_continued() or _("The last result becomes the start of a run with the settings chosen now")
 
@@ -227,7 +228,7 @@ class RegisterPage(Page):
     def start(self, choices: Choices) -> None:
         """Start a run; everything that stands in the way is one sentence in the status line."""
         self.placing.stop()
-        self.ui.offersWidget.visible = self.ui.nextWidget.visible = False
+        self.ui.offersWidget.visible = False
         self.ui.logEdit.plainText = ""
         self.say("", "")
         try:
@@ -309,7 +310,6 @@ class RegisterPage(Page):
         for offer, name in OFFERS.items():
             getattr(self.ui, name).visible = offer in event.get("offers", ())
         self.ui.offersWidget.visible = bool(event.get("offers"))
-        self.ui.nextWidget.visible = event["event"] == "done"
         if event["event"] == "done" and self.node is not None:
             self.node.result = run.main
         self.show_devices()
