@@ -264,6 +264,7 @@ def _write_field(items, path, grid, dtype) -> None:
         total, grid = item.displacement, item.grid
     else:
         grid = _lattice(items, path) if grid is None else grid
+        grid = grid.pad([1 if n == 1 else 0 for n in grid.size])  # ITK reads a NIfTI file of one slice of vectors as 2D
         total = _total(items, grid, dtype)
     write_array(_interleaved(total, np.float32 if dtype == torch.float32 else np.float64), grid, path, compress=suffix(path) == ".nii.gz")
 
