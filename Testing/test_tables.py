@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from DeepRegistrationLib.errors import InputError
-from DeepRegistrationLib.tables import read_rows
+from DeepRegistrationLib.tables import read_figures, read_rows
 
 ROWS = [{"subject": "Müller, A", "age": "12.5"}, {"subject": "b", "age": ""}]
 
@@ -36,6 +36,11 @@ def test_a_row_that_is_longer_than_its_header_is_told_by_its_line(tmp_path):
     (tmp_path / "people.csv").write_text("subject,age\na,1\nb,2,3\n", "utf-8")
     with pytest.raises(InputError, match="line 3: it has 3 cells and the header 2"):
         read_rows(tmp_path / "people.csv")
+
+
+def test_figures_are_numbers_and_subjects_are_names(tmp_path):
+    (tmp_path / "quality.csv").write_text("subject,dice,site\n007,0.5,A\n1e3,,B\n", "utf-8")
+    assert read_figures(tmp_path / "quality.csv") == [{"subject": "007", "dice": 0.5, "site": "A"}, {"subject": "1e3", "dice": "", "site": "B"}]
 
 
 def test_an_image_is_no_table(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 from DeepRegistrationLib.errors import InputError
 from DeepRegistrationLib.exchange import Volume
 from DeepRegistrationLib.geometry import Grid
-from DeepRegistrationLib.tables import read_rows
+from DeepRegistrationLib.tables import read_figures
 
 from .training import Curve
 
@@ -168,20 +168,12 @@ def finished(folder: Path) -> tuple[dict, list[dict]]:
     """(record, rows of all subjects) of the finished atlas in ``folder``. InputError where its files cannot be read."""
     record = read_json(folder / "atlas.json")
     try:
-        quality = [{key: numeric(text) for key, text in row.items()} for row in read_rows(folder / "quality.csv")[1]]
+        quality = read_figures(folder / "quality.csv")
         names = [*record["subjects"], *record["set_aside"]]
         images = {name: image[0] if isinstance(image, list) else "" for name, image, *_ in record.get("cohort", [])}
         return record, [{**new_row({"name": name, "image": images.get(name, "")}), **outcome(name, record, quality)} for name in names]
     except (OSError, KeyError):
         raise InputError(f"the atlas in {folder} is not complete (atlas.json or quality.csv); copy its folder again, or build it again") from None
-
-
-def numeric(text: str):
-    """A number where the text is one."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def new_row(subject: dict) -> dict:

@@ -21,6 +21,7 @@ def atlas(request: dict, monitor, folder: Path) -> dict:
     """Build an atlas, or go on with one. Its event 'cohort' names the subjects before any is read."""
     from ..method import find
     from ..runtime import Runtime
+    from ..tables import read_figures
     from .atlas_build import BUILT, WORK, write
 
     out, resume = Path(request["out"]), bool(request.get("resume", False))
@@ -39,7 +40,7 @@ def atlas(request: dict, monitor, folder: Path) -> dict:
     )
     record = write(method.run(group, runtime), out, monitor.part(BUILT, 1.0))
     shutil.rmtree(out / WORK, ignore_errors=True)
-    return {"record": record, "quality": _rows(out / "quality.csv")}
+    return {"record": record, "quality": read_figures(out / "quality.csv")}
 
 
 def carry(request: dict, monitor, folder: Path) -> dict:
@@ -113,6 +114,7 @@ def _carried(atlas: Path, subject: dict, record: dict, method, request: dict, mo
 def structure(request: dict, monitor, folder: Path) -> dict:
     """Analyze a cohort; files go to ``out``, or to the job's folder where none is given."""
     from ..runtime import Runtime
+    from ..tables import read_figures
     from .atlas_structure import REPLACED, Order, carry_out
     from .jobs_pair import labels_of
     from .output import staged
@@ -132,7 +134,7 @@ def structure(request: dict, monitor, folder: Path) -> dict:
     order = Order({kind: source}, None if covariates is None else Path(covariates), dict(request.get("values") or {}))
     with staged(out, REPLACED) as stage:
         record = carry_out(order, stage, Runtime("cpu", int(request.get("seed", 0)), monitor=monitor))
-    return {"record": record, "subjects": _rows(out / "subjects.csv"), "out": str(out)}
+    return {"record": record, "subjects": read_figures(out / "subjects.csv"), "out": str(out)}
 
 
 def _require_room(out: Path, resume: bool) -> None:
@@ -203,17 +205,3 @@ def _group(data: Path, left_out=(), covariate: str = "", covariates: str = ""):
 
 def _described(subject) -> dict:
     return {"name": subject.name, "image": str(subject.image), "labels": subject.labels is not None, "unusable": subject.unusable}
-
-
-def _rows(path: Path) -> list[dict]:
-    """Rows of a .csv file; numbers where they are some."""
-    import csv
-
-    def cell(text):
-        try:
-            return float(text)
-        except ValueError:
-            return text
-
-    with open(path, newline="", encoding="utf-8") as stream:
-        return [{key: cell(text) for key, text in row.items()} for row in csv.DictReader(stream)]
