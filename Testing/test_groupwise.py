@@ -180,6 +180,14 @@ def test_fewer_than_two_usable_subjects_are_no_cohort(tmp_path):
         built(group)
 
 
+def test_where_all_are_lost_the_last_reason_is_told(tmp_path):
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_text("no image")
+    constant = [Subject(name, Image(torch.ones(1, 1, 16, 16), Grid.from_parts((16, 16)))) for name in "ab"]
+    with pytest.raises(InputError, match="0 of 2 subjects can be used .* set aside: a, .* has the constant value 1"):
+        built(Group((Subject("c", broken), *constant)))
+
+
 def test_an_image_of_something_else_is_set_aside_as_an_outlier():
     group = shifted()
     grid = group.subjects[0].image.grid
@@ -235,6 +243,7 @@ def test_what_is_no_cohort(subjects, words):
     ({"settings": "iteration=3"}, "did you mean 'iterations'"),
     ({"method": "general", "settings": "", "similarity": "mse"}, "has no similarity 'mse'"),
     ({"method": "icon-atlas", "settings": ""}, "does not register pairs"),
+    ({"reference": "s0"}, "'s0' was named to start from and the start is 'mean'"),
 ])
 def test_settings_of_the_pairwise_method_are_looked_at_first(values, words):
     with pytest.raises(InputError, match=words):

@@ -73,6 +73,10 @@ class GroupwiseSettings:
     sharpening: float = 0.0
     volume: float = 0.0
 
+    def __post_init__(self):
+        if self.reference and self.start != "subject":
+            raise InputError(f"the subject '{self.reference}' was named to start from and the start is '{self.start}'; set it to 'subject', or name none")
+
 
 @dataclass(eq=False)
 class Built:
@@ -267,7 +271,7 @@ class _Flow:
         self.built.set_aside |= reasons
         self.built.members = tuple(member for member in self.built.members if member.name not in self.built.set_aside)
         if len(self.built.members) < 2:
-            name, reason = next(iter(self.built.set_aside.items()))
+            name, reason = next(iter({**reasons, **self.built.set_aside}.items()))
             raise InputError(f"{len(self.built.members)} of {len(self.members)} subjects can be used and an atlas needs two; "
                              f"set aside: {name}, {reason}")
 
