@@ -209,12 +209,16 @@ def test_deleted_volumes_are_named(slicer, registered):
 
 
 def test_compare_two_registrations(slicer, registered):
-    register(slicer, registered, "second")
     registered.open("compare")
     page = registered.page("compare")
     settle(slicer)
     assert page.ui.compareMissingLabel.text == "Choose two registrations."
+    registered.open("register")
+    register(slicer, registered, "second")
+    registered.open("compare")
+    settle(slicer)
     first, second = records.all_records(slicer.mrmlScene)
+    assert (registered.node.compareFirst, registered.node.compareSecond) == (first, second) and page.ui.compareButton.enabled
     registered.node.compareFirst = registered.node.compareSecond = first
     settle(slicer)
     assert "chosen twice" in page.ui.compareMissingLabel.text
@@ -258,7 +262,7 @@ def test_batch_of_nodes(slicer, pair, tmp_path):
     settle(slicer)
     assert [row["status"] for row in page.rows] == ["done", "failed", "done"]
     assert "2 of 3 pairs registered, 1 failed" in status(page) and ui.pairsTable.item(1, 3).text() == "the fields of view do not overlap"
-    assert not ui.batchButton.enabled and "All pairs are done" in ui.batchMissingLabel.text
+    assert not ui.batchButton.enabled and "No pair is waiting" in ui.batchMissingLabel.text
     assert ui.pairsTable.item(0, 3).text() == "similarity 0.50 to 0.90, folds 0 %"
     ui.pairsTable.selectRow(1)
     ui.retryPairsButton.click()

@@ -113,7 +113,7 @@ class BatchPage(Page):
         if not rows:
             missing = _("Add at least one pair.")
         elif not left:
-            missing = _("All pairs are done; select rows and press Retry to do them again.")
+            missing = _("No pair is waiting; select rows and press Retry to do them again.")
         elif not self.node.batchFolder and any(row["kind"] == "files" for row in rows):
             missing = _("Choose a folder for the results.")
         elif not self.node.batchFolder and not self.node.batchToScene and any(row["kind"] == "nodes" for row in rows):

@@ -8,7 +8,7 @@ from slicer.i18n import tr as _
 from DeepRegistrationLib.errors import InputError
 
 from ..quality_tables import compare_rows
-from ..records import ATTRIBUTE, MAIN, figures_of, is_record, roles_of
+from ..records import ATTRIBUTE, MAIN, all_records, figures_of, is_record, roles_of
 from .base import Page
 from .tables import fill_table
 
@@ -42,6 +42,12 @@ class ComparePage(Page):
         self.ui.compareMissingLabel.visible = bool(missing)
         rows = [] if missing else compare_rows(figures_of(first).get("rows", []), figures_of(second).get("rows", []))
         fill_table(self.ui.compareTable, rows, ("name", "structure", "unit", "first", "second", "difference"))
+
+    def opened(self) -> None:
+        """The two latest registrations, where none was chosen."""
+        latest = all_records(slicer.mrmlScene)[-2:]
+        if self.node.compareFirst is None and self.node.compareSecond is None and len(latest) == 2:
+            self.node.compareFirst, self.node.compareSecond = latest
 
     def compare(self) -> None:
         """Show both results in two rows of views. InputError where that cannot be."""
