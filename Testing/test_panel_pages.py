@@ -205,6 +205,23 @@ def test_deleted_volumes_are_named(slicer, registered):
     assert "moving volume of this registration was deleted" in status(page) and page.evaluation is None
 
 
+@pytest.mark.parametrize("shift, told", [(2, True), (5, False)])
+def test_segments_that_overlap_are_told(slicer, registered, shift, told):
+    """A label map holds one of them a voxel, so the Dice of the other one is not that of the whole segment."""
+    node, page, runner = registered.node, registered.page("quality"), registered.logic._runner
+    node.qualityFixedStructures, node.qualityMovingStructures = (segmentation(slicer, node.fixedVolume, name) for name in ("model", "organ"))
+    other = segmentation(slicer, node.fixedVolume, "other", shift)
+    node.qualityMovingStructures.GetSegmentation().CopySegmentFromSegmentation(other.GetSegmentation(), other.GetSegmentation().GetNthSegmentID(0))
+    registered.open("quality")
+    settle(slicer)
+    page.ui.evaluateButton.click()
+    wait_until(slicer, lambda: runner.jobs[-1].request["command"] == "evaluate", 5)
+    runner.say("done", result={"rows": answer({**runner.jobs[-1].request, "outputs": []})["metrics"]})
+    wait_until(slicer, lambda: page.evaluation is None, 5)
+    assert ("segments of 'organ' overlap in 60 voxels, which count for the later segment alone" in status(page)) == told
+    assert "'model' overlap" not in status(page)
+
+
 # ------------------------------------------------------------------------------------------------------------- compare
 
 

@@ -22,7 +22,7 @@ class Evaluation:
             raise InputError("a registration is needed; press Apply under Register first")
         self.runner, self.main, self.on_end = runner, main, on_end
         self.state, self.message, self.kind, self.job, self.rows, self.path = "new", "", "", None, [], None
-        self.reading, self.more, self.points = None, {}, (None, None)
+        self.reading, self.more, self.points, self.structures = None, {}, (None, None), ()
 
     @property
     def running(self) -> bool:
@@ -35,7 +35,7 @@ class Evaluation:
                 raise InputError(f"only the {'moving' if first is None else 'fixed'} {what} are chosen; choose both, or none")
             if first is not None and first is second:
                 raise InputError(f"'{first.GetName()}' is chosen as the {what} of both volumes; choose those of each, or none")
-        self.points = fixed_points, moving_points
+        self.points, self.structures = (fixed_points, moving_points), (fixed_labels, moving_labels)
         self._begin(outputs.evaluate_steps(self._roles(), fixed_labels=fixed_labels, moving_labels=moving_labels, fixed_points=fixed_points,
                                            moving_points=moving_points))
 
@@ -90,7 +90,8 @@ class Evaluation:
             if known is None:
                 records.add_role(self.main, "metrics", table)
                 records.put_beside(self.main, [table])
-        remark = "; ".join(filter(None, (mrml.pairing_remark(*self.points), records.remark_on_places(self.main))))
+        overlaps = map(mrml.overlap_remark, self.structures)
+        remark = "; ".join(filter(None, (mrml.pairing_remark(*self.points), *overlaps, records.remark_on_places(self.main))))
         self._end("done", f"{len(self.rows)} figures; the table is in the scene too." + (f" Note: {remark}." if remark else ""))
 
     def tick(self) -> bool:

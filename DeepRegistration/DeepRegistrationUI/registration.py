@@ -262,8 +262,9 @@ class Registration:
                         "scalars": result["scalars"], "provenance": result["provenance"]}
         self.main = records.remember(self.nodes, self.choices.fixed, self.choices.moving, self.figures, self.grids, self.above, self.frames)
         made = listed([text for role, text in MADE.items() if role in self.nodes])
-        paired = mrml.pairing_remark(self.choices.fixed_points, self.choices.moving_points)
-        remark = "; ".join(filter(None, (remark_on(result["provenance"]), paired, records.remark_on_places(self.main))))
+        c = self.choices
+        guides = mrml.pairing_remark(c.fixed_points, c.moving_points), mrml.overlap_remark(c.fixed_labels), mrml.overlap_remark(c.moving_labels)
+        remark = "; ".join(filter(None, (remark_on(result["provenance"]), *guides, records.remark_on_places(self.main))))
         self._end("done", f"Registered in {duration(seconds)}; made {made} in the folder '{self.name}'." + (f" Note: {remark}." if remark else ""))
 
     def _extras(self) -> dict:

@@ -13,8 +13,9 @@ from DeepRegistrationLib import exchange
 from DeepRegistrationLib.errors import InputError
 
 from . import mrml
+from .mrml.read import BINARY
 
-BINARY, SURFACE = "Binary labelmap", "Closed surface"
+SURFACE = "Closed surface"
 COLORS = "DeepRegistration.colors"
 """Attribute of a kept display: the ID of its colour node."""
 
