@@ -194,9 +194,10 @@ def test_starts_by_name(pair, cli, toy, tmp_path, start):
     assert truth.error(read_transform(tmp_path / "out" / "transform.h5")) < 0.5 * truth.error(lambda x: x)
 
 
-def test_a_picture_is_carried_into_a_picture(cli, tmp_path):
-    """8 bits, also in color, although the interpolated values are fractions."""
-    colors = torch.randint(0, 256, (1, 3, 20, 30)).float()
+@pytest.mark.parametrize("channels, top", [(3, 255), (1, 255), (1, 65535)])
+def test_a_picture_is_carried_into_a_picture(cli, tmp_path, channels, top):
+    """8 or 16 bits, also in color, although the interpolated values are fractions."""
+    colors = torch.randint(0, top + 1, (1, channels, 20, 30), generator=torch.Generator().manual_seed(0)).float()
     write_image(Image(colors, Grid.from_parts((20, 30))), tmp_path / "in.png")
     write_transform(Affine.translation([0.5, 0.0]), tmp_path / "half.tfm")
     cli("warp", "--transform", tmp_path / "half.tfm", "--reference", tmp_path / "in.png", "--input", tmp_path / "in.png", "--out", tmp_path / "out.png")

@@ -257,11 +257,11 @@ def test_color_needs_gray(tmp_path):
 def test_png_takes_whole_values_of_one_or_three_channels_only(tmp_path):
     grid = Grid.from_parts((4, 5))
     values = torch.arange(20.0).reshape(1, 1, 4, 5)
-    for kept in (values, torch.cat((values, values + 1, values + 2), 1)):
+    for kept in (values, torch.cat((values, values + 1, values + 2), 1), 3000 * values):
         write_image(Image(kept, grid), tmp_path / "a.png")
         assert torch.equal(read_image(tmp_path / "a.png", channels="vector").data, kept)
-    for bad in (values + 0.5, values - 1, values * 20, values * float("nan")):
-        with pytest.raises(InputError, match="whole numbers from 0 to 255"):
+    for bad in (values + 0.5, values - 1, values * 4000, values * float("nan")):
+        with pytest.raises(InputError, match="whole numbers from 0 to 65535"):
             write_image(Image(bad, grid), tmp_path / "b.png")
     with pytest.raises(InputError, match="2D image of one or three channels"):
         write_image(image_on(Grid.from_parts((2, 3, 4))), tmp_path / "b.png")

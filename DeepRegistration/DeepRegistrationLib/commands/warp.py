@@ -7,7 +7,6 @@ the same for everything: INPUT lives in the moving space, the output in the spac
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,8 +85,6 @@ def require_kind(arguments) -> None:
 
 def carry_image(arguments, transform, grid, path: Path) -> None:
     """Pull INPUT onto the grid of REFERENCE and write it; a series in time stays one."""
-    import torch
-
     from ..io import read_image, read_labels, time_step, write_image, write_labels
     from ..io.images import is_color
     from ..result import warp
@@ -103,14 +100,25 @@ def carry_image(arguments, transform, grid, path: Path) -> None:
     if bool(outside.all()) and bool((image.data != fill).any()):
         raise InputError(f"nothing of {arguments.input} falls into the field of view of {arguments.reference}; check that the transform belongs "
                          "to these two images, and its direction (--inverse)")
-    if (path.suffix.lower() == ".png" or is_color(arguments.input)) and math.isfinite(fill) and torch.equal(image.data, image.data.round()):
-        warped = replace(warped, data=warped.data.round().clamp(0, 255).to(torch.uint8))  # a picture of 8 bits stays one
-    elif not arguments.labels and arguments.interpolation != "nearest" and may_be_labels(image):
-        note(f"remark: {arguments.input} holds few different whole numbers, which were mixed as those of an image; if they are labels, add --labels")
     if arguments.labels:
         write_labels(warped, path)
-    else:
-        write_image(warped, path, time_step=time_step(arguments.input))
+        return
+    if path.suffix.lower() == ".png" or is_color(arguments.input):
+        warped = as_picture(warped, image)
+    elif arguments.interpolation != "nearest" and may_be_labels(image):
+        note(f"remark: {arguments.input} holds few different whole numbers, which were mixed as those of an image; if they are labels, add --labels")
+    write_image(warped, path, time_step=time_step(arguments.input))
+
+
+def as_picture(warped, image):
+    """``warped`` in whole numbers of 8 or 16 bits, as many as ``image`` has; as it is where that holds others or a value is missing."""
+    import torch
+
+    low, high = (float(value) for value in image.data.aminmax())
+    if low < 0 or high > 65535 or not torch.equal(image.data, image.data.round()) or bool(warped.data.isnan().any()):
+        return warped
+    data = warped.data.round().clamp(0, 255 if high <= 255 else 65535)
+    return replace(warped, data=data.to(torch.uint8) if high <= 255 else data)
 
 
 def may_be_labels(image) -> bool:

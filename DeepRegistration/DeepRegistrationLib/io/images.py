@@ -220,7 +220,7 @@ def is_color(path) -> bool:
 
 
 def write_image(image: Image, path, *, compress: bool = True, time_step: float | None = None) -> None:
-    """Write an Image (1, C, *S) as .nii.gz, .nii, .nrrd, .mha, or as .png (2D, whole numbers from 0 to 255).
+    """Write an Image (1, C, *S) as .nii.gz, .nii, .nrrd, .mha, or as .png (2D, whole numbers from 0 to 65535).
 
     With ``time_step`` the channels are time points so far apart, and the file is 4D. Labels are stored in the smallest integer
     type. The file appears only when it is complete. Raises InputError for an unknown suffix, a batch, a grid that the format
@@ -257,12 +257,12 @@ def smallest_integers(values: np.ndarray) -> np.ndarray:
 
 
 def _png_values(array, image, path) -> np.ndarray:
-    """8 bits of one gray channel, or of red, green and blue."""
+    """8 bits, or 16 where there are values above 255, of one gray channel, or of red, green and blue."""
     if image.dim != 2 or image.data.shape[1] not in (1, 3):
         raise InputError(f"{path} can hold a 2D image of one or three channels; {image.name} has shape {tuple(image.data.shape[1:])}; use .nii.gz")
-    if not (np.isfinite(array).all() and (array == np.rint(array)).all() and array.min() >= 0 and array.max() <= 255):
-        raise InputError(f"{path} can hold whole numbers from 0 to 255; {image.name} has others; scale it first or use .nii.gz")
-    return array.astype(np.uint8)
+    if not (np.isfinite(array).all() and (array == np.rint(array)).all() and array.min() >= 0 and array.max() <= 65535):
+        raise InputError(f"{path} can hold whole numbers from 0 to 65535; {image.name} has others; scale it first or use .nii.gz")
+    return array.astype(np.uint8 if array.max() <= 255 else np.uint16)
 
 
 def write_array(array: np.ndarray, grid: Grid, path, *, compress: bool = True, fields: dict | None = None, time_step: float | None = None) -> None:
