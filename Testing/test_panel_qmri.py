@@ -350,6 +350,9 @@ def test_motion_of_volumes_of_the_scene(slicer, motion):
     moved = [float(motion.ui.motionTable.item(k, 1).text().split(",")[0]) for k in range(4)]
     assert moved[0] > 1 and moved[3] < -1, "R is against L: the first scan lies to the left"
     assert motion.ui.motionScansList.count == 4, "results are no scans"
+    table = slicer.util.getNode("Motion table").GetTable()
+    assert [table.GetColumnByName("name").GetValue(k) for k in range(4)] == [value.name for value in scans()]
+    assert table.GetColumnByName("since the scan before (mm)").GetValue(0) == 0 < table.GetColumnByName("since the scan before (mm)").GetValue(1)
     assert motion.ui.motionShiftsLabel.pixmap.width() == 340 and motion.ui.motionTurnsLabel.pixmap.width() == 340
 
 

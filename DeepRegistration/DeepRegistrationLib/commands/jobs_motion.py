@@ -22,7 +22,8 @@ def motion(request: dict, monitor, folder: Path) -> dict:
     monitor.check()
     runtime = Runtime(request.get("device", "auto"), int(request.get("seed", 0)), int(request.get("threads", 0)), monitor=monitor)
     result = method.run(series, runtime)
-    told = {"motion": result.motion, "scalars": result.scalars, "provenance": result.provenance}
+    rows = [{**row, "name": frame.name} for row, frame in zip(result.motion, series.frames)]
+    told = {"motion": rows, "scalars": result.scalars, "provenance": result.provenance}
     return {**plain(told), **{name: volume_of(getattr(result, name)) for name in IMAGES}, "transforms": [Matrix(t.numpy()) for t in result.transforms]}
 
 
