@@ -87,7 +87,7 @@ def landmark_rows(fixed, moving, transforms: dict) -> list[dict]:
     return [{"landmark": n, "before (mm)": float(b), "after (mm)": float(a)} for n, b, a in zip(names, before, after)]
 
 
-def landmark_lines(fixed, moving, transforms: dict, name: str = "Landmark distances") -> list:
+def landmark_lines(fixed, moving, transforms: dict) -> list:
     """Line markups from fixed landmarks to the mapped moving ones, labelled with their distance; those of the ``MOST_LINES`` longest."""
     names, one, two = paired_points(fixed, moving, transforms)
     rows, mapped = landmark_rows(fixed, moving, transforms), map_points(transforms["linear"], two, inverse=True)

@@ -148,10 +148,9 @@ def on_atlas(image: Image, made: SubjectMap, mode: str = "linear") -> tuple[torc
     return sample(image.data, alignment.moving_index, mode), alignment.mask.float()
 
 
-def gradient_energy(data: torch.Tensor, grid: Grid, mask: torch.Tensor | None = None) -> float:
+def gradient_energy(data: torch.Tensor, grid: Grid) -> float:
     """Mean over voxels of |grad I|^2, per mm^2."""
-    square = gradient_square(data, grid)
-    return float(square.mean() if mask is None else square[mask > 0].mean())
+    return float(gradient_square(data, grid).mean())
 
 
 def gradient_square(data: torch.Tensor, grid: Grid) -> torch.Tensor:

@@ -18,9 +18,9 @@ def axis_of(component: int, dim: int) -> int:
     return -1 - component
 
 
-def conv(x, weight, bias=None, stride=1, padding=0, groups=1):
+def conv(x, weight, bias=None, stride=1, padding=0):
     """Convolution in as many axes as ``x`` (B, C, *S) has."""
-    return (F.conv1d, F.conv2d, F.conv3d)[dim_of(x) - 1](x, weight, bias, stride, padding, 1, groups)
+    return (F.conv1d, F.conv2d, F.conv3d)[dim_of(x) - 1](x, weight, bias, stride, padding)
 
 
 def average_pool(x, size):

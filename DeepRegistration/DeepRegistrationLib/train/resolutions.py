@@ -34,11 +34,10 @@ def both_ways(network, pair) -> list[tuple[float, Alignment]]:
 
 
 def train_by_resolution(network: MultiResolution, objective: Term, draw: Callable, stages: tuple[TrainingSettings, ...], folder: Path,
-                        runtime: Runtime | None = None, watch: Callable | None = None) -> list[list[dict]]:
+                        runtime: Runtime | None = None) -> list[list[dict]]:
     """The rows of each stage's log. ``network`` is trained in place, its coarsest ``len(stages)`` resolutions, each with those below it.
 
-    draw(generator) -> Pair of full resolution, without labels; watch(factor) -> Watch of a stage whose images are ``factor`` times coarser.
-    InputError for no stage, for more stages than resolutions and for label maps.
+    draw(generator) -> Pair of full resolution, without labels. InputError for no stage, for more stages than resolutions and for label maps.
     """
     if not 1 <= len(stages) <= network.resolutions:
         raise InputError(f"{len(stages)} stages and a network of {network.resolutions} resolutions were given; give the settings of one stage for each "
@@ -46,8 +45,7 @@ def train_by_resolution(network: MultiResolution, objective: Term, draw: Callabl
     runtime, rows = runtime or Runtime(), []
     for k, (part, settings) in enumerate(zip(network.by_resolution(), stages)):
         factor, share = 2 ** (network.resolutions - 1 - k), replace(runtime, monitor=runtime.monitor.part(k / len(stages), (k + 1) / len(stages)))
-        rows.append(train(part, both_ways, objective, coarser(draw, factor), settings, folder / f"stage-{k + 1}", share,
-                          watch=watch(factor) if watch else None))
+        rows.append(train(part, both_ways, objective, coarser(draw, factor), settings, folder / f"stage-{k + 1}", share))
     return rows
 
 
