@@ -158,6 +158,9 @@ def test_kinds_of_linear_transforms(tmp_path, cli, dim):
         write_transform(Affine(torch.as_tensor(matrix)), tmp_path / "t.tfm")
         text = cli("transform", "--transform", tmp_path / "t.tfm").out
         assert words in text and ("mirrors" in text) == (linear is flip)
+    write_image(Image(torch.rand(1, 1, *(8,) * dim), Grid.from_parts((8,) * dim)), tmp_path / "i.nrrd")
+    call = ("transform", "--transform", tmp_path / "t.tfm", "--reference", tmp_path / "i.nrrd")
+    assert "no folds" in cli(*call).out and "folds" not in cli(*call, "--out", tmp_path / "mirror.nii.gz").err
 
 
 @DIMS

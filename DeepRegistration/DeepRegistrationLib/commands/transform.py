@@ -100,9 +100,14 @@ def moves(transform, grid) -> str:
     from ..evaluate.metrics import displacement_scores, jacobian_scores
 
     length, volume = displacement_scores(transform, grid), jacobian_scores(transform, grid)
-    folds = f"folds at {volume['folds_count']} of {volume['voxels']} points" if volume["folds_count"] else "no folds"
+    folds = f"folds at {volume['folds_count']} of {volume['voxels']} points" if folds_in(volume) else "no folds"
     return (f"moves by {length['mean']:.3g} mm on average, 95 % by up to {length['p95']:.3g} mm, at most {length['max']:.3g} mm; {folds}, "
             f"volumes change by factors of {volume['determinant_min']:.3g} to {volume['determinant_max']:.3g}")
+
+
+def folds_in(scores: dict) -> bool:
+    """True where determinants of both signs occur: of one that is negative everywhere the map is a mirror, which has an inverse."""
+    return 0 < scores["folds_count"] < scores["voxels"]
 
 
 def lattice_of(transform):
@@ -140,6 +145,6 @@ def warn_of_folds(transform, lattice) -> None:
     """A remark where ``transform`` folds on ``lattice``, if there is one."""
     from ..evaluate.metrics import jacobian_scores
 
-    found = jacobian_scores(transform, lattice) if lattice is not None else {"folds_count": 0}
-    if found["folds_count"]:
+    found = None if lattice is None else jacobian_scores(transform, lattice)
+    if found and folds_in(found):
         note(f"remark: the transform folds at {found['folds_count']} of {found['voxels']} points ({100 * found['folds']:.2g} %) and has no inverse there")
