@@ -266,6 +266,29 @@ def test_release_of_what_was_not_carried(slicer, pair):
     assert "None of the checked nodes is under a registration" in status(page)
 
 
+@pytest.mark.parametrize("ending", [".h5", ".tfm", ""])
+def test_the_whole_transform_in_one_file(slicer, pair, tmp_path, monkeypatch, ending):
+    """Linear part and deformation, as another program reads them; a place of the scene that the file does not hold is told."""
+    import qt
+
+    SimpleITK = pytest.importorskip("SimpleITK")
+    pair.node.movingVolume.SetAndObserveTransformNodeID(shifted(slicer, 0.5, "couch").GetID())
+    register(slicer, pair)
+    path, page = tmp_path / f"Größe 1.5{ending}", pair.page("register")
+    monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", staticmethod(lambda *a: str(path)))
+    page.ui.saveTransformButton.click()
+    written = path if ending else tmp_path / "Größe 1.5.h5"
+    assert f"Saved {written}: it takes points of the fixed to the moving volume." in status(page) and "under transforms of the scene ('couch')" in status(page)
+    read = SimpleITK.ReadTransform(str(written))
+    for point in ((-6.0, -5.0, 5.0), (-3.0, -4.0, 2.0)):
+        expected = np.array(point) + (1.5, 0.4, 0)
+        np.testing.assert_allclose(read.TransformPoint(point), expected, atol=1e-4)
+    assert not slicer.mrmlScene.GetFirstNodeByName("transform")
+    monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", staticmethod(lambda *a: str(tmp_path / "none" / "t.h5")))
+    page.ui.saveTransformButton.click()
+    assert "t.h5 could not be written" in status(page)
+
+
 # ------------------------------------------------------------------------------------------------ before and after the run
 
 

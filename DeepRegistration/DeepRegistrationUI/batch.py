@@ -291,17 +291,24 @@ def quality_text(figures: dict) -> str:
 def save(run, folder: Path) -> None:
     """Write the transforms and volumes of a registration into ``folder``, and its figures as the record."""
     folder.mkdir(parents=True, exist_ok=True)
-    whole = whole_transform(run.nodes)
+    save_whole(run.nodes, folder / "transform.h5")
     names = {"inverse": "inverse.h5", "warped": "warped.nii.gz", "log_jacobian": "log_jacobian.nii.gz",
              "folds": "folds.nii.gz", "linear": "affine.tfm"}
-    files = {"transform.h5": whole, **{name: run.nodes.get(role) for role, name in names.items()}}
+    for role, name in names.items():
+        node = run.nodes.get(role)
+        if node is not None and not slicer.util.saveNode(node, str(folder / name)):
+            raise OSError(f"'{node.GetName()}' could not be saved as {name}")
+    (folder / command.RECORD).write_text(json.dumps(run.figures, indent=1), "utf-8")
+
+
+def save_whole(nodes: dict, path) -> None:
+    """Write the whole map of a registration (role -> node) into one file; OSError where that cannot be."""
+    whole = whole_transform(nodes)
     try:
-        for name, node in files.items():
-            if node is not None and not slicer.util.saveNode(node, str(folder / name)):
-                raise OSError(f"'{node.GetName()}' could not be saved as {name}")
+        if not slicer.util.saveNode(whole, str(path)):
+            raise OSError(f"the transform could not be saved as {path}")
     finally:
         slicer.mrmlScene.RemoveNode(whole)
-    (folder / command.RECORD).write_text(json.dumps(run.figures, indent=1), "utf-8")
 
 
 def whole_transform(nodes: dict):

@@ -92,6 +92,12 @@ def carriers_of(transforms: dict, side: str) -> tuple:
     return tuple(node for node in found if not any(node is each for each in under))
 
 
+def places_under(main) -> list[str]:
+    """Names of the transform nodes that the volumes of a registration were under when it was made: their places are not those of their files."""
+    nodes = [main.GetNthNodeReference(UNDER + side, k) for side in ("fixed", "moving") for k in range(main.GetNumberOfNodeReferences(UNDER + side))]
+    return [f"'{node.GetName()}'" for node in nodes if node is not None]
+
+
 def carriers_around(volume, side: str) -> tuple:
     """The same for the masks, structures and landmarks that go with a ``volume`` to be registered; none where the volume is under one of them itself,
     because they are seen together then."""

@@ -168,3 +168,10 @@ def segments_of(node) -> list[tuple[str, str]]:
         return []
     segmentation = node.GetSegmentation()
     return [(identifier, segmentation.GetSegment(identifier).GetName()) for identifier in segmentation.GetSegmentIDs()]
+
+
+def with_ending(path: str, ending: str) -> str:
+    """A chosen file name with its ``ending`` where it has none (of letters), unless a file that the user was not asked about would be lost."""
+    if not path or path.lower().endswith(ending) or Path(path).suffix[1:].isalpha() or Path(path + ending).exists():
+        return path
+    return path + ending

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import qt
 from slicer.i18n import tr as _
@@ -12,7 +11,7 @@ from DeepRegistrationLib.errors import InputError
 
 from .. import mrml
 from ..records import ATTRIBUTE, MAIN, figures_of, is_record, remark_on_places, require_whole, roles_of
-from .base import Page
+from .base import Page, with_ending
 from .tables import fill_table
 
 FLICKER_MS, FADE_MS, FADE_SECONDS = 600, 100, 2.5
@@ -265,10 +264,3 @@ class QualityPage(Page):
         self.take_away()
         self.evaluation, self.shown = None, None
         fill_table(self.ui.metricsTable, [])
-
-
-def with_ending(path: str, ending: str) -> str:
-    """A chosen file name with its ``ending`` where it has none (of letters), unless a file that the user was not asked about would be lost."""
-    if not path or Path(path).suffix[1:].isalpha() or Path(path + ending).exists():
-        return path
-    return path + ending

@@ -12,11 +12,11 @@ from DeepRegistrationLib.errors import InputError
 
 from ..logic import Choices
 from ..placement import SHOWN, give_back
-from ..records import is_record, roles_of
+from ..records import is_record, places_under, roles_of
 from ..state import DEFAULT_METHOD, Start
 from ..sentences import duration
 from ..views import nodes_of
-from .base import Page, segments_of
+from .base import Page, segments_of, with_ending
 from .parameters import ParameterForm, plain
 from .placing import Placing
 
@@ -54,7 +54,8 @@ class RegisterPage(Page):
                              ("movingMaskSegmentBox", self.segments_chosen)):
             getattr(self.ui, name).connect("currentIndexChanged(int)", lambda index, chosen=chosen: None if self.filling else chosen())
         for name, pressed in (("applyButton", self.apply_or_cancel), ("resetButton", self.reset), ("continueButton", self.continue_run),
-                              ("toQualityButton", self.to_quality), ("halfResolutionButton", lambda: self.again("half_resolution")),
+                              ("toQualityButton", self.to_quality), ("saveTransformButton", lambda: self.guarded(self.save_transform)),
+                              ("halfResolutionButton", lambda: self.again("half_resolution")),
                               ("cpuButton", lambda: self.again("cpu")), ("grayButton", self.convert_to_gray)):
             self.clicked(name, pressed)
         self.ui.citationLabel.connect("linkActivated(QString)", self.copy_citation)
@@ -271,6 +272,24 @@ class RegisterPage(Page):
             self.say("error", self.not_continued())
         else:
             self.start(self.choices().with_(start=self.node.result, start_by_node=True))
+
+    def save_transform(self) -> None:
+        """Write the whole transform of the chosen result into a file. InputError where that cannot be."""
+        from ..batch import save_whole
+
+        roles = roles_of(self.node.result)
+        if "linear" not in roles:
+            raise InputError(self.not_continued())
+        path = qt.QFileDialog.getSaveFileName(self.widget, _("Save the transform"), "transform.h5", "ITK (*.h5 *.tfm)")
+        path = with_ending(path, ".h5")
+        if not path:
+            return
+        try:
+            save_whole(roles, path)
+        except (OSError, RuntimeError):
+            raise InputError(f"{path} could not be written; choose a name that ends with .h5 or .tfm in a folder that exists and may be written to") from None
+        said, above = _("Saved {path}: it takes points of the fixed to the moving volume.").format(path=path), ", ".join(places_under(self.node.result))
+        self.say("done", said + (f" Note: the volumes were under transforms of the scene ({above}), which the file does not hold." if above else ""))
 
     def to_quality(self) -> None:
         self.panel.open("quality")
