@@ -35,6 +35,7 @@ from DeepRegistrationLib.engines.slices import (
     build_levels,
     common_axis,
     emulate,
+    is_stretched,
     normal_of,
     placed_about,
     prepared,
@@ -216,6 +217,7 @@ def test_maps_of_fits_that_fail_in_places_keep_their_contrast():
 def test_the_range_of_values_leaves_out_limits_of_fits_alone():
     values = torch.cat([torch.linspace(0, 90, 9800), torch.full((100,), -50.0), torch.full((100,), 4000.0)])
     assert range_of(values) == pytest.approx((-50, 90), abs=0.5), "what is near the others counts"
+    assert is_stretched(torch.cat([values[:9800], torch.linspace(500, 4000, 200)])) and not is_stretched(values) and not is_stretched(torch.zeros(100))
     for rest in (torch.linspace(0, 90, 9900), torch.cat([torch.zeros(9700), torch.full((300,), 4000.0)]), torch.rand(10000) ** 40):
         assert range_of(rest) == robust_range(rest, 2e-3)
 

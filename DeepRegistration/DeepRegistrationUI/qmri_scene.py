@@ -321,6 +321,7 @@ def motion_rows(result: dict) -> list[dict]:
     """A row a scan, against the average: shifts along and rotations about the scene's axes R, A and S, units in the heads, and how far it lies from the scan
     before."""
     signs = dict(zip("xyz", np.diag(mrml.FLIP)[:3]))
-    return [{"scan": row["scan"] + 1, "name": row["name"], **{f"shift {to} (mm)": float(signs[axis] * row[f"shift_{axis}_mm"]) for axis, to in zip("xyz", "RAS")},
+    return [{"scan": row["scan"] + 1, "name": row["name"],
+             **{f"shift {to} (mm)": float(signs[axis] * row[f"shift_{axis}_mm"]) for axis, to in zip("xyz", "RAS")},
              **{f"rotation {to} (degrees)": float(signs[axis] * row[f"rotation_{axis}_deg"]) for axis, to in zip("xyz", "RAS")},
              "distance (mm)": row["displacement_mm"], "since the scan before (mm)": row["step_mm"]} for row in result["motion"]]

@@ -111,7 +111,8 @@ def answered(order: Order, path: Path | None, atlas, image, runtime: Runtime) ->
     monitor.progress(0.95, "files")
     pixel = order.pixel or min(edge for edge, count in zip(image.grid.spacing, image.grid.size) if count > 1)
     record = {"atlas": str(order.atlas), "slice": str(order.slice), "axis": order.axis, "plates": plates.count, "plate_spacing_mm": plates.spacing,
-              "pixel_mm": pixel, "remark": doubt_of_size(found.poses[0].scale, pixel), **found.record(plates, order.top), "slice_to_atlas": matrix_of(found, query).tolist(), "query_seconds": round(seconds, 3),
+              "pixel_mm": pixel, "remark": doubt_of_size(found.poses[0].scale, pixel), **found.record(plates, order.top),
+              "slice_to_atlas": matrix_of(found, query).tolist(), "query_seconds": round(seconds, 3),
               "weights": {"file": str(kept), "trained_now": trained}, "seed": runtime.seed}
     return record, found, plates, query
 

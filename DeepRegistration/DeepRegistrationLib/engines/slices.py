@@ -359,12 +359,17 @@ def _measure(values, bounds, slices, similarity, spacing):
 
 def prepared(images, device) -> list[Image]:
     """The images as float32 with values from 0 to 1: the robust range of all of them together, within their masks; copies, the inputs stay."""
-    inside = [i.data.reshape(-1) if i.mask is None else i.data[i.mask.expand_as(i.data)] for i in images]
-    low, high = range_of(torch.cat([v.float() for v in inside]))
+    values = values_of(images)
+    low, high = range_of(values)
     if high <= low:
-        low, high = (float(f(torch.cat(inside))) for f in (torch.min, torch.max))
+        low, high = float(values.min()), float(values.max())
     return [_filled(replace(i.to(device), data=i.data.to(device=device, dtype=torch.float32).sub(low).div_(high - low).clamp_(0, 1)))
             for i in images]
+
+
+def values_of(images) -> torch.Tensor:
+    """(N,) float32: the values of all ``images`` within their masks."""
+    return torch.cat([(i.data.reshape(-1) if i.mask is None else i.data[i.mask.expand_as(i.data)]).float() for i in images])
 
 
 def range_of(values: torch.Tensor) -> tuple[float, float]:
@@ -377,6 +382,12 @@ def range_of(values: torch.Tensor) -> tuple[float, float]:
     if reach > 0 and high > last + reach and high == float(values.max()):
         kept = kept[kept < high]
     return (low, high) if kept is values else robust_range(kept, TAIL)
+
+
+def is_stretched(values: torch.Tensor) -> bool:
+    """True where the range of ``values`` (N,) reaches far beyond the core of them, so that few values take most of the histogram's bins."""
+    (low, high), (first, last) = range_of(values), robust_range(values, CORE)
+    return last > first and max(first - low, high - last) > FENCE * (last - first)
 
 
 def _filled(image: Image) -> Image:

@@ -27,7 +27,7 @@ from ..engines.slice_evidence import axis_curve, doubts_of_sides, doubts_of_slic
 from ..engines.slice_order import TIE, Placement, check_placement, find_placement, groups_of_one_size, mirrors_the_set, moves_of, placed
 from ..engines.slice_search import ONE_THREAD, SEARCHES, SliceSettings, longest_edge, search
 from ..engines.slice_starts import hull_start, stack_of
-from ..engines.slices import PROFILES, SIMILARITIES
+from ..engines.slices import PROFILES, SIMILARITIES, is_stretched, values_of
 from ..errors import InputError
 from ..method import Card, Method, Preset, method
 from ..parameters import parameter
@@ -52,6 +52,8 @@ LAURENTINI = """@article{Laurentini1994,
 
 OTHER_SIDE = ("the slices as a whole fit only as their mirror image; check that they and the volume are of the same side of the body, or, where they were "
               "placed about an axis, its direction")
+STRETCHED = ("a few values of the slices lie far from all others and take most of the range that is compared; mask them, as fits that failed, or say that they "
+             "are no values")
 STARTS = ("auto", "header", "hull", "stack")
 PLACINGS = ("auto", "keep", "flips", "order", "both")
 
@@ -167,6 +169,7 @@ class SlicesToVolume(Method):
         believed = self.placing == "auto" and 2 * sum(any(flip) for flip in placement.flips) < len(placement.flips)
         unsure, remarks = doubts_of_sides(mirror, believed)
         reasons, shown = (*proven.reasons, *unsure), {**proven.as_dict(), **({} if mirror is None else {"mirror": mirror})}
+        reasons = (*reasons, STRETCHED) if reasons and is_stretched(values_of(problem.slices)) else reasons
         moves = moves_of(problem, placement)
         remarks = (*remarks, OTHER_SIDE) if mirrors_the_set(problem.slices, moves) else remarks
         remarks = remarks if reasons else (*remarks, *doubts_of_slices(curve))
