@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cohorts
@@ -90,6 +91,16 @@ def test_folders_of_dicom_files_without_an_ending_are_images(files, tmp_path):
         (tmp_path / name).write_bytes(bytes(128) + b"DICM" + bytes(8))
     (tmp_path / "notes").write_text("no image", "utf-8")
     assert {s.name: s.image for s in read_group(tmp_path).subjects} == {"Anna": tmp_path / "Anna", "Ben": tmp_path / "Ben"}
+
+
+def test_voxels_without_a_number_are_left_out_and_their_subjects_take_part(files, cli, tmp_path):
+    placed(tmp_path / "images", files, a="s00", b="s01", c="s02")
+    image = read_image(tmp_path / "images" / "a.nii.gz")
+    write_image(replace(image, data=image.data.where(image.data > image.data.mean(), torch.nan)), tmp_path / "images" / "a.nii.gz")
+    answer = cli("atlas", "build", "--cohort", tmp_path / "images", "--out", tmp_path / "out", *QUICK)
+    record = json.loads((tmp_path / "out" / "atlas.json").read_text("utf-8"))
+    assert answer.status == 0 and record["subjects"] == ["a", "b", "c"] and record["set_aside"] == {}, answer.err
+    assert bool(read_image(tmp_path / "out" / "atlas.nii.gz").data.isfinite().all())
 
 
 def test_a_subject_whose_labels_have_other_numbers_is_remarked_on():

@@ -113,12 +113,13 @@ class Subject:
         return grid if plane is None else plane.flat(grid)
 
     def read(self) -> Image:
-        """The image (1, 1, *S) with its mask, checked. InputError for one that cannot be read, is constant or holds NaN."""
+        """The image (1, 1, *S) with its mask, which leaves out what holds no number. InputError for one that cannot be read or is constant."""
         image = self.image if isinstance(self.image, Image) else read_image(self.image, channels="gray")
         if self.mask is not None:
             image = image.with_mask(self.mask if isinstance(self.mask, Image) else read_mask(self.mask))
         if image.data.shape[:2] != (1, 1):
             raise InputError(f"{image.name} has {image.data.shape[1]} channels; a cohort needs gray images, convert it first")
+        image = image.completed()
         _check_image(image)
         return _flat(image, _plane(image.grid))
 
