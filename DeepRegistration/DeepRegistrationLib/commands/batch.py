@@ -47,11 +47,11 @@ def run(arguments) -> None:
     rows = [complete(row, arguments) for row in read_manifest(arguments.manifest)]
     commands = [(row["id"], command_line(row, arguments.out / row["id"])) for row in rows]
     requests = [checked(name, command, register_parser()) for name, command in commands]
-    table: list[dict] = []
+    table, earlier = [], earlier_remarks(arguments.out)
     for k, ((name, command), request) in enumerate(zip(commands, requests), 1):
         began = time.perf_counter()
         if is_done(request):
-            status, remark = "done before", ""
+            status, remark = "done before", earlier.get(name, "")
         else:
             note(f"[{k}/{len(rows)}] {name} ...")
             code, remark = call(command)
@@ -204,6 +204,15 @@ def call(arguments: list[str]) -> tuple[int, str]:
     return 0, "; ".join(text.removeprefix(REMARK) for text in lines if text.startswith(REMARK))
 
 
+def earlier_remarks(folder: Path) -> dict[str, str]:
+    """id -> remark of the pairs that a summary in ``folder`` tells to be done: what was said of their files stands nowhere else."""
+    path = folder / "summary.csv"
+    if not path.is_file():
+        return {}
+    with open(path, newline="", encoding="utf-8") as stream:
+        return {row["id"]: row["remark"] for row in csv.DictReader(stream) if str(row.get("status")).startswith("done") and row.get("remark")}
+
+
 def line(name: str, status: str, remark: str, folder: Path) -> dict:
     """A row of the summary, with the figures of the pair's record where there is one."""
     out = dict.fromkeys(SUMMARY, "") | {"id": name, "status": status, "remark": remark}
@@ -212,8 +221,9 @@ def line(name: str, status: str, remark: str, folder: Path) -> dict:
         if "folds" in record:  # --write without scores leaves these cells empty
             out |= {"similarity_before": record["similarity"]["before"], "similarity_after": record["similarity"]["after"],
                     "folds": record["folds"], "sdlogj": record["sdlogj"]}
+        own = remark_on(record)
         out |= {"seconds": record["wall_seconds"]["total"], "peak_memory_mib": record["peak_memory_mib"],
-                "remark": "; ".join(filter(None, (remark, remark_on(record))))}
+                "remark": remark if own in remark else "; ".join(filter(None, (remark, own)))}
     return out
 
 
