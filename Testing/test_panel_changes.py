@@ -181,6 +181,26 @@ def test_nothing_is_carried_twice(slicer, pair):
     pair.page("transfer").work.cancel()
 
 
+def test_an_earlier_result_while_another_run_is_shown(slicer, pair):
+    """The moving volume is under the live view then, and belongs where it was before."""
+    register(slicer, pair)
+    node, runner, page, grid = pair.node, pair.logic._runner, pair.page("register"), mrml.grid_of(pair.node.movingVolume)
+    node.live = True
+    settle(slicer)
+    page.ui.applyButton.click()
+    wait_until(slicer, lambda: page.run.live is not None, 5)
+    assert node.movingVolume.GetParentTransformNode() is not None and records.remark_on_places(node.result) == ""
+    pair.open("quality")
+    settle(slicer)
+    pair.page("quality").ui.evaluateButton.click()
+    wait_until(slicer, lambda: runner.jobs[-1].request["command"] == "evaluate", 5)
+    assert runner.jobs[-1].request["moving"].grid.same_as(grid)
+    pair.page("quality").ui.evaluateButton.click()
+    page.ui.applyButton.click()
+    wait_until(slicer, lambda: not page.running and pair.page("quality").evaluation is None, 5)
+    assert node.movingVolume.GetParentTransformNode() is None
+
+
 def test_live_nodes_of_one_result_count_for_another_one(slicer, pair):
     """Two runs of a pair are compared while the structures are still shown under the first one."""
     points = landmarks(slicer, "nodules", [(4, 5, 5)])

@@ -21,6 +21,7 @@ from DeepRegistrationLib.geometry import Grid
 from . import mrml, outputs, quality_maps, views
 from .live_records import Iterations, LossChart, twin_of
 from .placement import put_under, take_out
+from .records import LIVE
 
 NODES_PER_EDGE = 48
 """Nodes of the lattice along the longest edge of the fixed volume."""
@@ -88,6 +89,7 @@ class LiveView:
         for role in ("linear", "deformation"):
             node = self.scene.AddNewNodeByClass("vtkMRMLTransformNode", f"{self.name} {role}")
             node.SetSaveWithScene(False)
+            node.SetAttribute(LIVE, role)
             for reference, volume in ((node.GetFixedNodeReferenceRole(), self.fixed), (node.GetMovingNodeReferenceRole(), self.moving)):
                 node.SetNodeReferenceID(reference, volume.GetID())
             self.nodes[role] = node

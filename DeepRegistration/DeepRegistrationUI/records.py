@@ -27,6 +27,10 @@ INVERSE_OF = "DeepRegistration.inverseOf"
 """Reference of the inverse node that a live transfer made to the transform; an ID by itself would mean another node in a scene that is added."""
 
 
+LIVE = "DeepRegistration.live"
+"""Attribute of the transform nodes of a live view: a moving volume that is under them belongs where it was before."""
+
+
 def remember(nodes: dict, fixed, moving, figures: dict, grids=(), above=((), ()), frames=()):
     """Note that ``nodes`` (role -> node) are one registration of two volume nodes; returns its main node.
 
@@ -106,9 +110,12 @@ def carriers_around(volume, side: str) -> tuple:
 
 
 def _carriers_of_volume(volume, side: str) -> tuple:
-    """Those of all results of a volume."""
-    results = [] if volume is None else [roles_of(main) for main in all_records(volume.GetScene())]
-    return tuple(node for result in results if result.get(side) is volume for node in _carriers(result, side))
+    """Those of all results of a volume, and of a live view."""
+    if volume is None:
+        return ()
+    results = [roles_of(main) for main in all_records(volume.GetScene())]
+    live = [node for node in views.nodes_of(volume.GetScene(), MAIN) if node.GetAttribute(LIVE) is not None]
+    return tuple(node for result in results if result.get(side) is volume for node in _carriers(result, side)) + tuple(live)
 
 
 def _carriers(result: dict, side: str) -> tuple:

@@ -184,8 +184,9 @@ class QualityPage(Page):
             raise InputError("distances need landmarks of both volumes; choose the fixed and the moving landmarks")
         table, rows = self.display().landmarks(fixed, moving)
         fill_table(self.ui.metricsTable, rows)
-        if len(rows) < max(len(mrml.names_of(node)) for node in (fixed, moving)):
-            self.say("warning", _("{count} landmarks have the same name in both lists; the others are left out.").format(count=len(rows)))
+        most = max(len(mrml.names_of(node)) for node in (fixed, moving))
+        if len(rows) < most:
+            self.say("warning", _("{count} of {most} landmarks have the same name in both lists; the others are left out.").format(count=len(rows), most=most))
         elif mrml.pairing_remark(fixed, moving):
             self.say("warning", f"Note: {mrml.pairing_remark(fixed, moving)}.")
 
