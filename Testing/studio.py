@@ -35,6 +35,7 @@ class Studio:
         self.holder = load(MODULES[module]).createNewWidgetRepresentation()
         self.holder.show_module(True)
         self.panel = self.holder.self().panel
+        sys.modules["DeepRegistrationUI.pages.base"].DOUBLE_CLICK_SECONDS = 0.0  # a script clicks faster than a person
         self.page = self.panel.page(page)
 
     @property
