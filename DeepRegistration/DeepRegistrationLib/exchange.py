@@ -99,6 +99,17 @@ def pairing(names, others) -> tuple[list[int] | None, str]:
                   "by their order; give points that belong together the same name")
 
 
+def far_points(positions: np.ndarray, grid: Grid, side: str, name: str) -> str:
+    """A remark where more than half of the points (N, dim) LPS mm of one ``side`` lie outside of their image ``name`` on ``grid``: their units or their
+    axes are others, most likely; '' elsewhere."""
+    outside = int((~grid.contains(positions)).sum())
+    if 2 * outside <= len(positions):
+        return ""
+    size = " x ".join(f"{edge:.4g}" for edge in grid.extent)
+    return (f"{outside} of {len(positions)} {side} points lie outside of {name} ({size} mm); points are read in mm, check their units, their axes and "
+            "the image's voxel size")
+
+
 @dataclass(frozen=True, eq=False)
 class Matrix:
     """Part of a transform: the linear map ``matrix`` (4, 4), LPS mm -> LPS mm."""

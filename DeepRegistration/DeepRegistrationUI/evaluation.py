@@ -22,7 +22,7 @@ class Evaluation:
             raise InputError("a registration is needed; press Apply under Register first")
         self.runner, self.main, self.on_end = runner, main, on_end
         self.state, self.message, self.kind, self.job, self.rows, self.path = "new", "", "", None, [], None
-        self.reading, self.more, self.points, self.structures = None, {}, (None, None), ()
+        self.reading, self.more, self.points, self.structures, self.far_points = None, {}, (None, None), (), []
 
     @property
     def running(self) -> bool:
@@ -61,7 +61,7 @@ class Evaluation:
     def _read(self, *seconds: float) -> None:
         ended, request = advance(self.reading, *seconds)
         if ended:
-            self.reading = None
+            self.reading, self.far_points = None, outputs.far_points(request)
             self.job = self.runner.submit({**request, **self.more}, self._event)
 
     def _event(self, job, event: dict) -> None:
@@ -91,7 +91,7 @@ class Evaluation:
                 records.add_role(self.main, "metrics", table)
                 records.put_beside(self.main, [table])
         overlaps = map(mrml.overlap_remark, self.structures)
-        remark = "; ".join(filter(None, (mrml.pairing_remark(*self.points), *overlaps, records.remark_on_places(self.main))))
+        remark = "; ".join(filter(None, (*self.far_points, mrml.pairing_remark(*self.points), *overlaps, records.remark_on_places(self.main))))
         self._end("done", f"{len(self.rows)} figures; the table is in the scene too." + (f" Note: {remark}." if remark else ""))
 
     def tick(self) -> bool:

@@ -59,6 +59,13 @@ def request_steps(fixed, moving, *, fixed_mask=None, moving_mask=None, fixed_mas
     return request
 
 
+def far_points(request: dict) -> list[str]:
+    """Remarks on the landmarks of a request, see ``exchange.far_points``; none for slices, beside whose plane points may lie."""
+    sides = [side for side in ("fixed", "moving") if f"{side}_points" in request and 1 not in request[side].grid.size]
+    found = [exchange.far_points(request[f"{side}_points"].positions, request[side].grid, side, f"'{request[side].name}'") for side in sides]
+    return [remark for remark in found if remark]
+
+
 def _initial(initial, grid):
     """A start's name or parts as they are, the parts of a transform node; a generator."""
     if not hasattr(initial, "GetTransformFromWorld"):

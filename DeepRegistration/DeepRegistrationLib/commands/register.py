@@ -159,14 +159,14 @@ def paired(fixed, moving):
 
 
 def note_far_points(points, image, side: str) -> None:
-    """Say so where more than half of the points lie outside of the image: their units or their axes are others, most likely."""
+    """Say so where most of the points lie outside of the image, see ``exchange.far_points``."""
+    from ..exchange import far_points
+
     if points is None or points.dim != image.dim:
         return
-    outside = int((~image.grid.contains(points.positions[0].cpu().numpy())).sum())
-    if 2 * outside > len(points):
-        size = " x ".join(f"{edge:.4g}" for edge in image.grid.extent)
-        note(f"remark: {outside} of {len(points)} {side} points lie outside of {image.name} ({size} mm); points are read in mm, "
-             "check their units, their axes and the image's voxel size")
+    remark = far_points(points.positions[0].cpu().numpy(), image.grid, side, image.name)
+    if remark:
+        note(f"remark: {remark}")
 
 
 def with_start(problem, start: str | None, runtime):
