@@ -145,6 +145,21 @@ def test_what_a_transform_is_can_be_looked_at(tmp_path, cli):
 
 
 @DIMS
+def test_a_spline_of_itk_is_told_as_one_and_written_as_its_field(tmp_path, cli, dim):
+    image = sitk.Image([20, 24, 16][:dim], sitk.sitkFloat32)
+    image.SetSpacing([2.0, 1.5, 3.0][:dim])
+    spline = sitk.BSplineTransformInitializer(image, [4] * dim, 3)
+    count = len(spline.GetParameters())
+    spline.SetParameters(np.random.default_rng(0).normal(0, 0.7, count).tolist())
+    sitk.WriteTransform(spline, str(tmp_path / "b.tfm"))
+    text = cli("transform", "--transform", tmp_path / "b.tfm").out
+    assert f"1. cubic B-spline of {' x '.join(['7'] * dim)} control points ({count} degrees of freedom): moves by" in text and "no folds" in text
+    assert cli("transform", "--transform", tmp_path / "b.tfm", "--out", tmp_path / "b.nii.gz").status == 0
+    points = points_in(Grid.from_parts(image.GetSize()[::-1], image.GetSpacing()))
+    assert np.abs(images_of(itk_of(tmp_path / "b.nii.gz"), points) - images_of(spline, points)).max() < 0.05
+
+
+@DIMS
 def test_kinds_of_linear_transforms(tmp_path, cli, dim):
     turn = sitk.Euler2DTransform() if dim == 2 else sitk.Euler3DTransform()
     turn.SetParameters([0.2, 5.0, 6.0] if dim == 2 else [0.1, 0.2, np.pi, 5.0, 6.0, 7.0])

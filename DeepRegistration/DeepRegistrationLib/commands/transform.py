@@ -57,18 +57,20 @@ def tell(transform, grid, direction: str) -> None:
 
 
 def parts_of(transform) -> list:
-    """Its parts in the order in which points go through them, deformations as displacements."""
+    """Its parts in the order in which points go through them."""
     from ..transforms import Affine, Identity
     from ..transforms.parts import items_of
 
-    items = [Affine.identity(each.dim) if isinstance(each, Identity) else getattr(each, "dense", each) for each in reversed(items_of(transform))]
+    items = [Affine.identity(each.dim) if isinstance(each, Identity) else each for each in reversed(items_of(transform))]
     return [each for each in items if not isinstance(each, Affine) or each.kind != "identity"] or items[:1]
 
 
 def what(item) -> str:
     """Kind and size of one part."""
-    from ..transforms import Affine
+    from ..transforms import Affine, BSpline
 
+    if isinstance(item, BSpline):
+        return f"cubic B-spline of {' x '.join(map(str, item.control.shape[:1:-1]))} control points ({item.control.numel()} degrees of freedom)"
     if isinstance(item, Affine):
         kind, count = item.kind, NUMBERS[item.kind]
         return kind if kind == "identity" else f"{kind} ({count[item.dim]} degrees of freedom)"
@@ -120,7 +122,7 @@ def lattice_of(transform):
     before = Affine.identity(transform.dim)
     for item in parts_of(transform):
         if not isinstance(item, Affine):
-            return item.without_zero_ring().grid.moved(before.inverse().numpy())
+            return getattr(item, "dense", item).without_zero_ring().grid.moved(before.inverse().numpy())
         before = item.times(before)
     return None
 
