@@ -340,6 +340,11 @@ def test_a_picture_that_does_not_say_its_size_is_not_taken_for_one_of_1_mm(asked
         assert "does not say how large its pixels are" in cli(*command).sentence() and not (tmp_path / "out").exists()
     answer = cli(*command, "--pixel", pixel)
     assert answer.status == 0 and f"of pixels of {pixel:.4g} mm" in answer.out
+    gray = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))["plane"]["position_mm"]
+    stain = sitk.Compose(shown, sitk.Cast(shown * 0.4, sitk.sitkUInt8), sitk.Cast(shown * 0.7, sitk.sitkUInt8))
+    sitk.WriteImage(stain, str(tmp_path / "stain.png"))
+    assert cli(*command[:5], tmp_path / "stain.png", *command[6:], "--pixel", pixel, "--quiet").status == 0, "of colors the luminance"
+    assert json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))["plane"]["position_mm"] == pytest.approx(gray, abs=1.5)
     shown.SetSpacing((pixel, pixel))
     sitk.WriteImage(shown, str(tmp_path / "microscope.tif"))
     assert not is_unsized(tmp_path / "microscope.tif", read_slice(tmp_path / "microscope.tif").grid)

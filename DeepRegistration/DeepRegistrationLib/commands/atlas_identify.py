@@ -50,7 +50,7 @@ class Order:
 def add(actions) -> None:
     parser = actions.add_parser("identify", help="which plate or oblique plane of an atlas a slice shows", description=__doc__)
     parser.add_argument("--atlas", type=Path, required=True, metavar="VOLUME|FOLDER", help="a volume, or the folder of an atlas that was built")
-    parser.add_argument("--slice", type=Path, required=True, metavar="FILE", help="a picture or a volume of one slice")
+    parser.add_argument("--slice", type=Path, required=True, metavar="FILE", help="a picture, of colors the luminance counts, or a volume of one slice")
     parser.add_argument("--axis", choices=AXES, default="coronal", help="how the atlas is cut into plates (default: %(default)s)")
     parser.add_argument("--top", type=options.count, default=5, metavar="N", help="plates to show (default: %(default)s)")
     parser.add_argument("--weights", default="", metavar="FILE|train",
@@ -80,10 +80,9 @@ def run(arguments: argparse.Namespace) -> None:
 def carry_out(order: Order, folder: Path, runtime: Runtime) -> dict:
     """Identify, write all files into ``folder`` and return the record."""
     from ..io import read_image
-    from ..io.slices import read_slice
 
     path = volume_of(order.atlas)
-    atlas, image = read_image(path), read_slice(order.slice).completed()
+    atlas, image = read_image(path), read_image(order.slice, channels="gray").completed()
     record, found, plates, query = answered(order, path, atlas, image, runtime)
     return write(record, found, plates, query, atlas, folder)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -9,13 +10,13 @@ def identify(request: dict, monitor, folder: Path) -> dict:
     """Find the plate and the plane of an atlas that a slice shows; the network of the atlas is kept in the cache."""
     from ..engines.plates import centered
     from ..exchange import Matrix, Volume
-    from ..io.slices import read_slice
+    from ..io import read_image
     from ..runtime import Runtime
     from .atlas_identify import Order, answered, placed
     from .jobs_pair import image_of
 
     given, axis = request["slice"], request["axis"]
-    image, by_header = (read_slice(given), None) if isinstance(given, str) else looked_at(image_of(given), axis)
+    image, by_header = (read_image(given, channels="gray"), None) if isinstance(given, str) else looked_at(image_of(given), axis)
     name = given if isinstance(given, str) else given.name
     order = Order(Path(request["atlas"].name), Path(name), axis, int(request["top"]), "", request.get("pixel") or None, bool(request.get("invert")),
                   dict(request.get("values") or {}))
@@ -33,14 +34,16 @@ def identify(request: dict, monitor, folder: Path) -> dict:
 
 
 def looked_at(image, axis: str) -> tuple:
-    """(slice, True) where its header says that it lies across ``axis``; otherwise (the slice as a picture that is looked at, False)."""
+    """(slice, True) where its header says that it lies across ``axis``; otherwise (the slice as a picture that is looked at, False). Of colors the mean
+    counts."""
     from ..engines.plates import header_axis
     from ..geometry import Grid
     from ..image import Image
 
+    image = replace(image, data=image.data.float().mean(1, keepdim=True))
     if 1 not in image.grid.size or header_axis(image) == axis:
         return image, True
     thin = list(image.grid.size).index(1)
     spacing = [s for k, s in enumerate(image.grid.spacing) if k != thin]
-    data = image.data.mean(1, keepdim=True).squeeze(4 - thin)
+    data = image.data.squeeze(4 - thin)
     return Image(data, Grid.from_parts(tuple(data.shape[2:]), spacing), name=image.name), False
