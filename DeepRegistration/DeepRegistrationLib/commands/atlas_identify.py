@@ -325,7 +325,8 @@ def tell(record: dict, out: Path) -> None:
         say(f"{rank}. plate {row['plate']} at {row['position_mm']:.1f} mm, distance {row['distance']:.3f}")
     plane = record["plane"]
     say(f"plane: at plate {plane['plate']} ({plane['position_mm']:.1f} mm), tilted by {plane['tilt_degrees']:.1f} degrees, "
-        f"scales {plane['scale'][0]:.3f} and {plane['scale'][1]:.3f} of pixels of {record['pixel_mm']:.4g} mm; local correlation {plane['score']:.2f}, at most 1")
+        f"scales {plane['scale'][0]:.3f} and {plane['scale'][1]:.3f} of pixels of {record['pixel_mm']:.4g} mm; "
+        f"local correlation {plane['score']:.2f}, at most 1")
     if record["remark"]:
         note(f"remark: {record['remark']}")
     if record["doubtful"]:
