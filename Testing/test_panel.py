@@ -201,7 +201,8 @@ def test_landmarks_of_the_same_names_in_another_order(slicer, pair):
 def test_landmarks_of_another_volume_are_told(slicer, pair):
     """Most of them lie outside of the chosen one: the lists were taken for each other, or their coordinates are no mm of this scene."""
     node = pair.node
-    node.fixedLandmarks, node.movingLandmarks = landmarks(slicer, "F", [(3, 4, 5), (6, 4, 5), (5, 5, 5)]), landmarks(slicer, "M", [(90, 4, 5), (6, 90, 5), (5, 5, 5)])
+    node.fixedLandmarks = landmarks(slicer, "F", [(3, 4, 5), (6, 4, 5), (5, 5, 5)])
+    node.movingLandmarks = landmarks(slicer, "M", [(90, 4, 5), (6, 90, 5), (5, 5, 5)])
     register(slicer, pair)
     said = status(pair.page("register"))
     assert "2 of 3 moving points lie outside of 'moving' (14 x 12 x 10 mm)" in said and "fixed points lie outside" not in said
