@@ -6,7 +6,7 @@ from pathlib import Path
 
 from DeepRegistrationLib.errors import InputError
 
-from . import mrml, outputs, records
+from . import outputs, records
 from .quality_tables import table_from_rows
 from .steps import advance
 
@@ -22,7 +22,7 @@ class Evaluation:
             raise InputError("a registration is needed; press Apply under Register first")
         self.runner, self.main, self.on_end = runner, main, on_end
         self.state, self.message, self.kind, self.job, self.rows, self.path = "new", "", "", None, [], None
-        self.reading, self.more, self.points, self.structures, self.far_points = None, {}, (None, None), (), []
+        self.reading, self.more, self.remarks = None, {}, []
 
     @property
     def running(self) -> bool:
@@ -35,9 +35,13 @@ class Evaluation:
                 raise InputError(f"only the {'moving' if first is None else 'fixed'} {what} are chosen; choose both, or none")
             if first is not None and first is second:
                 raise InputError(f"'{first.GetName()}' is chosen as the {what} of both volumes; choose those of each, or none")
-        self.points, self.structures = (fixed_points, moving_points), (fixed_labels, moving_labels)
-        self._begin(outputs.evaluate_steps(self._roles(), fixed_labels=fixed_labels, moving_labels=moving_labels, fixed_points=fixed_points,
-                                           moving_points=moving_points))
+        self._begin(self._request(fixed_labels=fixed_labels, moving_labels=moving_labels, fixed_points=fixed_points, moving_points=moving_points))
+
+    def _request(self, **guides):
+        """The request, and the remarks on what is compared; a generator."""
+        request = yield from outputs.evaluate_steps(self._roles(), **guides)
+        self.remarks = yield from outputs.remark_steps(request, **guides)
+        return request
 
     def report(self, path) -> None:
         """Ask for one HTML file at ``path``."""
@@ -61,7 +65,7 @@ class Evaluation:
     def _read(self, *seconds: float) -> None:
         ended, request = advance(self.reading, *seconds)
         if ended:
-            self.reading, self.far_points = None, outputs.far_points(request)
+            self.reading = None
             self.job = self.runner.submit({**request, **self.more}, self._event)
 
     def _event(self, job, event: dict) -> None:
@@ -90,8 +94,7 @@ class Evaluation:
             if known is None:
                 records.add_role(self.main, "metrics", table)
                 records.put_beside(self.main, [table])
-        overlaps = map(mrml.overlap_remark, self.structures)
-        remark = "; ".join(filter(None, (*self.far_points, mrml.pairing_remark(*self.points), *overlaps, records.remark_on_places(self.main))))
+        remark = "; ".join(filter(None, (*self.remarks, records.remark_on_places(self.main))))
         self._end("done", f"{len(self.rows)} figures; the table is in the scene too." + (f" Note: {remark}." if remark else ""))
 
     def tick(self) -> bool:

@@ -36,7 +36,7 @@ def request_steps(fixed, moving, *, fixed_mask=None, moving_mask=None, fixed_mas
     sent row by row as they belong together. initial: a
     transform node (fixed -> moving is its from-parent transform), parts of a transform, or the name of a start. carriers: transform nodes without
     which the nodes of the fixed and of the moving side are read, see ``mrml.placement_of``. Arrays are views of the scene's memory. InputError for
-    nodes that cannot be registered; images with NaN are left to the worker.
+    nodes that cannot be registered; voxels without a number are left to the worker.
     """
     _check_volumes(fixed, moving)
     request = {"command": "register", "fixed": mrml.volume_of(fixed, carriers[0]), "moving": mrml.volume_of(moving, carriers[1])}
@@ -59,11 +59,17 @@ def request_steps(fixed, moving, *, fixed_mask=None, moving_mask=None, fixed_mas
     return request
 
 
-def far_points(request: dict) -> list[str]:
-    """Remarks on the landmarks of a request, see ``exchange.far_points``; none for slices, beside whose plane points may lie."""
-    sides = [side for side in ("fixed", "moving") if f"{side}_points" in request and 1 not in request[side].grid.size]
-    found = [exchange.far_points(request[f"{side}_points"].positions, request[side].grid, side, f"'{request[side].name}'") for side in sides]
-    return [remark for remark in found if remark]
+def remark_steps(request: dict, fixed_labels, moving_labels, fixed_points, moving_points):
+    """What the user should know of the structures and landmarks of a request, given as nodes or None: landmarks outside of their volume (not asked of
+    slices, beside whose plane points may lie), how they are paired, segments that overlap. A generator that returns the sentences."""
+    remarks = []
+    for side in ("fixed", "moving"):
+        if f"{side}_points" in request and 1 not in request[side].grid.size:
+            remarks.append(exchange.far_points(request[f"{side}_points"].positions, request[side].grid, side, f"'{request[side].name}'"))
+    remarks.append(mrml.pairing_remark(fixed_points, moving_points))
+    for node in (fixed_labels, moving_labels):
+        remarks.append((yield from mrml.overlap_steps(node)))
+    return [remark for remark in remarks if remark]
 
 
 def _initial(initial, grid):

@@ -134,7 +134,7 @@ class Registration:
         self.choices, self.runner, self.listener = choices, runner, listener
         self.state, self.job, self.live, self.reading, self.delivery = "new", None, None, None, None
         self.nodes, self.main, self.message, self.kind, self.offers, self.figures = {}, None, "", "", (), {}
-        self.name, self.grids, self.above, self.frames, self.far_points = "", (), ((), ()), (), []
+        self.name, self.grids, self.above, self.frames, self.remarks = "", (), ((), ()), (), []
         self.began = time.perf_counter()
 
     @property
@@ -190,7 +190,7 @@ class Registration:
             c.fixed, c.moving, fixed_mask=c.fixed_mask, moving_mask=c.moving_mask, fixed_mask_segment=c.fixed_mask_segment,
             moving_mask_segment=c.moving_mask_segment, fixed_points=c.fixed_points, moving_points=c.moving_points, fixed_labels=c.fixed_labels,
             moving_labels=c.moving_labels, initial=start, carriers=carriers)
-        self.far_points = outputs.far_points(request)
+        self.remarks = yield from outputs.remark_steps(request, c.fixed_labels, c.moving_labels, c.fixed_points, c.moving_points)
         wanted = [name for key, name in WANTED.items() if key in c.outputs]
         preview = preview_request(lattice_of_previews(c.fixed)) if self._watched else None
         return {**request, "method": c.method, "values": c.values, "device": c.device, "seed": c.seed, "threads": c.threads, "preview": preview,
@@ -263,9 +263,7 @@ class Registration:
                         "scalars": result["scalars"], "provenance": result["provenance"]}
         self.main = records.remember(self.nodes, self.choices.fixed, self.choices.moving, self.figures, self.grids, self.above, self.frames)
         made = listed([text for role, text in MADE.items() if role in self.nodes])
-        c = self.choices
-        guides = mrml.pairing_remark(c.fixed_points, c.moving_points), mrml.overlap_remark(c.fixed_labels), mrml.overlap_remark(c.moving_labels)
-        remark = "; ".join(filter(None, (remark_on(result["provenance"]), *self.far_points, *guides, records.remark_on_places(self.main))))
+        remark = "; ".join(filter(None, (remark_on(result["provenance"]), *self.remarks, records.remark_on_places(self.main))))
         self._end("done", f"Registered in {duration(seconds)}; made {made} in the folder '{self.name}'." + (f" Note: {remark}." if remark else ""))
 
     def _extras(self) -> dict:

@@ -19,7 +19,7 @@ library's ``io`` this package is the only place with the two sign flips.
 
 from .common import (FLIP, array_of, grid_of, image_data, is_carried, lattice_of, matrix_values, oriented_image, parents_of, placement_of,
                      vectors_of, vtk_matrix)
-from .read import (is_color, labelmap_of, labelmap_steps, mask_steps, names_of, no_labels, overlap_remark, paired_points, pairing_remark, parts_of, parts_steps,
+from .read import (is_color, labelmap_of, labelmap_steps, mask_steps, names_of, no_labels, overlap_steps, paired_points, pairing_remark, parts_of, parts_steps,
                    points_of, volume_of)
 from .tensors import (image_from_volume, labels_from_segmentation, labels_from_volume, markups_from_points, node_from_transform, plane_of,
                       points_from_markups, segmentation_from_labels, transform_from_node, volume_from_image)
@@ -28,7 +28,7 @@ from .write import (grid_steps, node_of_vtk_image, node_of_vtk_transform, placem
 
 __all__ = ["FLIP", "array_of", "grid_of", "grid_steps", "image_data", "image_from_volume", "is_carried", "is_color", "labelmap_of",
            "labelmap_steps", "labels_from_segmentation", "labels_from_volume", "lattice_of", "markups_from_points", "mask_steps", "matrix_values",
-           "names_of", "no_labels", "node_from_transform", "node_of_vtk_image", "node_of_vtk_transform", "oriented_image", "overlap_remark", "paired_points",
+           "names_of", "no_labels", "node_from_transform", "node_of_vtk_image", "node_of_vtk_transform", "oriented_image", "overlap_steps", "paired_points",
            "pairing_remark", "parents_of", "parts_of", "parts_steps", "placement_node", "placement_of", "plane_of", "points_from_markups",
            "points_node", "points_of", "segmentation_from_labels", "segmentation_node", "set_reference_geometry", "transform_from_node",
            "transform_node", "update_matrix", "update_vectors", "vectors_of", "volume_from_image", "volume_node", "volume_of", "volume_steps",

@@ -106,8 +106,8 @@ def _labelmap_of_segments(node, reference, segments, carriers):
     return LabelMap(values, grid, names, node.GetName())
 
 
-def overlap_remark(node) -> str:
-    """What it means for the label map of a segmentation node that its segments overlap; '' where they do not, for other nodes and None.
+def overlap_steps(node):
+    """What it means for the label map of a segmentation node that its segments overlap; '' where they do not, for other nodes and None. A generator.
 
     Segments that overlap lie in several layers, which Slicer keeps on the same lattice; layers on lattices of their own are not looked at.
     """
@@ -121,8 +121,14 @@ def overlap_remark(node) -> str:
     low, high = extents[..., 0].min(0), extents[..., 1].max(0)
     covered = np.zeros((high - low + 1)[::-1], np.uint8)
     for image, extent in zip(images, extents - low[:, None]):
-        covered[tuple(slice(first, last + 1) for first, last in extent[::-1])] += _scalars_of(image) > 0
-    count = int((covered > 1).sum())
+        part, values = covered[tuple(slice(first, last + 1) for first, last in extent[::-1])], _scalars_of(image)
+        for first in range(0, len(values), rows := rows_of_a_step(values)):
+            part[first : first + rows] += values[first : first + rows] > 0
+            yield
+    count = 0
+    for part in blocks(covered):
+        count += int((part > 1).sum())
+        yield
     return (f"segments of '{node.GetName()}' overlap in {count} voxels, which count for the later segment alone; give overlapping segments one by one "
             "where that matters") if count else ""
 
