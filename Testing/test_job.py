@@ -105,6 +105,18 @@ def test_images_that_came_apart_are_told(here):
         assert ("of the fixed image lie in the moving one" in remark_on(stated)) == told, stated["overlap"]
 
 
+def test_voxels_without_a_number_are_left_out_and_told(here):
+    """As on the command line: a map whose background is NaN is registered, and nothing that comes out holds NaN."""
+    from DeepRegistrationLib.commands.output import remark_on
+
+    asked = request() | {"method": "affine", "values": {"freedom": "none"}}
+    assert remark_on(jobs.wait(here.submit(asked), here, PATIENCE)["provenance"]) == ""
+    asked["moving"].array[:, :2] = np.nan
+    result, count = jobs.wait(here.submit(asked), here, PATIENCE), int(np.isnan(asked["moving"].array).sum())
+    assert f"{count} of {asked['moving'].array.size} voxels of {asked['moving'].name}" in remark_on(result["provenance"])
+    assert np.isfinite(result["warped"].array).all()
+
+
 @pytest.fixture
 def request_of():
     return request
@@ -213,8 +225,8 @@ def test_a_worker_that_is_killed_from_outside(worker):
 def test_bad_input_is_one_sentence(worker):
     empty = exchange.Volume(np.zeros((4, 5, 6), np.float32), exchange.Grid.from_parts((4, 5, 6)), "flat")
     holes = ball(name="holes")
-    holes.array[2, 2, 2] = np.nan
-    cases = [({"fixed": empty}, "flat has the constant value 0"), ({"fixed": holes}, "holes holds 1 NaN"), ({"method": "odb"}, "did you mean 'odd'"),
+    holes.array[:] = np.nan
+    cases = [({"fixed": empty}, "flat has the constant value 0"), ({"fixed": holes}, "holes holds numbers in 0 of"), ({"method": "odb"}, "did you mean 'odd'"),
              ({"values": {"haw": 1}}, "did you mean 'how'"), ({"outputs": ["warp"]}, "the output 'warp'"), ({"device": "cuda:9"}, "CUDA|cuda"),
              ({"initial": [exchange.Matrix(np.array([[1.0, 0, 0, 1e5], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))]}, "do not overlap"),
              ({"fixed_points": marks()}, "points were given for one image only"), ({"command": "regster"}, "the command 'regster'"),

@@ -158,6 +158,15 @@ def test_warp_lands_on_the_exact_grid_with_the_right_outside(do, mode, flipped):
     assert np.isnan(result["outputs"][0].array[..., -3:]).all() and result["outputs"][0].array.dtype == np.float32
 
 
+def test_warp_does_not_spread_voxels_without_a_number(do):
+    grid, shift = oblique(), np.eye(4)
+    shift[:3, 3] = 0.4 * grid.matrix[:, 0]
+    volume = ball(grid)
+    volume.array[3, 3, 3] = np.nan
+    result, _ = done(do({"command": "warp", "parts": [Matrix(shift)], "reference": grid, "inputs": [{"value": volume, "outside": 0}]}))
+    assert np.argwhere(np.isnan(result["outputs"][0].array)).tolist() == [[3, 3, 3]]
+
+
 def test_labels_of_another_region_are_an_empty_map(do):
     far = Matrix(np.diag([1.0, 1, 1, 1]) + 1e4 * np.eye(4, k=3))
     result, _ = done(do({"command": "warp", "parts": [far], "reference": oblique(), "inputs": [halves()]}))

@@ -69,7 +69,7 @@ def pair_of(request: dict):
     for side in ("fixed", "moving"):
         plane, mask, labels, points = frames.plane(side), *(request.get(f"{side}_{kind}") for kind in ("mask", "labels", "points"))
         image = image_of(request[side], plane)
-        parts[side] = image if mask is None else image.with_mask(labels_of(mask, plane))
+        parts[side] = (image if mask is None else image.with_mask(labels_of(mask, plane))).completed()
         parts[f"{side}_labels"] = None if labels is None else labels_of(labels, plane)
         parts[f"{side}_points"] = None if points is None else points_of(points, plane)
     parts["fixed_labels"], parts["moving_labels"] = matched(parts["fixed_labels"], parts["moving_labels"])

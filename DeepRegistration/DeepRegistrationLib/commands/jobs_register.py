@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
-from .jobs_pair import Frames, pair_of
+from .jobs_pair import Frames, image_of, pair_of
+from .output import missing_remark
 from .register import plain, require_overlap, with_start
 
 OUTPUTS = ("inverse", "warped", "log_jacobian", "folds")
@@ -39,7 +40,8 @@ def register(request: dict, monitor, folder: Path) -> dict:
         made, scores = outputs_of(result, problem, frames, wanted, monitor)
     if "warped" in made:
         made["warped"] = of_kind(made["warped"], request["moving"].array.dtype)
-    stated = plain({**result.provenance, "overlap": scores["overlap"], "preset": request.get("method", "").partition(":")[2] or "default"})
+    stated = plain({**result.provenance, "overlap": scores["overlap"], "preset": request.get("method", "").partition(":")[2] or "default",
+                    "missing": [*filter(None, (missing_remark(image_of(request[side])) for side in ("fixed", "moving")))]})
     return {**made, "scalars": plain(result.scalars), "history": plain(result.history), "provenance": stated,
             "previews": {"count": monitor.count, "share_of_time": monitor.spent / max(result.provenance["wall_seconds"], 1e-9)}}
 

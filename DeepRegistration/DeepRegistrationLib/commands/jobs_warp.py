@@ -74,7 +74,7 @@ def carried(each: dict, field, grid):
 
     from ..exchange import LabelMap, Volume
     from ..ops import fields
-    from ..ops.sample import index_points, inside, sample
+    from ..ops.sample import index_points, inside, sample, sample_known
     from .jobs_register import of_kind
 
     value, labels = each["value"], isinstance(each["value"], LabelMap)
@@ -87,7 +87,7 @@ def carried(each: dict, field, grid):
     if not labels and not valid.any():
         raise InputError(f"nothing of '{value.name}' falls into the field of view of the reference; check that the transform belongs to these "
                          "two images, and the direction")
-    data = sample(image.data, index, mode, fill=outside)[0].numpy()
+    data = (sample if labels else sample_known)(image.data, index, mode, fill=outside)[0].numpy()
     validity = LabelMap(valid.astype(np.uint8), grid, ((1, "in the field of view"),), f"{value.name} validity")
     if labels:
         return LabelMap(data[0].astype(value.array.dtype), grid, value.names, value.name), validity

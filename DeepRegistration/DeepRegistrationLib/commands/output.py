@@ -119,10 +119,17 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
+def missing_remark(image) -> str:
+    """What is done with the voxels of an Image that hold no number (see ``Image.completed``), with their count; empty where all do."""
+    count, total = int((~image.data.isfinite()).any(1).sum()), image.grid.voxels
+    return (f"{count} of {total} voxels of {image.name} ({count / total:.1%}) hold no number (NaN or infinite); they are not compared and are read "
+            f"as {image.background:.6g}") if count else ""
+
+
 def remark_on(provenance: dict) -> str:
     """What the reader of a result should know of how it came about; empty where there is nothing."""
     low, high = provenance.get("linear_stretch") or (1.0, 1.0)
-    remarks = []
+    remarks = list(provenance.get("missing", ()))
     if low < 1 / STRETCHED or high > STRETCHED:
         remarks.append(f"the linear part scales by {low:.2g} to {high:.2g} along its axes, which one body does not; if the voxel sizes are right, "
                        "the search went wrong: try another start or fewer degrees of freedom")

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..runtime import Runtime, fewer_threads, peak_memory_mib
 from . import options
-from .output import RECORD, note, remark_on, say, staged
+from .output import RECORD, missing_remark, note, remark_on, say, staged
 
 FILES = {"transform": "transform.h5", "inverse": "inverse.h5", "affine": "affine.tfm", "warped": "warped.nii.gz", "jacobian": "log_jacobian.nii.gz"}
 INPUTS = ("fixed", "moving", "fixed_mask", "moving_mask", "fixed_labels", "moving_labels", "fixed_points", "moving_points")
@@ -117,11 +117,9 @@ def read_pair(arguments):
 
 def completed(image):
     """``image`` with voxels that hold no number left out by its mask, see ``Image.completed``; a remark says how many they are."""
-    whole = image.completed()
-    if whole is not image:
-        count, total = int((~image.data.isfinite()).any(1).sum()), image.grid.voxels
-        note(f"remark: {count} of {total} voxels of {image.name} ({count / total:.1%}) hold no number (NaN or infinite); they are not compared and "
-             f"are read as {whole.background:.6g}")
+    whole, remark = image.completed(), missing_remark(image)
+    if remark:
+        note(f"remark: {remark}")
     return whole
 
 
