@@ -175,7 +175,7 @@ def test_what_cannot_be_registered_is_one_sentence(tmp_path):
     problem = known().problem
     with pytest.raises(InputError, match="the request has no volume"):
         do({"command": "qmri"}, Silent(), tmp_path)
-    with pytest.raises(InputError, match="0 slices were given"):
+    with pytest.raises(InputError, match="no slices were given"):
         do({**request(problem), "slices": []}, Silent(), tmp_path)
     with pytest.raises(InputError, match="give every plane from 1 to 6 once"):
         do(request(problem, placement={"plane": [0, 0, 1, 2, 3, 4], "flips": [(0, 0)] * 6}), Silent(), tmp_path)
