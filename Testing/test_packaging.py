@@ -280,11 +280,14 @@ def test_the_tests_for_the_application_pass_here(application, scene, monkeypatch
     """The file that CTest runs inside the application, on the stand-in."""
     from harness.application import load
 
-    for module in MODULES:
-        load(module / f"{module.name}.py")
+    modules = [load(module / f"{module.name}.py") for module in MODULES]
     monkeypatch.syspath_prepend(str(path.parent))
     suite = unittest.TestLoader().loadTestsFromName(path.stem)
     count, result = suite.countTestCases(), unittest.TestResult()
     suite.run(result)
+    for module in modules:  # the application keeps the panels that it has shown; here they would watch the scenes of later tests
+        if module.shown is not None:
+            module.shown.self().cleanup()
+            module.shown = None
     assert result.wasSuccessful(), "\n".join(text for _, text in result.errors + result.failures)
     assert count >= fewest and len(result.skipped) < count and result.testsRun == count
