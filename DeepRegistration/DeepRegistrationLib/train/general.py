@@ -17,7 +17,7 @@ from .template import template_sources
 OBJECTIVE = 1.0 * LandmarkDistance(squared=False)
 LEVELS, STEPS = 3, (3, 2, 2)
 SHAPES = 48
-SETTINGS = {3: TrainingSettings(steps=3000, rate=4e-4, checkpoint=50), 2: TrainingSettings(steps=2000, rate=4e-4, pairs=2)}
+SETTINGS = {3: TrainingSettings(steps=3000, rate=4e-4, checkpoint=50, half=False), 2: TrainingSettings(steps=2000, rate=4e-4, pairs=2)}
 PAIRS = {3: Synthesis(), 2: Synthesis(shape=(96, 96), widths=(20.0, 9.0, 4.0), motions=(6.0, 3.0, 1.0))}
 
 
