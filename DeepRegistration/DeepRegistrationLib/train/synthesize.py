@@ -114,7 +114,6 @@ def random_velocity(grid: Grid, settings: Synthesis, generator) -> torch.Tensor:
     return smooth_velocity(grid, settings.widths, settings.motions, generator)
 
 
-
 def _random_view(grid, source, settings, generator):
     """(dim + 1, dim + 1) voxels of the pair -> voxels of the source: axes exchanged and mirrored, scaled, somewhere inside."""
     dim = grid.dim
@@ -185,9 +184,6 @@ def _degraded(image, settings, generator):
         image = without_side(image, generator)
     low, high = image.flatten().kthvalue(1 + image.numel() // 200)[0], image.flatten().kthvalue(image.numel() - image.numel() // 200)[0]
     return ((image - low) / (high - low).clamp_min(1e-3)).clamp(0, 1) + 1e-4 * torch.rand(image.shape, generator=generator)
-
-
-
 
 
 def _true_points(grid, lattice, there, back, labels, count, generator):
